@@ -1,0 +1,42 @@
+# Chancery. `make run` and `make test` do everything on a fresh Debian or Ubuntu.
+export GOTOOLCHAIN ?= auto
+export PATH := /usr/lib/go-1.24/bin:/usr/lib/go-1.23/bin:/usr/local/go/bin:$(PATH)
+
+VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -buildid= -X main.version=$(VERSION)
+PKGS    := ./...
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
+
+.PHONY: run build test check bench soak deps-run deps-test
+
+run: deps-run build
+	bin/chancery dev --dir ./data
+
+build:
+	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/chancery ./cmd/chancery
+
+# Everything: the unit tests of every room and the tests on real parts under test/.
+test: deps-test
+	go test -race -count=1 -timeout 30m $(PKGS)
+
+check: deps-run
+	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "gofmt differs in: $$out"; exit 1; }
+	go mod verify
+	go vet $(PKGS)
+	go run $(STATICCHECK) $(PKGS)
+	go test -count=1 -run 'TestFloors' ./cmd/chancery
+	@if [ -n "$$VULNDB" ]; then go run $(GOVULNCHECK) -db "file://$$VULNDB" $(PKGS); \
+	else go run $(GOVULNCHECK) $(PKGS) || { s=$$?; [ $$s -eq 3 ] && exit 3; echo "govulncheck: skipped, no vulnerability database can be reached (set VULNDB to a folder)"; }; fi
+
+bench:
+	go test -run '^$$' -bench . -benchtime 2s ./hsmstore ./ca ./audit
+
+soak:
+	CHANCERY_KILLS=200 go test -count=1 -timeout 80m -run 'Crash' ./test
+
+deps-run:
+	@sh deploy/deps.sh run
+
+deps-test:
+	@sh deploy/deps.sh test

@@ -1,0 +1,170 @@
+package acme
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"chancery/audit"
+	"chancery/ca"
+)
+
+// The pauses between attempts to finish what was left in processing.
+const (
+	firstPause = time.Second
+	longPause  = 30 * time.Second
+	resumePage = 1000
+)
+
+// Run validates challenges, and finishes what a crash or a fault has left in
+// processing. When ctx is done it ends what it has begun and returns nil.
+func (s *Server) Run(ctx context.Context) error {
+	s.work.open(ctx)
+	defer s.work.drain()
+	pause := firstPause
+	for {
+		more, err := s.resume(ctx)
+		switch {
+		case err != nil:
+			s.log.Error("acme: unfinished orders and challenges must wait", "err", err, "pause", pause)
+			more = true
+		default:
+			pause = firstPause
+		}
+		var timer <-chan time.Time
+		knock := s.again
+		if more { // somebody may knock at a broken database all the time: the pause holds
+			timer, knock = time.After(pause), nil
+			pause = min(2*pause, longPause)
+		}
+		select {
+		case <-timer:
+		case <-knock:
+		case <-ctx.Done():
+			return nil
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+	}
+}
+
+// resumeSoon makes Run look for what is in processing.
+func (s *Server) resumeSoon() {
+	select {
+	case s.again <- struct{}{}:
+	default:
+	}
+}
+
+// resume starts the validations and finishes the orders that are in processing and
+// that this process is not busy with. more: something is left to be done later.
+func (s *Server) resume(ctx context.Context) (more bool, err error) {
+	challenges, err := s.cfg.Storage.ACMEProcessingChallenges(ctx, resumePage)
+	if err != nil {
+		return true, fmt.Errorf("listing challenges in processing: %w", err)
+	}
+	for _, v := range challenges {
+		if !s.work.reserve(v.Account) {
+			more = true
+			continue
+		}
+		s.work.start(v)
+	}
+	orders, err := s.cfg.Storage.ACMEProcessingOrders(ctx, resumePage)
+	if err != nil {
+		return true, fmt.Errorf("listing orders in processing: %w", err)
+	}
+	var g errgroup.Group
+	g.SetLimit(8)
+	var busy atomic.Bool
+	for _, o := range orders {
+		g.Go(func() error {
+			leave, other := s.issuing.enter(o.ID)
+			if other != nil { // it may be about to fail: look again
+				busy.Store(true)
+				return nil
+			}
+			defer leave()
+			return s.resumeOrder(ctx, o.ID)
+		})
+	}
+	err = g.Wait()
+	return more || busy.Load() || len(challenges) == resumePage || len(orders) == resumePage, err
+}
+
+// resumeOrder issues the stored CSR of an order under a new serial. The serial of the
+// attempt before is spent: its intent was closed as an orphan before the server started.
+func (s *Server) resumeOrder(ctx context.Context, id string) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), issueTime)
+	defer cancel()
+	o, err := s.cfg.Storage.ACMEOrder(ctx, id)
+	if err != nil {
+		return fmt.Errorf("reading order: %w", err)
+	}
+	if o.Status != Processing {
+		return nil
+	}
+	failed := s.issue(ctx, o, o.CSR)
+	if failed == nil {
+		s.log.Info("acme order resumed", "order", id)
+		return nil
+	}
+	var refusal *ca.Refusal
+	var why *Problem
+	switch {
+	case errors.As(failed, &refusal) && refusal.Code != ca.IssuerUnavailable:
+		why = refused(refusal)
+	case errors.Is(failed, audit.ErrConflict):
+		after, err := s.cfg.Storage.ACMEOrder(ctx, id)
+		if err != nil {
+			return fmt.Errorf("reading order: %w", err)
+		}
+		if after.Status != Processing || after.Serial != o.Serial {
+			return nil // another node has it
+		}
+		why = problem(http.StatusForbidden, Unauthorized, "the account or an authorization of the order is no longer valid; make a new order")
+	default:
+		return failed
+	}
+	if o, err = s.cfg.Storage.ACMEOrder(ctx, id); err != nil {
+		return fmt.Errorf("reading order: %w", err)
+	}
+	s.log.Warn("acme order could not be resumed", "order", id, "err", failed)
+	err = s.cfg.Ledger.Write(ctx, OrderInvalid{ID: id, Serial: o.Serial, Error: why})
+	if err != nil && !errors.Is(err, audit.ErrConflict) {
+		return fmt.Errorf("storing that order failed: %w", err)
+	}
+	return nil
+}
+
+// runValidation carries one validation out and stores its result. It reports false
+// if the result could not be stored.
+func (s *Server) runValidation(ctx context.Context, v PendingValidation) bool {
+	p := s.validate.http01(ctx, v.Name, v.Challenge.Token, v.Challenge.Token+"."+v.Thumbprint)
+	c := v.Challenge
+	var result audit.Projection = ChallengeValid{ID: c.ID, Authz: c.Authz, Validated: s.now(), Expires: s.now().Add(s.cfg.AuthzLife)}
+	if p != nil {
+		id := identifier(v.Name)
+		p.Identifier = &id
+		result = ChallengeInvalid{ID: c.ID, Authz: c.Authz, Error: p}
+	}
+	err := s.cfg.Ledger.Write(ctx, result)
+	switch {
+	case err == nil:
+		s.log.Debug("acme validation", "challenge", c.ID, "name", v.Name, "ok", p == nil)
+	case errors.Is(err, audit.ErrConflict): // given up meanwhile, or another node was faster
+	default:
+		s.log.Error("acme validation could not be stored and will be repeated", "challenge", c.ID, "err", err)
+		return false
+	}
+	return true
+}

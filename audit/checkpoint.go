@@ -1,0 +1,255 @@
+package audit
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+// CheckpointSigner signs checkpoints with the key that does nothing else.
+// Package hsmstore implements it.
+type CheckpointSigner interface {
+	Public() crypto.PublicKey
+	// SignCheckpoint signs the body of a checkpoint (C2SP tlog-checkpoint). The
+	// worker refuses another origin and a size below one it has signed.
+	SignCheckpoint(ctx context.Context, body []byte) (sig []byte, err error)
+}
+
+// Body is the text of a checkpoint: origin, size, root (C2SP tlog-checkpoint).
+func (h Head) Body(origin string) []byte {
+	root := h.Root()
+	return fmt.Appendf(nil, "%s\n%d\n%s\n", origin, h.Size, base64.StdEncoding.EncodeToString(root[:]))
+}
+
+// Checkpoint is a verified checkpoint.
+type Checkpoint struct {
+	Origin string
+	Size   uint64
+	Root   tlog.Hash
+	Note   string
+}
+
+func parseBody(text string) (Checkpoint, error) {
+	lines := strings.SplitN(text, "\n", 4)
+	if len(lines) != 4 || lines[3] != "" {
+		return Checkpoint{}, errors.New("a checkpoint has three lines")
+	}
+	size, err := strconv.ParseUint(lines[1], 10, 63)
+	if err != nil || lines[1] != strconv.FormatUint(size, 10) {
+		return Checkpoint{}, errors.New("size is no decimal number")
+	}
+	root, err := base64.StdEncoding.Strict().DecodeString(lines[2])
+	if err != nil || len(root) != tlog.HashSize {
+		return Checkpoint{}, errors.New("root is no base64 of 32 octets")
+	}
+	return Checkpoint{Origin: lines[0], Size: size, Root: tlog.Hash(root)}, nil
+}
+
+// noteVerifier checks ECDSA P-256 lines of a signed note.
+type noteVerifier struct {
+	name string
+	pub  *ecdsa.PublicKey
+	hash uint32
+}
+
+// NoteVerifier makes a verifier for package note from a checkpoint key (SPKI DER).
+func NoteVerifier(origin string, spki []byte) (note.Verifier, error) {
+	pub, err := x509.ParsePKIXPublicKey(spki)
+	if err != nil {
+		return nil, fmt.Errorf("checkpoint key: %w", err)
+	}
+	ec, ok := pub.(*ecdsa.PublicKey)
+	if !ok || ec.Curve != elliptic.P256() {
+		return nil, fmt.Errorf("checkpoint key is %T, must be ECDSA P-256", pub)
+	}
+	sum := sha256.Sum256(spki)
+	return &noteVerifier{origin, ec, binary.BigEndian.Uint32(sum[:])}, nil
+}
+
+func (v *noteVerifier) Name() string    { return v.name }
+func (v *noteVerifier) KeyHash() uint32 { return v.hash }
+
+// Verify expects the signature without the four octets of the key hash, which
+// package note strips. Type 0x02 is part of the key ID only, not of the signature.
+func (v *noteVerifier) Verify(msg, sig []byte) bool {
+	sum := sha256.Sum256(msg)
+	return ecdsa.VerifyASN1(v.pub, sum[:], sig)
+}
+
+// OpenCheckpoint verifies a signed note with the checkpoint keys (SPKI DER) of the
+// genesis leaf and returns the checkpoint.
+func OpenCheckpoint(signed, origin string, keys [][]byte) (Checkpoint, error) {
+	var vs []note.Verifier
+	for _, k := range keys {
+		v, err := NoteVerifier(origin, k)
+		if err != nil {
+			return Checkpoint{}, err
+		}
+		vs = append(vs, v)
+	}
+	n, err := note.Open([]byte(signed), note.VerifierList(vs...))
+	if err != nil {
+		return Checkpoint{}, fmt.Errorf("checkpoint: %w", err)
+	}
+	c, err := parseBody(n.Text)
+	if err != nil {
+		return Checkpoint{}, fmt.Errorf("checkpoint: %w", err)
+	}
+	if c.Origin != origin {
+		return Checkpoint{}, fmt.Errorf("checkpoint: origin %q is not %q", c.Origin, origin)
+	}
+	c.Note = signed
+	return c, nil
+}
+
+// Checkpointer signs the head at most once a second, only when it grew. A
+// checkpoint adds no leaf: its body is stored before it is signed, and the count
+// of checkpoints stands in the hourly leaf.
+type Checkpointer struct {
+	ledger *Ledger
+	signer CheckpointSigner
+	anchor string // append-only file for the signed notes; "" for none
+	log    *slog.Logger
+
+	mu   sync.Mutex
+	last uint64
+}
+
+// NewCheckpointer makes the checkpointer of l. Each signed note is also appended
+// to the file anchor, if one is named: it must lie outside the database.
+func NewCheckpointer(l *Ledger, s CheckpointSigner, anchor string) *Checkpointer {
+	return &Checkpointer{ledger: l, signer: s, anchor: anchor, log: l.opt.Log}
+}
+
+// Run signs checkpoints until ctx is done, and one last one then.
+func (c *Checkpointer) Run(ctx context.Context) error {
+	for {
+		select {
+		case <-c.ledger.changed:
+		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
+			defer cancel()
+			if err := c.Sign(last); err != nil {
+				c.log.Warn("last checkpoint not signed", "err", err)
+			}
+			return nil
+		}
+		if err := c.Sign(ctx); err != nil && ctx.Err() == nil {
+			c.log.Error("checkpoint not signed", "err", err)
+			c.retry()
+		}
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (c *Checkpointer) retry() {
+	select {
+	case c.ledger.changed <- struct{}{}:
+	default:
+	}
+}
+
+// Sign signs the present head unless its size is signed already.
+func (c *Checkpointer) Sign(ctx context.Context) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	head := c.ledger.Head()
+	if head.Size == 0 || head.Size == c.last {
+		return nil
+	}
+	origin := c.ledger.Origin()
+	body := head.Body(origin)
+	if err := c.ledger.st.PutCheckpoint(ctx, head.Size, string(body), ""); err != nil {
+		return fmt.Errorf("storing checkpoint %d: %w", head.Size, err)
+	}
+	sig, err := c.signer.SignCheckpoint(ctx, body)
+	if err != nil {
+		return fmt.Errorf("signing checkpoint %d: %w", head.Size, err)
+	}
+	spki, err := x509.MarshalPKIXPublicKey(c.signer.Public())
+	if err != nil {
+		return err
+	}
+	id := sha256.Sum256(spki)
+	signed := string(body) + "\n\u2014 " + origin + " " + base64.StdEncoding.EncodeToString(append(bytes.Clone(id[:4]), sig...)) + "\n"
+	if _, err := OpenCheckpoint(signed, origin, [][]byte{spki}); err != nil {
+		return err
+	}
+	if err := c.ledger.st.PutCheckpoint(ctx, head.Size, string(body), signed); err != nil {
+		return fmt.Errorf("storing signed checkpoint %d: %w", head.Size, err)
+	}
+	c.last = head.Size
+	return c.writeAnchor(signed)
+}
+
+func (c *Checkpointer) writeAnchor(signed string) error {
+	if c.anchor == "" {
+		return nil
+	}
+	f, err := os.OpenFile(c.anchor, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return fmt.Errorf("writing anchor: %w", err)
+	}
+	defer f.Close()
+	if _, err := f.WriteString(signed + "\n"); err != nil {
+		return fmt.Errorf("writing anchor: %w", err)
+	}
+	return nil
+}
+
+// Latest returns the newest signed checkpoint note.
+func (c *Checkpointer) Latest(ctx context.Context) (string, error) {
+	return c.ledger.st.LastCheckpoint(ctx)
+}
+
+// ProofText is the C2SP tlog-proof of a leaf in the newest signed checkpoint; its
+// extra data is the leaf itself. A leaf that no checkpoint covers yet is
+// ErrNotFound: one follows within two seconds.
+func (c *Checkpointer) ProofText(ctx context.Context, index uint64) ([]byte, error) {
+	signed, err := c.Latest(ctx)
+	if err != nil {
+		return nil, err
+	}
+	_, after, _ := strings.Cut(signed, "\n")
+	line, _, _ := strings.Cut(after, "\n")
+	size, err := strconv.ParseUint(line, 10, 63)
+	if err != nil {
+		return nil, fmt.Errorf("%w: newest checkpoint", ErrTampered)
+	}
+	if index >= size {
+		return nil, fmt.Errorf("%w: no checkpoint covers entry %d yet; try again in two seconds", ErrNotFound, index)
+	}
+	proof, err := Proof(ctx, c.ledger.st, index, size)
+	if err != nil {
+		return nil, err
+	}
+	var leaf []byte
+	if err := c.ledger.st.Leaves(ctx, index, index+1, func(_ uint64, b []byte) error { leaf = b; return nil }); err != nil {
+		return nil, err
+	}
+	out := fmt.Appendf(nil, "c2sp.org/tlog-proof@v1\nextra %s\nindex %d\n", base64.StdEncoding.EncodeToString(leaf), index)
+	for _, h := range proof {
+		out = append(out, base64.StdEncoding.EncodeToString(h[:])+"\n"...)
+	}
+	return append(append(out, '\n'), signed...), nil
+}

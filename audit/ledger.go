@@ -1,0 +1,488 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Options of a [Ledger].
+type Options struct {
+	Node    string // node_id, in every intent
+	Build   string // version of the program, in every intent
+	Journal *Journal
+	Log     *slog.Logger
+	Now     func() time.Time // nil: time.Now
+	Queue   int              // entries that may wait; 0: 4,096
+	Batch   int              // entries of one transaction at most; 0: 1,024
+}
+
+// Ledger is the one writer of the process: see the package comment.
+type Ledger struct {
+	st    Storage
+	opt   Options
+	queue chan *item
+	stop  chan struct{} // closed when Run has ended
+	ended atomic.Bool
+
+	mu     sync.RWMutex
+	id     LedgerID
+	domain string
+	head   Head // last committed by this process
+	broken error
+
+	edge    *edge // only the sequencer
+	changed chan struct{}
+}
+
+type item struct {
+	leaf     *StoredLeaf // nil: only projections
+	proj     []Projection
+	err      error
+	finished chan struct{}
+}
+
+// Open reads the head of the ledger in st. An empty ledger has a zero [Ledger.ID]
+// until [Ledger.Genesis].
+func Open(ctx context.Context, st Storage, opt Options) (*Ledger, error) {
+	if opt.Now == nil {
+		opt.Now = time.Now
+	}
+	if opt.Queue == 0 {
+		opt.Queue = 4096
+	}
+	if opt.Batch == 0 {
+		opt.Batch = 1024
+	}
+	if opt.Log == nil {
+		opt.Log = slog.Default()
+	}
+	l := &Ledger{st: st, opt: opt, queue: make(chan *item, opt.Queue), stop: make(chan struct{}), changed: make(chan struct{}, 1)}
+	head, err := st.Head(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reading the ledger's head: %w", err)
+	}
+	l.head = head
+	if l.edge, err = loadEdge(ctx, st, head); err != nil {
+		return nil, err
+	}
+	if head.Size > 0 {
+		if err := l.readGenesis(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if opt.Journal != nil {
+		if err := opt.Journal.compare(head); err != nil {
+			return nil, err
+		}
+	}
+	return l, nil
+}
+
+func (l *Ledger) readGenesis(ctx context.Context) error {
+	g, err := l.Leaf(ctx, 0)
+	if err != nil {
+		return err
+	}
+	zero := g
+	zero.Ledger = LedgerID{}
+	b, err := zero.Encode()
+	if err != nil {
+		return fmt.Errorf("%w: leaf 0: %v", ErrTampered, err)
+	}
+	if id := LedgerID(Digest("ledger", b)); id != g.Ledger || g.Kind != KindGenesis {
+		return fmt.Errorf("%w: leaf 0 is no genesis of this ledger", ErrTampered)
+	}
+	domain, _ := g.Get(TagDomain)
+	l.mu.Lock()
+	l.id, l.domain = g.Ledger, string(domain)
+	l.mu.Unlock()
+	return nil
+}
+
+// Run is the sequencer. It ends when ctx is done and everything that was queued
+// before is committed, or when the ledger was tampered with.
+func (l *Ledger) Run(ctx context.Context) error {
+	defer func() {
+		l.ended.Store(true)
+		close(l.stop)
+		for { // whoever slipped in is told
+			select {
+			case it := <-l.queue:
+				it.fail(fmt.Errorf("%w: the server is stopping", ErrUnavailable))
+			default:
+				return
+			}
+		}
+	}()
+	for {
+		select {
+		case it := <-l.queue:
+			if err := l.commit(l.fill(it)); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			for {
+				select {
+				case it := <-l.queue:
+					if err := l.commit(l.fill(it)); err != nil {
+						return err
+					}
+				default:
+					return nil
+				}
+			}
+		}
+	}
+}
+
+func (l *Ledger) fill(first *item) []*item {
+	batch := []*item{first}
+	for len(batch) < l.opt.Batch {
+		select {
+		case it := <-l.queue:
+			batch = append(batch, it)
+		default:
+			return batch
+		}
+	}
+	return batch
+}
+
+func (it *item) fail(err error) { it.err = err; close(it.finished) }
+
+// commit makes one batch durable. Whoever waits for an item of the batch learns
+// its outcome only after COMMIT and the intent journal are both on disk.
+func (l *Ledger) commit(batch []*item) error {
+	ctx := context.Background() // never abandoned half-way: the outcome must be known
+	var next *edge
+	var journal chan error
+	err := l.st.Update(ctx, func(tx Tx) error {
+		head, err := tx.Head()
+		if err != nil {
+			return err
+		}
+		if head.Size != l.edge.size() || !l.edge.equal(head) {
+			return fmt.Errorf("%w: head has size %d, this process committed %d", ErrTampered, head.Size, l.edge.size())
+		}
+		next = l.edge.clone()
+		var tiles []Tile
+		var recs []journalRecord
+		for _, it := range batch {
+			it.err = nil
+			if it.leaf != nil {
+				it.leaf.Index = next.size()
+			}
+			if it.err = tx.Item(func() error { return it.apply(tx) }); it.err != nil {
+				if errors.Is(it.err, ErrUnavailable) || errors.Is(it.err, ErrTampered) {
+					return it.err
+				}
+				continue
+			}
+			if it.leaf != nil {
+				h := LeafHash(it.leaf.Bytes)
+				tiles = append(tiles, next.add(h)...)
+				recs = append(recs, journalRecord{index: it.leaf.Index, hash: h, leaf: it.leaf})
+			}
+		}
+		if next.size() == head.Size {
+			return nil
+		}
+		if err := tx.PutTiles(tiles); err != nil {
+			return err
+		}
+		if l.opt.Journal != nil {
+			journal = make(chan error, 1)
+			go func() { journal <- l.opt.Journal.append(l.edge.size(), recs) }()
+		}
+		return tx.SetHead(next.head())
+	})
+	var jerr error
+	if journal != nil {
+		jerr = <-journal
+	}
+	switch {
+	case errors.Is(err, ErrTampered):
+		l.fence(err)
+	case err != nil:
+		err = fmt.Errorf("%w: committing: %v", ErrUnavailable, err)
+	case jerr != nil:
+		// The batch is committed, but a rollback of the database could no longer be
+		// noticed: nothing of it may be acted upon.
+		err = fmt.Errorf("%w: writing the intent journal: %v", ErrUnavailable, jerr)
+	}
+	if err == nil || jerr != nil && next != nil {
+		l.mu.Lock()
+		grew := next.size() > l.head.Size
+		l.edge, l.head = next, next.head()
+		l.mu.Unlock()
+		if grew {
+			select {
+			case l.changed <- struct{}{}:
+			default:
+			}
+		}
+	}
+	for _, it := range batch {
+		if err != nil {
+			it.err = err
+		}
+		close(it.finished)
+	}
+	if errors.Is(err, ErrTampered) {
+		return err
+	}
+	if err != nil {
+		l.opt.Log.Error("ledger cannot be written", "err", err)
+	}
+	return nil
+}
+
+func (l *Ledger) fence(err error) {
+	l.mu.Lock()
+	l.broken = err
+	l.mu.Unlock()
+}
+
+func (it *item) apply(tx Tx) error {
+	for _, p := range it.proj {
+		if err := tx.Apply(p, it.leaf); err != nil {
+			return err
+		}
+	}
+	if it.leaf == nil {
+		return nil
+	}
+	return tx.Append(*it.leaf)
+}
+
+// submit waits for its turn and for the commit. Only the wait for a place in the
+// queue can be given up; once queued, the outcome is awaited.
+func (l *Ledger) submit(ctx context.Context, it *item) error {
+	l.mu.RLock()
+	broken := l.broken
+	l.mu.RUnlock()
+	if broken != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, broken)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if l.ended.Load() {
+		return fmt.Errorf("%w: the server is stopping", ErrUnavailable)
+	}
+	it.finished = make(chan struct{})
+	select {
+	case l.queue <- it:
+	default:
+		return ErrBusy
+	}
+	select {
+	case <-it.finished:
+	case <-l.stop:
+		select {
+		case <-it.finished:
+		default:
+			if l.drained(it) {
+				return fmt.Errorf("%w: the server is stopping", ErrUnavailable)
+			}
+		}
+	}
+	return it.err
+}
+
+// drained takes what is left in the queue after Run has ended, so that an item
+// queued in that very moment is answered; it reports whether it was still there.
+func (l *Ledger) drained(mine *item) bool {
+	for {
+		select {
+		case it := <-l.queue:
+			it.fail(fmt.Errorf("%w: the server is stopping", ErrUnavailable))
+		case <-mine.finished:
+			return mine.err != nil
+		}
+	}
+}
+
+// Append makes a leaf durable together with its projections, or does nothing.
+// Errors: ErrUnavailable, ErrBusy, ErrLeaf, and what a projection returns.
+func (l *Ledger) Append(ctx context.Context, e Entry, p ...Projection) (Appended, error) {
+	leaf := Leaf{Kind: e.Kind, Op: e.Op, Ledger: l.ID(), ID: e.ID, Time: l.opt.Now().UTC().Truncate(time.Microsecond), Closes: e.Closes, Fields: e.Fields.sorted()}
+	if leaf.Ledger == (LedgerID{}) && e.Kind != KindGenesis {
+		return Appended{}, fmt.Errorf("%w: the ledger has no genesis yet", ErrUnavailable)
+	}
+	if leaf.ID == (OpID{}) {
+		leaf.ID = NewOpID()
+	}
+	b, err := leaf.Encode()
+	if err != nil {
+		return Appended{}, err
+	}
+	sl := &StoredLeaf{Kind: leaf.Kind, Closes: leaf.Closes, Bytes: b}
+	if leaf.Kind == KindIntent {
+		sl.Node = l.opt.Node
+	}
+	if err := l.submit(ctx, &item{leaf: sl, proj: p}); err != nil {
+		return Appended{}, err
+	}
+	return Appended{Index: sl.Index, Bytes: b, Leaf: leaf}, nil
+}
+
+// Write makes projections durable that belong to no leaf (an account, an order),
+// all or none, in the same queue as the leaves.
+func (l *Ledger) Write(ctx context.Context, p ...Projection) error {
+	return l.submit(ctx, &item{proj: p})
+}
+
+// Begin makes an intent durable. From now on it must be closed by Done, Failed or Orphan.
+func (l *Ledger) Begin(ctx context.Context, in Intent, p ...Projection) (Opened, error) {
+	a, err := l.Append(ctx, in.entry(l.opt.Node, l.opt.Build), p...)
+	if err != nil {
+		return Opened{}, err
+	}
+	return Opened{Index: a.Index, Hash: LeafHash(a.Bytes), Leaf: a.Leaf}, nil
+}
+
+// Done closes o: the key was used, and what came of it commits with this leaf.
+func (l *Ledger) Done(ctx context.Context, o Opened, d Done, p ...Projection) (Appended, error) {
+	return l.Append(ctx, o.closing(KindDone, d.fields(o.Hash)), p...)
+}
+
+// Failed closes o: no signature was made.
+func (l *Ledger) Failed(ctx context.Context, o Opened, reason string, as []Attempt, p ...Projection) (Appended, error) {
+	return l.Append(ctx, o.closing(KindFailed, unfinished(o, reason, as)), p...)
+}
+
+// Orphan closes o: a signature may exist, and none was released.
+func (l *Ledger) Orphan(ctx context.Context, o Opened, reason string, as []Attempt, p ...Projection) (Appended, error) {
+	return l.Append(ctx, o.closing(KindOrphan, unfinished(o, reason, as)), p...)
+}
+
+func unfinished(o Opened, reason string, as []Attempt) Fields {
+	var f Fields
+	f.Hash(TagIntentHash, o.Hash)
+	f.Bytes(TagAttempts, attempts(as))
+	f.Text(TagReason, reason)
+	return f
+}
+
+// OpenIntents returns this node's intents that a crash left open.
+func (l *Ledger) OpenIntents(ctx context.Context) ([]Opened, error) {
+	leaves, err := l.st.OpenIntents(ctx, l.opt.Node)
+	if err != nil {
+		return nil, fmt.Errorf("reading open intents: %w", err)
+	}
+	var out []Opened
+	for _, s := range leaves {
+		leaf, err := DecodeLeaf(s.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("%w: leaf %d: %v", ErrTampered, s.Index, err)
+		}
+		out = append(out, Opened{Index: s.Index, Hash: LeafHash(s.Bytes), Leaf: leaf})
+	}
+	return out, nil
+}
+
+// ID is the ledger's id; zero before genesis.
+func (l *Ledger) ID() LedgerID {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.id
+}
+
+// Head is the last committed head.
+func (l *Ledger) Head() Head {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.head
+}
+
+// Node is the node_id of this process.
+func (l *Ledger) Node() string { return l.opt.Node }
+
+// Origin is the checkpoint origin <operator domain>/ledger/<hex ledger_id[:8]>.
+func (l *Ledger) Origin() string {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return Origin(l.domain, l.id)
+}
+
+// Origin is the first line of every checkpoint of a ledger (C2SP tlog-checkpoint).
+func Origin(domain string, id LedgerID) string { return fmt.Sprintf("%s/ledger/%x", domain, id[:8]) }
+
+// Broken tells why the ledger refuses to go on, or nil.
+func (l *Ledger) Broken() error {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.broken
+}
+
+// Leaf reads one committed leaf.
+func (l *Ledger) Leaf(ctx context.Context, index uint64) (Leaf, error) {
+	var out Leaf
+	err := l.st.Leaves(ctx, index, index+1, func(_ uint64, b []byte) (err error) { out, err = DecodeLeaf(b); return err })
+	return out, err
+}
+
+// Genesis is leaf 0.
+type Genesis struct {
+	Random         [32]byte
+	Dev            bool
+	Domain         string   // operator domain
+	Previous       string   // last checkpoint of a predecessor ledger, or ""
+	CheckpointKeys [][]byte // SPKI DER
+	Roster         [32]byte
+	Acts           []string // what may be done without officers until genesis ends
+}
+
+// Leaf gives leaf 0 and with it the ledger's id.
+func (g Genesis) Leaf(now time.Time) (Leaf, error) {
+	var f Fields
+	f.Hash(TagRandom, g.Random)
+	mode := uint8(2)
+	if g.Dev {
+		mode = 1
+	}
+	f.Uint8(TagMode, mode)
+	f.Text(TagDomain, g.Domain)
+	f.Bytes(TagPrevious, []byte(g.Previous))
+	f.List(TagCheckpointKeys, g.CheckpointKeys...)
+	f.Hash(TagRoster, g.Roster)
+	acts := make([][]byte, len(g.Acts))
+	for i, a := range g.Acts {
+		acts[i] = []byte(a)
+	}
+	f.List(TagActs, acts...)
+	leaf := Leaf{Kind: KindGenesis, Op: OpGenesis, Time: now.UTC().Truncate(time.Microsecond), Closes: NoIndex, Fields: f.sorted()}
+	leaf.ID = OpID(g.Random[:16])
+	b, err := leaf.Encode()
+	if err != nil {
+		return Leaf{}, err
+	}
+	leaf.Ledger = LedgerID(Digest("ledger", b))
+	return leaf, nil
+}
+
+// Genesis writes leaf 0 of an empty ledger.
+func (l *Ledger) Genesis(ctx context.Context, g Genesis, p ...Projection) error {
+	leaf, err := g.Leaf(l.opt.Now())
+	if err != nil {
+		return err
+	}
+	b, err := leaf.Encode()
+	if err != nil {
+		return err
+	}
+	if l.Head().Size != 0 {
+		return fmt.Errorf("%w: the ledger has its genesis", ErrExists)
+	}
+	sl := &StoredLeaf{Kind: KindGenesis, Closes: NoIndex, Bytes: b}
+	if err := l.submit(ctx, &item{leaf: sl, proj: p}); err != nil {
+		return err
+	}
+	return l.readGenesis(ctx)
+}

@@ -1,0 +1,167 @@
+package audit
+
+import "fmt"
+
+// Kind is the kind of a leaf.
+type Kind uint8
+
+// The kinds of leaves. Append-only: a number never changes its meaning.
+const (
+	KindGenesis Kind = 0 // index 0 only
+	KindIntent  Kind = 1 // a key is about to be used
+	KindDone    Kind = 2 // the signature was made, verified and recorded
+	KindFailed  Kind = 3 // the HSM was never called, or gave no signature that verifies
+	KindOrphan  Kind = 4 // it is not known whether a signature was made; nothing was released
+	KindEvent   Kind = 5 // an act that uses no key
+)
+
+var kindNames = [...]string{"genesis", "intent", "done", "failed", "orphan", "event"}
+
+func (k Kind) String() string {
+	if int(k) < len(kindNames) {
+		return kindNames[k]
+	}
+	return fmt.Sprintf("kind(%d)", uint8(k))
+}
+
+// Op says what a leaf is about.
+type Op uint16
+
+// The operations. Append-only.
+const (
+	OpGenesis      Op = 1  // leaf 0
+	OpCertificate  Op = 2  // TBSCertificate, RFC 5280 §4.1.2
+	OpCRL          Op = 3  // TBSCertList, RFC 5280 §5.1.2
+	OpOCSP         Op = 4  // ResponseData, RFC 6960 §4.2.1
+	OpCMS          Op = 5  // signed attributes, RFC 5652 §5.3
+	OpTimestamp    Op = 6  // signed attributes over a TSTInfo, RFC 3161 §2.4.2
+	OpCode         Op = 7  // a code-signing format's fixed frame
+	OpKeyProof     Op = 8  // the key-proof text: a key shows that it is there
+	OpKeyGenerate  Op = 9  // a key was born in one member
+	OpKeyReplicate Op = 10 // a key was copied to another member, wrapped
+	OpKeyDestroy   Op = 11 // every copy of a key was destroyed
+	OpMemberAdd    Op = 12 // an HSM member joined the cluster
+	OpRevoke       Op = 13 // a certificate was revoked, RFC 5280 §5.3.1
+	OpCounts       Op = 14 // hourly counts of exempt signatures per member, with journal heads
+	OpConfig       Op = 15 // an issuer, profile or policy came into force
+)
+
+var opNames = map[Op]string{
+	OpGenesis: "genesis", OpCertificate: "certificate", OpCRL: "crl", OpOCSP: "ocsp", OpCMS: "cms",
+	OpTimestamp: "timestamp", OpCode: "code", OpKeyProof: "key-proof", OpKeyGenerate: "key-generate",
+	OpKeyReplicate: "key-replicate", OpKeyDestroy: "key-destroy", OpMemberAdd: "member-add",
+	OpRevoke: "revoke", OpCounts: "counts", OpConfig: "config",
+}
+
+func (o Op) String() string {
+	if s, ok := opNames[o]; ok {
+		return s
+	}
+	return fmt.Sprintf("op(%d)", uint16(o))
+}
+
+// Purpose is the one thing that a key is for. It is bound at the key's birth and
+// enforced in the worker process that alone can reach the key.
+type Purpose uint8
+
+// The purposes. Append-only. The zero value is no purpose and signs nothing.
+const (
+	PurposeIssuer     Purpose = 1 // certificates and CRLs of one issuer name
+	PurposeOCSP       Purpose = 2 // OCSP ResponseData
+	PurposeCheckpoint Purpose = 3 // checkpoints of one ledger
+	PurposeCode       Purpose = 4 // code-signing frames
+	PurposeDocument   Purpose = 5 // CMS signed attributes over a document
+	PurposeTimestamp  Purpose = 6 // CMS signed attributes over a TSTInfo
+	PurposeProbe      Purpose = 7 // the fixed probe text of one member
+)
+
+var purposeNames = [...]string{"", "issuer", "ocsp", "checkpoint", "code", "document", "timestamp", "probe"}
+
+func (p Purpose) String() string {
+	if int(p) < len(purposeNames) && p != 0 {
+		return purposeNames[p]
+	}
+	return fmt.Sprintf("purpose(%d)", uint8(p))
+}
+
+// ParsePurpose is the inverse of [Purpose.String].
+func ParsePurpose(s string) (Purpose, error) {
+	for i, n := range purposeNames {
+		if i > 0 && n == s {
+			return Purpose(i), nil
+		}
+	}
+	return 0, fmt.Errorf("unknown key purpose %q; allowed: %v", s, purposeNames[1:])
+}
+
+// Tag names a field of a leaf.
+type Tag uint16
+
+// tagOptional is the first tag that a reader may skip when it does not know it.
+const tagOptional Tag = 0x8000
+
+// The tags, with the shape of their value. Append-only.
+const (
+	TagRandom         Tag = 1  // 32 octets
+	TagMode           Tag = 2  // u8: 1 dev, 2 prod
+	TagDomain         Tag = 3  // text: operator domain, host part of the checkpoint origin
+	TagPrevious       Tag = 4  // text: last checkpoint of the predecessor ledger
+	TagCheckpointKeys Tag = 5  // list of SPKI DER (RFC 5280 §4.1.2.7)
+	TagRoster         Tag = 6  // 32 octets: officer roster digest
+	TagActs           Tag = 7  // list of text: the acts that genesis allows
+	TagKey            Tag = 16 // 32 octets: SHA-256 of the key's SPKI DER
+	TagPurpose        Tag = 17 // u8: Purpose
+	TagAlgorithm      Tag = 18 // AlgorithmIdentifier DER (RFC 5280 §4.1.1.2)
+	TagTBSHash        Tag = 19 // 32 octets: SHA-256 of the message
+	TagTBSLength      Tag = 20 // u64: octets of the message
+	TagIssuer         Tag = 21 // 32 octets: SHA-256 of the issuer's SPKI DER
+	TagSerial         Tag = 22 // 1..20 octets, big-endian, positive (RFC 5280 §4.1.2.2)
+	TagProfile        Tag = 23 // 32 octets: profile digest
+	TagEvidence       Tag = 24 // 32 octets: digest of what the decision rests on
+	TagRequester      Tag = 25 // text: pseudonym of who asked
+	TagGrant          Tag = 26 // 32 octets: grant
+	TagMaxAttempts    Tag = 27 // u8
+	TagNode           Tag = 28 // text: node_id
+	TagBuild          Tag = 29 // text: version of the program
+	TagCRLNumber      Tag = 30 // u64 (RFC 5280 §5.2.3)
+	TagThisUpdate     Tag = 31 // u64: seconds since 1970 (RFC 5280 §5.1.2.4)
+	TagCovers         Tag = 32 // u64: the ledger size up to which revocations are contained
+	TagIntentHash     Tag = 48 // 32 octets: Merkle leaf hash of the intent
+	TagSignature      Tag = 49 // 32 octets: SHA-256 of the signature
+	TagArtefact       Tag = 50 // 32 octets: SHA-256 of the finished artefact
+	TagAttempts       Tag = 51 // list of (text member, u32 count): tries per member
+	TagReason         Tag = 64 // text: why (failed, orphan), or the CRLReason name
+	TagKeyName        Tag = 65 // text: name of the key in the cluster
+	TagMember         Tag = 66 // text: name of the HSM member
+	TagSerialNumber   Tag = 67 // text: token serial number (PKCS#11 CK_TOKEN_INFO)
+	TagSPKI           Tag = 68 // SPKI DER
+	TagSource         Tag = 69 // text: member that a copy came from
+	TagMechanism      Tag = 70 // text: how a key was copied
+	TagCounts         Tag = 71 // list of (text member, u64 probes, u64 checkpoints, 32 octets journal head)
+	TagRevokedAt      Tag = 72 // u64: seconds since 1970 (RFC 5280 §5.1.2.6)
+	TagAttributes     Tag = 73 // list of text: PKCS#11 attribute snapshot at birth
+	TagSubject        Tag = 74 // 32 octets: digest of the object that an act concerns
+)
+
+// shape is what a tag's value must look like.
+type shape uint8
+
+const (
+	shapeBytes shape = iota // 1..n octets
+	shapeHash               // 32 octets
+	shapeU8
+	shapeU64
+	shapeText   // UTF-8 NFC, no controls
+	shapeSerial // 1..20 octets, first not 0
+)
+
+var tagShapes = map[Tag]shape{
+	TagRandom: shapeHash, TagMode: shapeU8, TagDomain: shapeText, TagPrevious: shapeBytes, TagCheckpointKeys: shapeBytes,
+	TagRoster: shapeHash, TagActs: shapeBytes, TagKey: shapeHash, TagPurpose: shapeU8, TagAlgorithm: shapeBytes,
+	TagTBSHash: shapeHash, TagTBSLength: shapeU64, TagIssuer: shapeHash, TagSerial: shapeSerial, TagProfile: shapeHash,
+	TagEvidence: shapeHash, TagRequester: shapeText, TagGrant: shapeHash, TagMaxAttempts: shapeU8, TagNode: shapeText,
+	TagBuild: shapeText, TagCRLNumber: shapeU64, TagThisUpdate: shapeU64, TagCovers: shapeU64, TagIntentHash: shapeHash,
+	TagSignature: shapeHash, TagArtefact: shapeHash, TagAttempts: shapeBytes, TagReason: shapeText, TagKeyName: shapeText,
+	TagMember: shapeText, TagSerialNumber: shapeText, TagSPKI: shapeBytes, TagSource: shapeText, TagMechanism: shapeText,
+	TagCounts: shapeBytes, TagRevokedAt: shapeU64, TagAttributes: shapeBytes, TagSubject: shapeHash,
+}

@@ -1,0 +1,234 @@
+package ca
+
+import (
+	"context"
+	"crypto"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"chancery/audit"
+	"chancery/hsmstore"
+)
+
+// Keys finds keys of the cluster by name; [hsmstore.Store] is one.
+type Keys interface {
+	Key(name string) (*hsmstore.Key, error)
+}
+
+// Config is what an [Authority] works with.
+type Config struct {
+	Keys    Keys
+	Ledger  *audit.Ledger
+	Storage Storage
+	URL     string // base of the plain-HTTP URLs in certificates (AIA, CDP), e.g. http://ca.example:8080
+	API     string // base of the HTTPS URLs in receipts
+	Issuer  string // name of the issuer that serves requests naming none
+	Log     *slog.Logger
+	Now     func() time.Time // nil: time.Now
+}
+
+// Authority issues certificates and CRLs.
+type Authority struct {
+	cfg Config
+
+	mu      sync.RWMutex
+	issuers map[string]*issuer
+	revoked chan struct{} // a CRL is due
+	crlMu   sync.Mutex    // one CRL at a time
+}
+
+// issuer is an issuer whose certificate exists.
+type issuer struct {
+	name, parent string
+	key          *hsmstore.Key
+	spki         [32]byte
+	cert         *x509.Certificate
+	lint         crypto.Signer
+}
+
+func (i *issuer) root() bool { return i.parent == i.name }
+
+// New reads the issuers from storage.
+func New(ctx context.Context, cfg Config) (*Authority, error) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	cfg.URL = strings.TrimSuffix(cfg.URL, "/")
+	a := &Authority{cfg: cfg, issuers: map[string]*issuer{}, revoked: make(chan struct{}, 1)}
+	recs, err := cfg.Storage.Issuers(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reading issuers: %w", err)
+	}
+	for _, r := range recs {
+		if err := a.addIssuer(r.Name, r.KeyName, r.Parent, r.DER); err != nil {
+			return nil, err
+		}
+	}
+	return a, nil
+}
+
+func (a *Authority) addIssuer(name, keyName, parent string, der []byte) error {
+	key, err := a.cfg.Keys.Key(keyName)
+	if err != nil {
+		return fmt.Errorf("issuer %s: %w", name, err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return fmt.Errorf("issuer %s: %w", name, err)
+	}
+	spki := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
+	if spki != key.SPKIHash() {
+		return fmt.Errorf("issuer %s: its certificate is for another key than %q", name, keyName)
+	}
+	lk, err := lintKey(key.Public())
+	if err != nil {
+		return fmt.Errorf("issuer %s: %w", name, err)
+	}
+	a.mu.Lock()
+	a.issuers[name] = &issuer{name: name, parent: parent, key: key, spki: spki, cert: cert, lint: lk}
+	a.mu.Unlock()
+	return nil
+}
+
+func (a *Authority) issuer(name string) (*issuer, error) {
+	if name == "" {
+		name = a.cfg.Issuer
+	}
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	if i, ok := a.issuers[name]; ok {
+		return i, nil
+	}
+	return nil, refuse(NotFound, "issuer", "there is no issuer %q", clip(name))
+}
+
+// HasIssuer tells whether an issuer's certificate exists.
+func (a *Authority) HasIssuer(name string) bool { _, err := a.issuer(name); return err == nil }
+
+// IssuerCertificate is the DER certificate of an issuer.
+func (a *Authority) IssuerCertificate(name string) ([]byte, error) {
+	i, err := a.issuer(name)
+	if err != nil {
+		return nil, err
+	}
+	return i.cert.Raw, nil
+}
+
+// Roots are the DER certificates of all roots.
+func (a *Authority) Roots() [][]byte {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	var out [][]byte
+	for _, i := range a.issuers {
+		if i.root() {
+			out = append(out, i.cert.Raw)
+		}
+	}
+	return out
+}
+
+// chain are the DER certificates above a leaf of i, nearest first, without the root.
+func (a *Authority) chain(i *issuer) [][]byte {
+	var out [][]byte
+	for !i.root() {
+		out = append(out, i.cert.Raw)
+		up, err := a.issuer(i.parent)
+		if err != nil {
+			break
+		}
+		i = up
+	}
+	return out
+}
+
+// certificate makes the outward form of a stored certificate.
+func (a *Authority) certificate(s *StoredCertificate) *Certificate {
+	c := &Certificate{Serial: hex.EncodeToString(s.Serial), Profile: s.Profile, DER: s.DER, NotBefore: s.NotBefore, NotAfter: s.NotAfter,
+		Names: s.Names, Requester: s.Requester, Done: s.Done, Revoked: s.Revoked}
+	a.mu.RLock()
+	var found *issuer
+	for _, i := range a.issuers {
+		if i.spki == s.Issuer {
+			found = i
+		}
+	}
+	a.mu.RUnlock()
+	if found != nil {
+		c.Issuer, c.Chain = found.name, a.chain(found)
+	}
+	c.Receipt = audit.Receipt{Origin: a.cfg.Ledger.Origin(), Index: s.Done, ProofURL: a.cfg.API + "/api/v1/certificates/" + c.Serial + "/proof"}
+	return c
+}
+
+func parseSerial(s string) ([]byte, error) {
+	b, err := hex.DecodeString(s)
+	if err != nil || len(b) == 0 || len(b) > 20 || s != strings.ToLower(s) {
+		return nil, refuse(NotFound, "serial", "%q is no serial; give its octets in lower-case hex, e.g. 4f2a…", clip(s))
+	}
+	return b, nil
+}
+
+// Certificate finds a certificate of any issuer by its serial in lower-case hex.
+func (a *Authority) Certificate(ctx context.Context, serial string) (*Certificate, error) {
+	b, err := parseSerial(serial)
+	if err != nil {
+		return nil, err
+	}
+	a.mu.RLock()
+	var all []*issuer
+	for _, i := range a.issuers {
+		all = append(all, i)
+	}
+	a.mu.RUnlock()
+	for _, i := range all {
+		s, err := a.cfg.Storage.Certificate(ctx, i.spki, b)
+		if errors.Is(err, audit.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		return a.certificate(s), nil
+	}
+	return nil, refuse(NotFound, "serial", "no certificate has the serial %s", serial)
+}
+
+// CertificateByDER finds a certificate that this CA issued by its very bytes.
+func (a *Authority) CertificateByDER(ctx context.Context, der []byte) (*Certificate, error) {
+	none := refuse(NotFound, "certificate", "this CA did not issue that certificate")
+	c, err := x509.ParseCertificate(der)
+	if err != nil || c.SerialNumber.Sign() <= 0 {
+		return nil, none
+	}
+	found, err := a.Certificate(ctx, hex.EncodeToString(c.SerialNumber.Bytes()))
+	if err != nil {
+		return nil, err
+	}
+	if string(found.DER) != string(der) {
+		return nil, none
+	}
+	return found, nil
+}
+
+// Certificates lists certificates, newest first.
+func (a *Authority) Certificates(ctx context.Context, q Query) ([]*Certificate, error) {
+	rows, err := a.cfg.Storage.Certificates(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]*Certificate, len(rows))
+	for i := range rows {
+		out[i] = a.certificate(&rows[i])
+	}
+	return out, nil
+}

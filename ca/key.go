@@ -1,0 +1,105 @@
+package ca
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"fmt"
+	"math/big"
+	"slices"
+)
+
+// KeyAlgorithm names a public key's kind and size, e.g. "P-256", "RSA-2048".
+type KeyAlgorithm string
+
+func algorithmOf(pub crypto.PublicKey) KeyAlgorithm {
+	switch k := pub.(type) {
+	case *ecdsa.PublicKey:
+		return KeyAlgorithm(k.Curve.Params().Name)
+	case *rsa.PublicKey:
+		return KeyAlgorithm(fmt.Sprintf("RSA-%d", k.N.BitLen()))
+	}
+	return KeyAlgorithm(fmt.Sprintf("%T", pub))
+}
+
+// checkKey refuses public keys that are weak or that the profile does not allow.
+func checkKey(pub crypto.PublicKey, allowed []KeyAlgorithm) error {
+	alg := algorithmOf(pub)
+	if !slices.Contains(allowed, alg) {
+		return refuse(BadPublicKey, "csr.subjectPublicKeyInfo", "the key is %s; this profile allows %v", alg, allowed)
+	}
+	switch k := pub.(type) {
+	case *ecdsa.PublicKey:
+		if k.Curve != elliptic.P256() && k.Curve != elliptic.P384() && k.Curve != elliptic.P521() {
+			return refuse(BadPublicKey, "csr.subjectPublicKeyInfo", "the curve is not P-256, P-384 or P-521")
+		}
+		if _, err := k.ECDH(); err != nil { // checks that the point is on the curve and not infinity
+			return refuse(BadPublicKey, "csr.subjectPublicKeyInfo", "the public point is not on its curve (SP 800-56A §5.6.2.3.3)")
+		}
+	case *rsa.PublicKey:
+		return checkRSA(k)
+	}
+	return nil
+}
+
+// smallPrimes is the product of the odd primes below 752: no sound modulus shares a factor with it.
+var smallPrimes = func() *big.Int {
+	p := big.NewInt(1)
+	for n := int64(3); n < 752; n += 2 {
+		if big.NewInt(n).ProbablyPrime(0) {
+			p.Mul(p, big.NewInt(n))
+		}
+	}
+	return p
+}()
+
+// fermatRounds finds factors that lie closer together than about 2^(bits/4) (CVE-2022-26320).
+const fermatRounds = 100
+
+func checkRSA(k *rsa.PublicKey) error {
+	bad := func(why string) error { return refuse(BadPublicKey, "csr.subjectPublicKeyInfo", "%s", why) }
+	if k.E < 65537 || k.E&1 == 0 {
+		return bad("the RSA exponent must be odd and at least 65537")
+	}
+	if k.N.Bit(0) == 0 || new(big.Int).GCD(nil, nil, k.N, smallPrimes).Cmp(big.NewInt(1)) != 0 {
+		return bad("the RSA modulus has a small factor; make a new key")
+	}
+	// Fermat: N = a² - b² for small a - √N.
+	a := new(big.Int).Sqrt(k.N)
+	one, b2, b := big.NewInt(1), new(big.Int), new(big.Int)
+	for range fermatRounds {
+		a.Add(a, one)
+		b2.Mul(a, a)
+		b2.Sub(b2, k.N)
+		if b2.Sign() >= 0 {
+			if b.Sqrt(b2); new(big.Int).Mul(b, b).Cmp(b2) == 0 {
+				return bad("the RSA primes lie too close together; make a new key")
+			}
+		}
+	}
+	if roca(k.N) {
+		return bad("the RSA key has the ROCA fingerprint (CVE-2017-15361); make a new key with other firmware")
+	}
+	return nil
+}
+
+// roca tells whether N is a power of 65537 modulo each of many small primes, as all
+// keys of the flawed library are, and about one in 2^27 others (Nemec et al., CCS 2017).
+func roca(n *big.Int) bool {
+	for _, p := range []int64{3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109, 113, 127, 131, 137, 139, 149, 151, 157, 163, 167} {
+		r := new(big.Int).Mod(n, big.NewInt(p)).Int64()
+		in := false
+		for x, i := int64(1), int64(0); i < p; i++ {
+			if x == r {
+				in = true
+				break
+			}
+			x = x * 65537 % p
+		}
+		if !in {
+			return false
+		}
+	}
+	return true
+}

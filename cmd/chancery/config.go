@@ -1,0 +1,262 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/goccy/go-yaml"
+	"go.step.sm/crypto/kms/uri"
+
+	"chancery/hsmstore"
+)
+
+// Config is the configuration file. Unknown keys are errors.
+type Config struct {
+	Listen struct {
+		HTTPS string `yaml:"https"` // ACME, API, console: host:port
+		HTTP  string `yaml:"http"`  // CRLs, issuer certificates: host:port
+	} `yaml:"listen"`
+	PublicURL     string       `yaml:"public_url"`      // base of all ACME and API URLs
+	PublicHTTPURL string       `yaml:"public_http_url"` // base of the URLs in certificates (AIA, CDP)
+	NodeID        string       `yaml:"node_id"`
+	Database      string       `yaml:"database"` // sqlite:PATH
+	Ledger        LedgerConfig `yaml:"ledger"`
+	HSM           struct {
+		Members []MemberConfig `yaml:"members"`
+	} `yaml:"hsm"`
+	ACME struct {
+		Validation ValidationConfig `yaml:"validation"`
+	} `yaml:"acme"`
+}
+
+// LedgerConfig is where the ledger leaves traces outside the database.
+type LedgerConfig struct {
+	Domain  string   `yaml:"domain"`  // operator domain; default: host of public_url
+	Journal string   `yaml:"journal"` // intent journal, on another disk than the database
+	Anchors []string `yaml:"anchors"` // file:PATH, append-only
+}
+
+// MemberConfig is one HSM member.
+type MemberConfig struct {
+	Name   string            `yaml:"name"`
+	URI    string            `yaml:"uri"`    // RFC 7512: pkcs11:module-path=…;token=… or …;serial=…
+	Module string            `yaml:"module"` // instead of uri, together with token
+	Token  string            `yaml:"token"`  // token label
+	PIN    string            `yaml:"pin"`    // file:PATH, env:NAME, credential:NAME
+	SOPIN  string            `yaml:"so_pin"` // file:PATH
+	Env    map[string]string `yaml:"env"`
+}
+
+// ValidationConfig says how ACME challenges are checked.
+type ValidationConfig struct {
+	HTTPPort      int      `yaml:"http_port"`
+	Resolvers     []string `yaml:"resolvers"`      // host:port; default: the system's
+	AllowNetworks []string `yaml:"allow_networks"` // CIDRs that may be reached besides public and private ones
+}
+
+// loadConfig reads the file at path, with the maps of overlay merged in, lists and
+// scalars replaced. Mistakes name file, line and column.
+func loadConfig(path, overlay string) (*Config, error) {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return nil, &exit{exitConfig, fmt.Errorf("config: %w", err)}
+	}
+	c, err := parseConfig(path, raw)
+	if err != nil || overlay == "" {
+		return c, err
+	}
+	over, err := os.ReadFile(overlay)
+	if err != nil {
+		return nil, &exit{exitConfig, fmt.Errorf("config: %w", err)}
+	}
+	if _, err := parseConfig(overlay, over); err != nil {
+		return nil, err
+	}
+	var base, top map[string]any
+	if err := errors.Join(yaml.Unmarshal(raw, &base), yaml.Unmarshal(over, &top)); err != nil {
+		return nil, &exit{exitConfig, fmt.Errorf("config %s: %w", overlay, err)}
+	}
+	merged, err := yaml.Marshal(merge(base, top))
+	if err != nil {
+		return nil, &exit{exitConfig, fmt.Errorf("config %s: %w", overlay, err)}
+	}
+	return parseConfig(overlay, merged)
+}
+
+func merge(base, top map[string]any) map[string]any {
+	out := maps.Clone(base)
+	if out == nil {
+		out = map[string]any{}
+	}
+	for k, v := range top {
+		b, bok := out[k].(map[string]any)
+		t, tok := v.(map[string]any)
+		if bok && tok {
+			v = merge(b, t)
+		}
+		out[k] = v
+	}
+	return out
+}
+
+func parseConfig(path string, raw []byte) (*Config, error) {
+	var c Config
+	if len(bytes.TrimSpace(raw)) == 0 {
+		return &c, nil
+	}
+	d := yaml.NewDecoder(bytes.NewReader(raw), yaml.Strict(), yaml.DisallowUnknownField())
+	if err := d.Decode(&c); err != nil {
+		return nil, &exit{exitConfig, fmt.Errorf("config %s: %s", path, yamlMistake(err))}
+	}
+	return &c, nil
+}
+
+// yamlMistake is the first line of the decoder's message, "[line:column] what", in
+// words; the lines after it show the file's text, which may hold secrets.
+func yamlMistake(err error) string {
+	first, _, _ := strings.Cut(yaml.FormatError(err, false, false), "\n")
+	var line, col int
+	if n, _ := fmt.Sscanf(first, "[%d:%d]", &line, &col); n == 2 {
+		_, what, _ := strings.Cut(first, "] ")
+		return fmt.Sprintf("line %d, column %d: %s; allowed keys stand in docs/OPERATIONS.md", line, col, what)
+	}
+	return first
+}
+
+// members gives the typed form of the HSM members.
+func (c *Config) members() ([]hsmstore.MemberConfig, error) {
+	if len(c.HSM.Members) == 0 {
+		return nil, &exit{exitConfig, errors.New("config: hsm.members is empty; name at least one HSM member")}
+	}
+	var out []hsmstore.MemberConfig
+	for i, m := range c.HSM.Members {
+		at := fmt.Sprintf("config: hsm.members[%d] (%s)", i, m.Name)
+		h := hsmstore.MemberConfig{Name: m.Name, Module: m.Module, TokenLabel: m.Token, JournalPath: c.workerJournal(m.Name)}
+		if m.URI != "" {
+			u, err := uri.ParseWithScheme("pkcs11", m.URI)
+			if err != nil {
+				return nil, &exit{exitConfig, fmt.Errorf("%s: uri is no PKCS#11 URI (RFC 7512), e.g. pkcs11:module-path=/usr/lib/softhsm/libsofthsm2.so;token=alpha", at)}
+			}
+			if u.Get("pin-value") != "" {
+				return nil, &exit{exitConfig, fmt.Errorf("%s: uri holds a pin-value; PINs are named by pin: file:PATH, never written down", at)}
+			}
+			h.Module, h.TokenLabel, h.TokenSerial = u.Get("module-path"), u.Get("token"), u.Get("serial")
+		}
+		pin, err := secret(m.PIN)
+		if err != nil {
+			return nil, &exit{exitConfig, fmt.Errorf("%s: pin: %w", at, err)}
+		}
+		h.PIN = pin
+		if m.SOPIN != "" {
+			if h.SOPIN, err = secret(m.SOPIN); err != nil {
+				return nil, &exit{exitConfig, fmt.Errorf("%s: so_pin: %w", at, err)}
+			}
+		}
+		for _, k := range slices.Sorted(maps.Keys(m.Env)) {
+			h.Env = append(h.Env, k+"="+m.Env[k])
+		}
+		out = append(out, h)
+	}
+	return out, nil
+}
+
+// secret names where a PIN is read from; the PIN itself never stands in a file of settings.
+func secret(s string) (hsmstore.Secret, error) {
+	kind, rest, _ := strings.Cut(s, ":")
+	if rest == "" {
+		return nil, errors.New("it is missing; allowed: file:PATH, env:NAME, credential:NAME")
+	}
+	switch kind {
+	case "file":
+		return hsmstore.FileSecret(rest), nil
+	case "credential": // systemd LoadCredential=
+		return hsmstore.FileSecret(os.Getenv("CREDENTIALS_DIRECTORY") + "/" + rest), nil
+	case "env":
+		return func() (string, error) {
+			if v := os.Getenv(rest); v != "" {
+				return v, nil
+			}
+			return "", fmt.Errorf("environment variable %s is empty", rest)
+		}, nil
+	}
+	return nil, fmt.Errorf("kind %q is not known; allowed: file:PATH, env:NAME, credential:NAME", kind)
+}
+
+// networks gives the typed form of acme.validation.allow_networks.
+func (v ValidationConfig) networks() ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for i, s := range v.AllowNetworks {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			return nil, &exit{exitConfig, fmt.Errorf("config: acme.validation.allow_networks[%d]: %q is no network; write e.g. 10.0.0.0/8", i, s)}
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// check holds what the shape of the file does not.
+func (c *Config) check() error {
+	bad := func(format string, args ...any) error {
+		return &exit{exitConfig, fmt.Errorf("config: "+format, args...)}
+	}
+	for name, v := range map[string]string{"listen.https": c.Listen.HTTPS, "listen.http": c.Listen.HTTP} {
+		if _, _, err := net.SplitHostPort(v); err != nil {
+			return bad("%s: %q is no address; write host:port, e.g. 127.0.0.1:8443", name, v)
+		}
+	}
+	for name, v := range map[string]string{"public_url": c.PublicURL, "public_http_url": c.PublicHTTPURL} {
+		u, err := url.Parse(v)
+		want := map[string]string{"public_url": "https", "public_http_url": "http"}[name]
+		if err != nil || u.Scheme != want || u.Host == "" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" {
+			return bad("%s: %q must be %s://host[:port] without a path", name, v, want)
+		}
+	}
+	if c.NodeID == "" || len(c.NodeID) > 64 {
+		return bad("node_id is missing or longer than 64 characters; give each server a short name of its own")
+	}
+	if c.Ledger.Journal == "" {
+		return bad("ledger.journal is missing; name a file on another disk than the database")
+	}
+	if p := c.ACME.Validation.HTTPPort; p < 1 || p > 65535 {
+		return bad("acme.validation.http_port: %d is no port; the RFC's is 80", p)
+	}
+	for i, a := range c.Ledger.Anchors {
+		if !strings.HasPrefix(a, "file:") || len(a) == len("file:") {
+			return bad("ledger.anchors[%d]: %q is not known; allowed: file:PATH", i, a)
+		}
+	}
+	return nil
+}
+
+// host is the host of public_url.
+func (c *Config) host() string {
+	u, err := url.Parse(c.PublicURL)
+	if err != nil {
+		return ""
+	}
+	return u.Hostname()
+}
+
+// domain is the operator domain in the ledger's origin.
+func (c *Config) domain() string {
+	if c.Ledger.Domain != "" {
+		return c.Ledger.Domain
+	}
+	return c.host()
+}
+
+// workerJournal is the file that an HSM worker writes its uses of keys to: beside
+// the intent journal, away from the database.
+func (c *Config) workerJournal(member string) string {
+	return filepath.Join(filepath.Dir(c.Ledger.Journal), "hsm-"+filepath.Base(member)+".journal")
+}

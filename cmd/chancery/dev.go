@@ -1,0 +1,355 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/goccy/go-yaml"
+	"github.com/spf13/cobra"
+
+	"chancery/admin"
+	"chancery/audit"
+	"chancery/dbstore"
+	"chancery/hsmstore"
+	"chancery/web"
+)
+
+// softHSM is where Debian and Ubuntu install the module.
+const softHSM = "/usr/lib/softhsm/libsofthsm2.so"
+
+// devMembers are the HSM members that chancery dev makes, on SoftHSM.
+var devMembers = []string{"alpha", "beta"}
+
+// devQuorum is M of the two officers that chancery dev makes.
+const devQuorum = 2
+
+func devCommand() *cobra.Command {
+	var d dev
+	c := &cobra.Command{
+		Use: "dev --dir DIR", Short: "Make a whole CA on SoftHSM and SQLite in one folder, and run it",
+		Long: "On the first start everything is made under DIR: two SoftHSM members, keys, root and issuing CA,\n" +
+			"ledger, database. Later starts use it again. For trying out and for tests: PINs lie in DIR and\n" +
+			"ACME validation may reach this machine.",
+		Args: noArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			d.out = c.OutOrStdout()
+			return d.run(c.Context())
+		},
+	}
+	c.Flags().StringVar(&d.dir, "dir", "./data", "folder that holds everything")
+	c.Flags().StringVar(&d.https, "https", "127.0.0.1:8443", "address of ACME and API (first start only)")
+	c.Flags().StringVar(&d.http, "http", "127.0.0.1:8080", "address of CRLs and issuer certificates (first start only)")
+	c.Flags().StringVar(&d.overlay, "config", "", "YAML file that is laid over DIR/chancery.yaml")
+	c.Flags().StringVar(&d.logLevel, "log", "warn", "what is logged to standard error: debug, info, warn, error")
+	return c
+}
+
+type dev struct {
+	dir, https, http, overlay, logLevel string
+	out                                 io.Writer
+}
+
+func (d *dev) run(ctx context.Context) error {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(d.logLevel)); err != nil {
+		return &exit{exitUsage, fmt.Errorf("--log %q is not known; allowed: debug, info, warn, error", d.logLevel)}
+	}
+	dir, err := filepath.Abs(d.dir)
+	if err != nil {
+		return err
+	}
+	d.dir = dir
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("cannot make folder %s: %w; name one that this user may write with --dir", dir, unwrapAll(err))
+	}
+	unlock, err := lock(dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := d.writeConfig(); err != nil {
+		return err
+	}
+	cfg, err := loadConfig(d.path("chancery.yaml"), d.overlay)
+	if err != nil {
+		return err
+	}
+	if err := cfg.check(); err != nil {
+		return err
+	}
+	l, err := listen(cfg)
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	s := &server{cfg: cfg, dev: true, log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))}
+	if err := d.start(ctx, s); err != nil {
+		return errors.Join(err, s.close())
+	}
+	root := s.authority.Roots()[0]
+	landing := web.Landing{RootFingerprint: fingerprint(root), CertbotLine: d.certbot(cfg)}
+	err = s.serve(ctx, l, landing, func() { d.banner(cfg, landing) })
+	return errors.Join(err, s.close())
+}
+
+func (d *dev) path(elem ...string) string { return filepath.Join(append([]string{d.dir}, elem...)...) }
+
+// lock lets one server at a time use a folder.
+func lock(dir string) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("folder %s is not writable: %w; make it writable for this user or name another with --dir", dir, unwrapAll(err))
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("another chancery uses %s; stop it first or name another folder with --dir", dir)
+	}
+	return func() { f.Close() }, nil
+}
+
+// writeConfig writes DIR/chancery.yaml on the first start.
+func (d *dev) writeConfig() error {
+	if _, err := os.Stat(d.path("chancery.yaml")); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	var c Config
+	c.Listen.HTTPS, c.Listen.HTTP = d.https, d.http
+	for name, addr := range map[string]string{"--https": d.https, "--http": d.http} {
+		if _, port, err := net.SplitHostPort(addr); err != nil || port == "0" {
+			return &exit{exitUsage, fmt.Errorf("%s %q is no address; write host:port, e.g. 127.0.0.1:8443", name, addr)}
+		}
+	}
+	c.PublicURL = "https://" + devHost(d.https)
+	c.PublicHTTPURL = "http://" + devHost(d.http)
+	c.NodeID = "dev"
+	c.Database = "sqlite:" + d.path("chancery.db")
+	c.Ledger.Journal = d.path("journal", "intents")
+	c.Ledger.Anchors = []string{"file:" + d.path("journal", "checkpoints")}
+	for _, name := range devMembers {
+		base := d.path("hsm", name)
+		c.HSM.Members = append(c.HSM.Members, MemberConfig{Name: name, Module: softHSM, Token: "chancery-dev-" + name, PIN: "file:" + filepath.Join(base, "pin"),
+			SOPIN: "file:" + filepath.Join(base, "so-pin"), Env: map[string]string{"SOFTHSM2_CONF": filepath.Join(base, "softhsm2.conf")}})
+	}
+	c.ACME.Validation = ValidationConfig{HTTPPort: 5002, AllowNetworks: []string{"127.0.0.0/8", "::1/128"}}
+	b, err := yaml.Marshal(c)
+	if err != nil {
+		return err
+	}
+	head := "# Written once by chancery dev; edit as you like. Keys: docs/OPERATIONS.md.\n"
+	return writeFile(d.path("chancery.yaml"), append([]byte(head), b...), 0o600)
+}
+
+// devHost is how a browser on this machine names an address: passkeys and
+// certificates want a name, not 127.0.0.1.
+func devHost(addr string) string {
+	host, port, _ := net.SplitHostPort(addr)
+	if host == "127.0.0.1" || host == "" || host == "0.0.0.0" {
+		host = "localhost"
+	}
+	return net.JoinHostPort(host, port)
+}
+
+// start brings everything up to the point where the listeners may answer.
+func (d *dev) start(ctx context.Context, s *server) error {
+	if err := os.MkdirAll(filepath.Dir(s.cfg.Ledger.Journal), 0o700); err != nil {
+		return err
+	}
+	if _, err := os.Stat(softHSM); err != nil {
+		for _, m := range s.cfg.HSM.Members {
+			if m.Module == softHSM {
+				return &exit{exitHSM, fmt.Errorf("the SoftHSM module %s is missing; install it: apt-get install softhsm2", softHSM)}
+			}
+		}
+	}
+	roster, err := d.officers()
+	if err != nil {
+		return err
+	}
+	token, err := d.adminToken()
+	if err != nil {
+		return err
+	}
+	if err := d.tokens(ctx, s); err != nil {
+		return err
+	}
+	if err := s.open(ctx); err != nil {
+		return err
+	}
+	if n, err := s.hsm.Reconcile(ctx); err != nil {
+		return fmt.Errorf("closing what a crash left open: %w", err)
+	} else if n > 0 {
+		s.log.Warn("a crash left operations open; they are closed and their serials revoked", "count", n)
+	}
+	whole, err := s.complete(ctx)
+	if err != nil {
+		return err
+	}
+	if whole {
+		if err := s.buildCA(ctx); err != nil {
+			return err
+		}
+	} else if err := s.genesis(ctx, roster, sha256.Sum256([]byte(token))); err != nil {
+		return err
+	}
+	if err := s.authority.FreshCRLs(ctx); err != nil {
+		s.log.Warn("CRL not renewed at start", "err", err)
+	}
+	return writeFile(d.path("root.pem"), pemCertificates(s.authority.Roots()...), 0o644)
+}
+
+// tokens makes the SoftHSM tokens. While the ledger is empty nothing in them is of
+// use: what a crash during the very first start left is made anew. The intent
+// journal and the ledger are checked first, so that a lost database is no empty one.
+func (d *dev) tokens(ctx context.Context, s *server) error {
+	empty, err := ledgerIsEmpty(ctx, s.cfg.Database)
+	if err != nil || !empty {
+		return err
+	}
+	j, err := audit.OpenJournal(s.cfg.Ledger.Journal)
+	if err != nil {
+		return err
+	}
+	if err := j.Close(); err != nil {
+		return err
+	}
+	if j.Base() > 0 {
+		return fmt.Errorf("the database %s is empty, but the intent journal knows %d entries: the database was lost. Put it back; or, to begin a new CA, name another folder with --dir", s.cfg.Database, j.Base())
+	}
+	members, err := s.cfg.members()
+	if err != nil {
+		return err
+	}
+	for i, m := range s.cfg.HSM.Members {
+		if m.Env["SOFTHSM2_CONF"] != d.path("hsm", m.Name, "softhsm2.conf") {
+			continue // a token of the user's own
+		}
+		if err := os.RemoveAll(d.path("hsm", m.Name)); err != nil {
+			return fmt.Errorf("member %s: %w", m.Name, err)
+		}
+		if err := hsmstore.WriteSoftHSMConf(d.path("hsm", m.Name)); err != nil {
+			return fmt.Errorf("member %s: %w", m.Name, err)
+		}
+		if err := os.Remove(members[i].JournalPath); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := hsmstore.InitToken(ctx, members[i], m.Token); err != nil {
+			return fmt.Errorf("member %s: %w", m.Name, err)
+		}
+	}
+	return nil
+}
+
+func ledgerIsEmpty(ctx context.Context, database string) (bool, error) {
+	db, err := dbstore.Open(ctx, database)
+	if err != nil {
+		return false, err
+	}
+	defer db.Close()
+	head, err := db.Head(ctx)
+	return head.Size == 0, err
+}
+
+// officers makes the two officers' keys on the first start and returns the digest
+// of the roster. They vote on later sensitive acts.
+func (d *dev) officers() (roster [32]byte, err error) {
+	var list []admin.Officer
+	for _, name := range []string{"officer-1", "officer-2"} {
+		path := d.path("officers", name+".pem")
+		k, err := admin.LoadOfficerKey(name, path)
+		if errors.Is(err, fs.ErrNotExist) {
+			if k, err = admin.NewOfficerKey(name); err != nil {
+				return roster, err
+			}
+			err = k.Save(path)
+		}
+		if err != nil {
+			return roster, err
+		}
+		o, err := k.Officer()
+		if err != nil {
+			return roster, err
+		}
+		list = append(list, o)
+	}
+	return admin.RosterDigest(list, devQuorum), nil
+}
+
+func (d *dev) adminToken() (string, error) {
+	path := d.path("admin.token")
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		token := base64.RawURLEncoding.EncodeToString(random(32))
+		return token, writeFile(path, []byte(token+"\n"), 0o600)
+	}
+	return strings.TrimSpace(string(b)), err
+}
+
+// certbot is one line that gets a certificate as it stands, without root.
+func (d *dev) certbot(c *Config) string {
+	at := func(elem ...string) string { return shellQuote(d.path(elem...)) }
+	return "REQUESTS_CA_BUNDLE=" + at("root.pem") + " certbot certonly --non-interactive --agree-tos --register-unsafely-without-email --standalone" +
+		fmt.Sprintf(" --http-01-port %d --server %s/acme/directory", c.ACME.Validation.HTTPPort, c.PublicURL) +
+		" --config-dir " + at("certbot", "config") + " --work-dir " + at("certbot", "work") + " --logs-dir " + at("certbot", "logs") + " -d demo.localhost"
+}
+
+func shellQuote(s string) string {
+	if strings.IndexFunc(s, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-", r))
+	}) < 0 {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+func fingerprint(der []byte) string {
+	sum := sha256.Sum256(der)
+	parts := make([]string, len(sum))
+	for i, b := range sum {
+		parts[i] = fmt.Sprintf("%02X", b)
+	}
+	return strings.Join(parts, ":")
+}
+
+func (d *dev) banner(c *Config, l web.Landing) {
+	install := ""
+	if _, err := exec.LookPath("certbot"); err != nil {
+		install = "   (certbot is not installed yet)"
+	}
+	fmt.Fprintf(d.out, `Chancery is ready.
+
+  ACME directory    %s/acme/directory
+  Root certificate  %s
+  Root SHA-256      %s
+  Start page        %s/
+  Data              %s
+
+The first certificate, as this user:%s
+
+  sudo apt-get install -y certbot
+  %s
+
+Check the ledger at any time:
+
+  %s audit verify --dir %s
+`, c.PublicURL, d.path("root.pem"), l.RootFingerprint, c.PublicHTTPURL, d.dir, install, l.CertbotLine, self(), shellQuote(d.dir))
+}
+
+// self is how the user called this program.
+func self() string {
+	if strings.Contains(os.Args[0], "/") {
+		return shellQuote(os.Args[0])
+	}
+	return "chancery"
+}

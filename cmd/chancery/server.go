@@ -1,0 +1,325 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"chancery/acme"
+	"chancery/audit"
+	"chancery/ca"
+	"chancery/dbstore"
+	"chancery/hsmstore"
+	"chancery/web"
+)
+
+// Names of what genesis makes.
+const (
+	rootName       = "root"
+	issuingName    = "issuing"
+	checkpointName = "checkpoint"
+	documentName   = "document"
+)
+
+// drain is how long a stopping server waits for what is in flight.
+const drain = 10 * time.Second
+
+// server is the running CA: every room, built in order.
+type server struct {
+	cfg *Config
+	dev bool
+	log *slog.Logger
+
+	db         *dbstore.Store
+	journal    *audit.Journal
+	ledger     *audit.Ledger
+	hsm        *hsmstore.Store
+	authority  *ca.Authority
+	checkpoint *audit.Checkpointer
+
+	stopHSM, stopLedger context.CancelFunc
+	hsmDone, ledgerDone chan error
+}
+
+// open opens the lower floors: database, ledger, HSM cluster. On an error whatever
+// was opened is closed again.
+func (s *server) open(ctx context.Context) (err error) {
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	if s.db, err = dbstore.Open(ctx, s.cfg.Database); err != nil {
+		return err
+	}
+	if s.journal, err = audit.OpenJournal(s.cfg.Ledger.Journal); err != nil {
+		return err
+	}
+	s.ledger, err = audit.Open(ctx, s.db, audit.Options{Node: s.cfg.NodeID, Build: build(), Journal: s.journal, Log: s.log})
+	if err != nil {
+		return err
+	}
+	s.stopLedger, s.ledgerDone = background(s.ledger.Run)
+
+	members, err := s.cfg.members()
+	if err != nil {
+		return err
+	}
+	enrolled, err := s.db.Members(ctx)
+	if err != nil {
+		return err
+	}
+	for i := range members {
+		for _, e := range enrolled {
+			if e.Name == members[i].Name {
+				members[i].TokenSerial = e.Serial // another token under that label is foreign
+			}
+		}
+	}
+	keys, err := s.db.Keys(ctx)
+	if err != nil {
+		return err
+	}
+	s.hsm, err = hsmstore.Open(ctx, hsmstore.Config{Members: members, Ledger: s.ledger, Keys: keys, Log: s.log})
+	if err != nil {
+		return err
+	}
+	s.stopHSM, s.hsmDone = background(s.hsm.Run)
+	return nil
+}
+
+// background starts a loop and returns how to stop it and how to learn its end.
+func background(run func(context.Context) error) (context.CancelFunc, chan error) {
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- run(ctx) }()
+	return stop, done
+}
+
+// close ends the lower floors from the top down; everything queued is written first.
+func (s *server) close() error {
+	var errs []error
+	if s.stopHSM != nil {
+		s.stopHSM()
+		errs = append(errs, <-s.hsmDone)
+	}
+	if s.checkpoint != nil { // the last entries are covered by a signed checkpoint
+		last, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		if err := s.checkpoint.Sign(last); err != nil {
+			s.log.Warn("last checkpoint not signed", "err", err)
+		}
+		cancel()
+	}
+	if s.hsm != nil {
+		errs = append(errs, s.hsm.Close())
+	}
+	if s.stopLedger != nil {
+		s.stopLedger()
+		errs = append(errs, <-s.ledgerDone)
+	}
+	if s.journal != nil {
+		errs = append(errs, s.journal.Close())
+	}
+	if s.db != nil {
+		errs = append(errs, s.db.Close())
+	}
+	*s = server{cfg: s.cfg, dev: s.dev, log: s.log}
+	return errors.Join(errs...)
+}
+
+// buildCA builds the upper floors on an open cluster: checkpoints and the authority.
+func (s *server) buildCA(ctx context.Context) error {
+	signer, err := s.hsm.CheckpointSigner()
+	if err != nil {
+		return err
+	}
+	anchor := ""
+	for _, a := range s.cfg.Ledger.Anchors {
+		anchor = strings.TrimPrefix(a, "file:")
+	}
+	s.checkpoint = audit.NewCheckpointer(s.ledger, signer, anchor)
+	s.authority, err = ca.New(ctx, ca.Config{Keys: s.hsm, Ledger: s.ledger, Storage: s.db, URL: s.cfg.PublicHTTPURL, API: s.cfg.PublicURL, Issuer: issuingName, Log: s.log})
+	return err
+}
+
+// listeners are opened before anything is signed, so that a port in use is told at once.
+type listeners struct{ https, http net.Listener }
+
+func listen(cfg *Config) (l listeners, err error) {
+	if l.https, err = listenOn("listen.https", cfg.Listen.HTTPS); err != nil {
+		return l, err
+	}
+	if l.http, err = listenOn("listen.http", cfg.Listen.HTTP); err != nil {
+		l.https.Close()
+	}
+	return l, err
+}
+
+func (l listeners) close() {
+	l.https.Close()
+	l.http.Close()
+}
+
+func listenOn(key, addr string) (net.Listener, error) {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("%s: cannot listen on %s: %w; stop the program that uses the port or name another address", key, addr, unwrapAll(err))
+	}
+	return l, nil
+}
+
+// databasePath is the file of a SQLite database.
+func databasePath(database string) string { return strings.TrimPrefix(database, "sqlite:") }
+
+func unwrapAll(err error) error {
+	for errors.Unwrap(err) != nil {
+		err = errors.Unwrap(err)
+	}
+	return err
+}
+
+// serve runs the CA until ctx is done, then finishes what is in flight.
+func (s *server) serve(ctx context.Context, l listeners, landing web.Landing, ready func()) error {
+	nonceKey, err := s.setting(ctx, "nonce-key", func() ([]byte, error) { return random(32), nil })
+	if err != nil {
+		return err
+	}
+	tokenHash, err := s.db.Setting(ctx, adminTokenSetting)
+	if err != nil {
+		return fmt.Errorf("reading the hash of the admin token: %w", err)
+	}
+	networks, err := s.cfg.ACME.Validation.networks()
+	if err != nil {
+		return err
+	}
+	acmeServer, err := acme.New(acme.Config{
+		PublicURL: s.cfg.PublicURL, Authority: acme.FromCA(s.authority), Ledger: s.ledger, Storage: s.db, NonceKey: nonceKey, Log: s.log,
+		Validation: acme.Validation{HTTPPort: s.cfg.ACME.Validation.HTTPPort, Resolvers: s.cfg.ACME.Validation.Resolvers, AllowNetworks: networks,
+			DenyAddrs: own(l), LocalhostToLoopback: s.dev},
+	})
+	if err != nil {
+		return err
+	}
+	own, err := s.ownCertificate(ctx)
+	if err != nil {
+		return err
+	}
+	edge, err := web.New(web.Config{
+		CA: s.authority, ACME: acmeServer.Handler(), PublicURL: s.cfg.PublicURL, PublicHTTPURL: s.cfg.PublicHTTPURL, Dev: s.dev, Landing: landing, Log: s.log,
+		Checkpoint: s.checkpoint.Latest, Proof: s.proof, Ready: s.ready, GetCertificate: own.get,
+		AdminToken: func(token string) bool {
+			sum := sha256.Sum256([]byte(token))
+			return subtle.ConstantTimeCompare(sum[:], tokenHash) == 1
+		},
+	})
+	if err != nil {
+		return err
+	}
+	// The edge drains first; the loops behind it end when it has, so that a request
+	// in flight still finds everything it needs.
+	back, stopBack := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopBack()
+	g, back := errgroup.WithContext(back)
+	g.Go(func() error { return s.authority.Run(back) })
+	g.Go(func() error { return acmeServer.Run(back) })
+	g.Go(func() error { return s.checkpoint.Run(back) })
+	g.Go(func() error { return own.run(back, s) })
+	g.Go(func() error {
+		defer stopBack()
+		front, stopFront := context.WithCancel(ctx)
+		defer stopFront()
+		context.AfterFunc(back, stopFront) // a loop that failed ends the server
+		return edge.Run(front, l.https, l.http)
+	})
+	ready()
+	return g.Wait()
+}
+
+// own are the addresses that an ACME validation must never reach.
+func own(l listeners) (out []netip.AddrPort) {
+	for _, x := range []net.Listener{l.https, l.http} {
+		if a, ok := x.Addr().(*net.TCPAddr); ok {
+			out = append(out, a.AddrPort())
+		}
+	}
+	return out
+}
+
+// ready tells whether a certificate could be signed and recorded now.
+func (s *server) ready(ctx context.Context) error {
+	if err := s.ledger.Broken(); err != nil {
+		return fmt.Errorf("ledger: %w", err)
+	}
+	if err := s.ledger.Write(ctx); err != nil { // an empty write goes through queue and commit
+		return fmt.Errorf("ledger: %w", err)
+	}
+	if !s.hsm.Ready() {
+		return fmt.Errorf("hsm: %w", hsmstore.ErrUnavailable)
+	}
+	return nil
+}
+
+// proof is the inclusion proof of a certificate's done leaf (C2SP tlog-proof).
+func (s *server) proof(ctx context.Context, serial string) ([]byte, error) {
+	c, err := s.authority.Certificate(ctx, serial)
+	if err != nil {
+		return nil, err
+	}
+	return s.checkpoint.ProofText(ctx, c.Done)
+}
+
+// setting reads a value that must survive restarts, and makes it at first.
+func (s *server) setting(ctx context.Context, name string, fresh func() ([]byte, error)) ([]byte, error) {
+	v, err := s.db.Setting(ctx, name)
+	if !errors.Is(err, audit.ErrNotFound) {
+		return v, err
+	}
+	if v, err = fresh(); err != nil {
+		return nil, err
+	}
+	err = s.ledger.Write(ctx, ca.PutSetting{Name: name, Value: v})
+	if errors.Is(err, audit.ErrExists) { // another node was faster
+		return s.db.Setting(ctx, name)
+	}
+	return v, err
+}
+
+func random(n int) []byte {
+	b := make([]byte, n)
+	rand.Read(b)
+	return b
+}
+
+func pemCertificates(ders ...[]byte) []byte {
+	var out []byte
+	for _, d := range ders {
+		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: d})...)
+	}
+	return out
+}
+
+// writeFile puts a file in place as a whole, or not at all.
+func writeFile(path string, data []byte, mode os.FileMode) error {
+	tmp := path + ".new"
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return errors.Join(err, os.Remove(tmp))
+	}
+	return os.Rename(tmp, path)
+}

@@ -1,0 +1,21 @@
+package dbstore
+
+import (
+	"fmt"
+
+	"chancery/audit"
+)
+
+// Apply implements [audit.Tx]: it finds the room that knows the projection.
+func (t *tx) Apply(p audit.Projection, at *audit.StoredLeaf) error {
+	if ok, err := t.applyCA(p, at); ok {
+		return err
+	}
+	if ok, err := t.applyKeys(p, at); ok {
+		return err
+	}
+	if ok, err := t.applyACME(p); ok {
+		return err
+	}
+	return fmt.Errorf("dbstore: no way to store a %T", p)
+}

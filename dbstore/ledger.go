@@ -1,0 +1,278 @@
+package dbstore
+
+import (
+	"context"
+	"crypto/x509"
+	"database/sql"
+	"errors"
+	"fmt"
+
+	"golang.org/x/mod/sumdb/tlog"
+
+	"chancery/audit"
+)
+
+var (
+	_ audit.Storage      = (*Store)(nil)
+	_ audit.VerifySource = (*Store)(nil)
+)
+
+// Update implements [audit.Storage]. The transaction begins as a writing one, so
+// that the head read in it cannot change before it commits.
+func (s *Store) Update(ctx context.Context, fn func(audit.Tx) error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := &tx{ctx: ctx, s: s}
+	if _, err := t.exec("BEGIN IMMEDIATE"); err != nil {
+		return fmt.Errorf("%w: beginning: %v", audit.ErrUnavailable, err)
+	}
+	if err := fn(t); err != nil {
+		return errors.Join(err, t.rollback())
+	}
+	if _, err := t.exec("COMMIT"); err != nil {
+		return errors.Join(fmt.Errorf("%w: committing: %v", audit.ErrUnavailable, err), t.rollback())
+	}
+	return nil
+}
+
+func (t *tx) rollback() error {
+	if _, err := t.exec("ROLLBACK"); err != nil {
+		// SQLite itself rolls back on some errors (full disk); there is then nothing left to undo.
+		var one int
+		if t.s.conn.QueryRowContext(t.ctx, "SELECT 1").Scan(&one) == nil {
+			return nil
+		}
+		return fmt.Errorf("rolling back: %w", err)
+	}
+	return nil
+}
+
+// Item implements [audit.Tx].
+func (t *tx) Item(fn func() error) error {
+	if _, err := t.exec("SAVEPOINT item"); err != nil {
+		return unavailable(err)
+	}
+	ferr := fn()
+	if ferr != nil {
+		if _, err := t.exec("ROLLBACK TO item"); err != nil {
+			return unavailable(err)
+		}
+	}
+	if _, err := t.exec("RELEASE item"); err != nil {
+		return unavailable(err)
+	}
+	return ferr
+}
+
+func unavailable(err error) error { return fmt.Errorf("%w: %v", audit.ErrUnavailable, err) }
+
+// Head implements [audit.Tx].
+func (t *tx) Head() (audit.Head, error) {
+	var size int64
+	var nodes []byte
+	if err := t.row([]any{&size, &nodes}, "SELECT size, nodes FROM ledger_head WHERE id = 1"); err != nil {
+		return audit.Head{}, unavailable(err)
+	}
+	return parseHead(size, nodes)
+}
+
+func parseHead(size int64, nodes []byte) (audit.Head, error) {
+	if size < 0 || len(nodes)%tlog.HashSize != 0 {
+		return audit.Head{}, fmt.Errorf("%w: head row", audit.ErrTampered)
+	}
+	h := audit.Head{Size: uint64(size)}
+	for ; len(nodes) > 0; nodes = nodes[tlog.HashSize:] {
+		h.Range = append(h.Range, tlog.Hash(nodes[:tlog.HashSize]))
+	}
+	return h, nil
+}
+
+// Append implements [audit.Tx].
+func (t *tx) Append(l audit.StoredLeaf) error {
+	var closes any
+	if l.Closes != audit.NoIndex {
+		n, err := t.exec("DELETE FROM ledger_open WHERE idx = ?", int64(l.Closes))
+		if err != nil {
+			return err
+		}
+		if n != 1 {
+			return fmt.Errorf("%w: intent %d is not open", audit.ErrConflict, l.Closes)
+		}
+		closes = int64(l.Closes)
+	}
+	if _, err := t.exec("INSERT INTO ledger_leaf (idx, kind, closes, leaf) VALUES (?, ?, ?, ?)", int64(l.Index), int64(l.Kind), closes, l.Bytes); err != nil {
+		if errors.Is(err, audit.ErrExists) {
+			return fmt.Errorf("%w: leaf %d is there already", audit.ErrTampered, l.Index)
+		}
+		return err
+	}
+	if l.Kind == audit.KindIntent {
+		_, err := t.exec("INSERT INTO ledger_open (idx, node) VALUES (?, ?)", int64(l.Index), l.Node)
+		return err
+	}
+	return nil
+}
+
+// PutTiles implements [audit.Tx].
+func (t *tx) PutTiles(tiles []audit.Tile) error {
+	for _, x := range tiles {
+		if _, err := t.exec("INSERT INTO ledger_tile (level, n, data) VALUES (?, ?, ?)", x.Level, int64(x.N), x.Data); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// SetHead implements [audit.Tx].
+func (t *tx) SetHead(h audit.Head) error {
+	nodes := make([]byte, 0, len(h.Range)*tlog.HashSize)
+	for _, n := range h.Range {
+		nodes = append(nodes, n[:]...)
+	}
+	n, err := t.exec("UPDATE ledger_head SET size = ?, nodes = ? WHERE id = 1", int64(h.Size), nodes)
+	if err == nil && n != 1 {
+		err = fmt.Errorf("%w: there is no head row", audit.ErrTampered)
+	}
+	return err
+}
+
+// Head implements [audit.Reader].
+func (s *Store) Head(ctx context.Context) (audit.Head, error) {
+	var size int64
+	var nodes []byte
+	if err := s.rodb.QueryRowContext(ctx, "SELECT size, nodes FROM ledger_head WHERE id = 1").Scan(&size, &nodes); err != nil {
+		return audit.Head{}, mapError(err)
+	}
+	return parseHead(size, nodes)
+}
+
+// Leaves implements [audit.Reader].
+func (s *Store) Leaves(ctx context.Context, from, to uint64, fn func(uint64, []byte) error) error {
+	rows, err := s.rodb.QueryContext(ctx, "SELECT idx, leaf FROM ledger_leaf WHERE idx >= ? AND idx < ? ORDER BY idx", int64(from), int64(to))
+	if err != nil {
+		return mapError(err)
+	}
+	defer rows.Close()
+	next := from
+	for rows.Next() {
+		var idx int64
+		var leaf sql.RawBytes
+		if err := rows.Scan(&idx, &leaf); err != nil {
+			return mapError(err)
+		}
+		if uint64(idx) != next {
+			return fmt.Errorf("%w: leaf %d is missing", audit.ErrTampered, next)
+		}
+		if err := fn(next, append([]byte(nil), leaf...)); err != nil {
+			return err
+		}
+		next++
+	}
+	if err := rows.Err(); err != nil {
+		return mapError(err)
+	}
+	if next != to {
+		return fmt.Errorf("%w: leaf %d is missing", audit.ErrTampered, next)
+	}
+	return nil
+}
+
+// Tile implements [audit.Reader].
+func (s *Store) Tile(ctx context.Context, level int, n uint64) ([]byte, error) {
+	var data []byte
+	err := s.rodb.QueryRowContext(ctx, "SELECT data FROM ledger_tile WHERE level = ? AND n = ?", level, int64(n)).Scan(&data)
+	return data, mapError(err)
+}
+
+// OpenIntents implements [audit.Storage].
+func (s *Store) OpenIntents(ctx context.Context, node string) ([]audit.StoredLeaf, error) {
+	rows, err := s.rodb.QueryContext(ctx, "SELECT o.idx, l.leaf FROM ledger_open o JOIN ledger_leaf l ON l.idx = o.idx WHERE o.node = ? ORDER BY o.idx", node)
+	if err != nil {
+		return nil, mapError(err)
+	}
+	defer rows.Close()
+	var out []audit.StoredLeaf
+	for rows.Next() {
+		l := audit.StoredLeaf{Kind: audit.KindIntent, Closes: audit.NoIndex, Node: node}
+		if err := rows.Scan(&l.Index, &l.Bytes); err != nil {
+			return nil, mapError(err)
+		}
+		out = append(out, l)
+	}
+	return out, mapError(rows.Err())
+}
+
+// PutCheckpoint implements [audit.Storage].
+func (s *Store) PutCheckpoint(ctx context.Context, size uint64, body, note string) error {
+	return s.Update(ctx, func(atx audit.Tx) error {
+		t := atx.(*tx)
+		if _, err := t.exec("INSERT INTO ledger_checkpoint (size, body, note) VALUES (?, ?, '') ON CONFLICT (size) DO NOTHING", int64(size), body); err != nil {
+			return err
+		}
+		if note == "" {
+			return nil
+		}
+		n, err := t.exec("UPDATE ledger_checkpoint SET note = ? WHERE size = ? AND body = ?", note, int64(size), body)
+		if err == nil && n != 1 {
+			err = fmt.Errorf("%w: checkpoint %d has another body", audit.ErrTampered, size)
+		}
+		return err
+	})
+}
+
+// LastCheckpoint implements [audit.Storage].
+func (s *Store) LastCheckpoint(ctx context.Context) (string, error) {
+	var note string
+	err := s.rodb.QueryRowContext(ctx, "SELECT note FROM ledger_checkpoint WHERE note <> '' ORDER BY size DESC LIMIT 1").Scan(&note)
+	return note, mapError(err)
+}
+
+// Checkpoints calls fn for every signed checkpoint, smallest first.
+func (s *Store) Checkpoints(ctx context.Context, fn func(note string) error) error {
+	rows, err := s.rodb.QueryContext(ctx, "SELECT note FROM ledger_checkpoint WHERE note <> '' ORDER BY size")
+	if err != nil {
+		return mapError(err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var note string
+		if err := rows.Scan(&note); err != nil {
+			return mapError(err)
+		}
+		if err := fn(note); err != nil {
+			return err
+		}
+	}
+	return mapError(rows.Err())
+}
+
+// Artefacts implements [audit.VerifySource].
+func (s *Store) Artefacts(ctx context.Context, from, to uint64, fn func(audit.Artefact) error) error {
+	rows, err := s.rodb.QueryContext(ctx, "SELECT done, intent, issuer, serial, der FROM certificate WHERE done >= ? AND done < ? ORDER BY done", int64(from), int64(to))
+	if err != nil {
+		return mapError(err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var a audit.Artefact
+		var issuer, der []byte
+		if err := rows.Scan(&a.Done, &a.Intent, &issuer, &a.Serial, &der); err != nil {
+			return mapError(err)
+		}
+		copy(a.Issuer[:], issuer)
+		a.Hash = hashOf(der)
+		if c, err := x509.ParseCertificate(der); err == nil {
+			a.TBS = hashOf(c.RawTBSCertificate)
+		}
+		if err := fn(a); err != nil {
+			return err
+		}
+	}
+	return mapError(rows.Err())
+}
+
+// Beyond implements [audit.VerifySource].
+func (s *Store) Beyond(ctx context.Context, size uint64) (n int, err error) {
+	err = s.rodb.QueryRowContext(ctx, "SELECT count(*) FROM ledger_leaf WHERE idx >= ? OR idx < 0", int64(size)).Scan(&n)
+	return n, mapError(err)
+}

@@ -1,0 +1,135 @@
+package hsmstore
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"chancery/audit"
+)
+
+// Secret gives a PIN when it is needed: it is called for each start of a worker
+// and its result is handed to that worker only.
+type Secret func() (string, error)
+
+// FileSecret reads a PIN from the first line of a file, which only its owner may
+// be able to read.
+func FileSecret(path string) Secret {
+	return func() (string, error) {
+		st, err := os.Stat(path)
+		if err != nil {
+			return "", fmt.Errorf("reading PIN file: %w", err)
+		}
+		if st.Mode().Perm()&0o077 != 0 {
+			return "", fmt.Errorf("PIN file %s has mode %04o; set it to 0600", path, st.Mode().Perm())
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return "", fmt.Errorf("reading PIN file: %w", err)
+		}
+		pin, _, _ := strings.Cut(string(b), "\n")
+		if pin = strings.TrimSuffix(pin, "\r"); pin == "" {
+			return "", fmt.Errorf("PIN file %s is empty", path)
+		}
+		return pin, nil
+	}
+}
+
+// MemberConfig says where one HSM member is.
+type MemberConfig struct {
+	Name        string
+	Module      string   // path of the vendor's PKCS#11 library; owned by root or by us
+	TokenLabel  string   // finds the token; or
+	TokenSerial string   // the enrolled serial number: another token is fenced. Both may be given
+	PIN         Secret   // user PIN
+	SOPIN       Secret   // SO PIN, for ceremonies only; nil outside them
+	Env         []string // KEY=value, set on the member's processes only (e.g. SOFTHSM2_CONF)
+	JournalPath string   // the worker's own journal
+	Sessions    int      // signatures at the same time; 0: 4
+}
+
+func (c MemberConfig) validate() error {
+	if err := checkName("member", c.Name); err != nil {
+		return err
+	}
+	switch {
+	case c.Module == "":
+		return fmt.Errorf("member %s: module is missing; give the path of the PKCS#11 library", c.Name)
+	case c.TokenLabel == "" && c.TokenSerial == "":
+		return fmt.Errorf("member %s: token is missing; give its label or serial number", c.Name)
+	case c.PIN == nil:
+		return fmt.Errorf("member %s: pin is missing", c.Name)
+	case c.JournalPath == "":
+		return fmt.Errorf("member %s: journal path is missing", c.Name)
+	case c.Sessions < 0 || c.Sessions > 1024:
+		return fmt.Errorf("member %s: sessions must be 0 to 1,024", c.Name)
+	}
+	return nil
+}
+
+// Config of a [Store].
+type Config struct {
+	Members     []MemberConfig
+	Ledger      *audit.Ledger // required
+	Keys        []KeyRecord   // what the database holds
+	Log         *slog.Logger  // nil: slog.Default
+	SignTimeout time.Duration // of one attempt on one member; 0: 5 s
+	Concurrency int           // signatures in flight in the whole store; 0: 16 per member
+	Queue       int           // operations begun and not yet signed; 0: 4,096
+}
+
+func (c *Config) validate() error {
+	if c.Ledger == nil {
+		return errors.New("hsmstore: a ledger is required: no key is used without one")
+	}
+	if len(c.Members) == 0 {
+		return errors.New("hsmstore: at least one HSM member is required")
+	}
+	seen := map[string]bool{}
+	for _, m := range c.Members {
+		if err := m.validate(); err != nil {
+			return err
+		}
+		if seen[m.Name] {
+			return fmt.Errorf("member %s: the name is there twice", m.Name)
+		}
+		seen[m.Name] = true
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	if c.SignTimeout == 0 {
+		c.SignTimeout = 5 * time.Second
+	}
+	if c.Concurrency == 0 {
+		c.Concurrency = 16 * len(c.Members)
+	}
+	if c.Queue == 0 {
+		c.Queue = 4096
+	}
+	return nil
+}
+
+// checkModule refuses a library that someone else could have put there: it is a
+// regular file, owned by root or by us, and others cannot write to it.
+func checkModule(path string) error {
+	st, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("%w: %v; install the module or correct its path", ErrModule, err)
+	}
+	if !st.Mode().IsRegular() {
+		return fmt.Errorf("%w: %s is no regular file", ErrModule, path)
+	}
+	sys, ok := st.Sys().(*syscall.Stat_t)
+	if !ok || sys.Uid != 0 && int(sys.Uid) != os.Getuid() {
+		return fmt.Errorf("%w: %s is not owned by root; chown it", ErrModule, path)
+	}
+	if st.Mode().Perm()&0o022 != 0 && (st.Mode().Perm()&0o002 != 0 || sys.Gid != 0) {
+		return fmt.Errorf("%w: %s can be written by others (mode %04o); chmod it to 0644", ErrModule, path, st.Mode().Perm())
+	}
+	return nil
+}

@@ -1,0 +1,439 @@
+package hsmstore
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+
+	"chancery/admin"
+	"chancery/audit"
+)
+
+// KeySpec says which key is to be born.
+type KeySpec struct {
+	Name      string
+	Purpose   audit.Purpose
+	Algorithm string   // see [KeyRecord]
+	Subject   []byte   // issuer Name DER (RFC 5280 §4.1.2.4): issuer keys sign under no other name
+	Members   []string // that shall hold it; nil: all
+}
+
+// Act is the act that a grant must list for the key.
+func (p KeySpec) Act() string { return admin.GenerateKeyAct(p.Name, p.Purpose.String(), p.Algorithm) }
+
+func (p KeySpec) validate() error {
+	if err := checkName("key", p.Name); err != nil {
+		return err
+	}
+	if _, known := allows[p.Purpose]; !known {
+		return fmt.Errorf("key %s: keys of %s sign nothing", p.Name, p.Purpose)
+	}
+	if _, err := algorithmByName(p.Algorithm); err != nil {
+		return fmt.Errorf("key %s: %w", p.Name, err)
+	}
+	if (p.Purpose == audit.PurposeIssuer) != (len(p.Subject) > 0) {
+		return fmt.Errorf("key %s: issuer keys have a subject, no others do", p.Name)
+	}
+	return nil
+}
+
+// GenesisActs lists the acts of [Store.Genesis] and of the births of more keys,
+// to which the caller adds its own (roots to be signed).
+func (s *Store) GenesisActs(checkpoint KeySpec, more ...KeySpec) []string {
+	acts := []string{checkpoint.Act()}
+	for _, m := range s.members {
+		acts = append(acts, admin.AddMemberAct(m.cfg.Name), probeSpec(m.cfg.Name).Act())
+	}
+	for _, p := range more {
+		acts = append(acts, p.Act())
+	}
+	return acts
+}
+
+func probeSpec(member string) KeySpec {
+	return KeySpec{Name: ProbeKeyName(member), Purpose: audit.PurposeProbe, Algorithm: "P-256", Members: []string{member}}
+}
+
+// birth is a key on its way from a spec to a usable key.
+type birth struct {
+	spec    KeySpec
+	members []*member
+	object  keyObject
+	rec     KeyRecord
+	born    bornKey
+	fresh   bool // born in this ceremony, not by one that was cut short
+}
+
+// GenerateKey bears one key; see [Store.GenerateKeys].
+func (s *Store) GenerateKey(ctx context.Context, grant *admin.Grant, spec KeySpec) (*Key, error) {
+	keys, err := s.GenerateKeys(ctx, grant, spec)
+	if err != nil {
+		return nil, err
+	}
+	return keys[0], nil
+}
+
+// GenerateKeys bears keys in one ceremony: it spends the act of each, bears them
+// on one member, copies them to the others of their specs, and proves each copy
+// through the door; each step is on the ledger. Only then are they usable. A key
+// that an interrupted ceremony left unproved is taken up where it stands.
+//
+// All members of the specs must be up. Errors wrap admin.ErrNotGranted,
+// ErrUnavailable, ErrPIN, audit.ErrExists for a name that is taken.
+func (s *Store) GenerateKeys(ctx context.Context, grant *admin.Grant, specs ...KeySpec) ([]*Key, error) {
+	s.keysMu.Lock()
+	defer s.keysMu.Unlock()
+	return s.generate(ctx, grant, specs)
+}
+
+// generate is GenerateKeys, with keysMu held.
+func (s *Store) generate(ctx context.Context, grant *admin.Grant, specs []KeySpec) ([]*Key, error) {
+	births, acts, err := s.prepare(grant, specs)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.bear(ctx, acts, births); err != nil {
+		return nil, err
+	}
+	for _, b := range births {
+		if !b.fresh {
+			continue
+		}
+		rec := b.rec
+		if b.rec.Birth, err = s.recordBirth(ctx, grant, b, PutKey{rec}); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.spread(ctx, acts, births, func(c copied, b *birth) error {
+		return s.recordCopy(ctx, grant, c, b, KeyCopied{ID: b.rec.ID, Member: c.member.cfg.Name})
+	}); err != nil {
+		return nil, err
+	}
+	return s.prove(ctx, grant, births)
+}
+
+// prepare checks the specs and spends their acts, before anything happens.
+func (s *Store) prepare(grant *admin.Grant, specs []KeySpec) ([]*birth, []string, error) {
+	var out []*birth
+	var acts []string
+	for _, spec := range specs {
+		if err := spec.validate(); err != nil {
+			return nil, nil, err
+		}
+		b := &birth{spec: spec, fresh: true}
+		s.mu.RLock()
+		old := s.keys[spec.Name]
+		s.mu.RUnlock()
+		if old != nil {
+			if old.usable.Load() || old.purpose != spec.Purpose || old.alg.name != spec.Algorithm || string(old.subject) != string(spec.Subject) {
+				return nil, nil, fmt.Errorf("key %q: %w", spec.Name, audit.ErrExists)
+			}
+			b.fresh, b.rec = false, old.record()
+		}
+		for _, m := range s.members {
+			if spec.Members == nil || slices.Contains(spec.Members, m.cfg.Name) {
+				if st := m.current(); st.State != Up {
+					return nil, nil, fmt.Errorf("%w: key %q: member %s is %s; all members of a new key must be up", ErrUnavailable, spec.Name, m.cfg.Name, st.State)
+				}
+				b.members = append(b.members, m)
+			}
+		}
+		if len(b.members) == 0 || spec.Members != nil && len(b.members) != len(spec.Members) {
+			return nil, nil, fmt.Errorf("key %q: its members %v are not all members of the cluster", spec.Name, spec.Members)
+		}
+		out = append(out, b)
+	}
+	for _, b := range out {
+		if err := grant.Spend(b.spec.Act()); err != nil {
+			return nil, nil, fmt.Errorf("key %q: %w", b.spec.Name, err)
+		}
+		acts = append(acts, b.spec.Act())
+	}
+	return out, acts, nil
+}
+
+// bear makes the fresh keys, each on the first of its members.
+func (s *Store) bear(ctx context.Context, acts []string, births []*birth) error {
+	for _, m := range s.members {
+		var mine []*birth
+		var objects []keyObject
+		for _, b := range births {
+			b.object = keyObject{ID: b.rec.ID, Name: b.spec.Name, Purpose: b.spec.Purpose, Algorithm: b.spec.Algorithm, Subject: b.spec.Subject, SPKI: b.rec.SPKI,
+				Replicable: b.spec.Purpose != audit.PurposeProbe}
+			if b.fresh && b.members[0] == m {
+				rand.Read(b.object.ID[:])
+				mine, objects = append(mine, b), append(objects, b.object)
+			}
+		}
+		if len(mine) == 0 {
+			continue
+		}
+		born, err := s.generateOn(ctx, m, acts, objects)
+		if err != nil {
+			return err
+		}
+		for i, b := range mine {
+			if _, alg, err := parseSPKI(born[i].SPKI); err != nil || alg.name != b.spec.Algorithm {
+				return fmt.Errorf("member %s: key %q came out as another kind of key", m.cfg.Name, b.spec.Name)
+			}
+			b.born = born[i]
+			b.object = objects[i]
+			b.object.SPKI = born[i].SPKI
+			b.rec = KeyRecord{ID: objects[i].ID, Name: b.spec.Name, Purpose: b.spec.Purpose, Algorithm: b.spec.Algorithm, SPKI: born[i].SPKI, Subject: b.spec.Subject,
+				Origin: m.cfg.Name, Members: []string{m.cfg.Name}}
+		}
+	}
+	return nil
+}
+
+// spread copies keys to those of their members that do not hold them yet.
+func (s *Store) spread(ctx context.Context, acts []string, births []*birth, record func(copied, *birth) error) error {
+	bySource := map[*member]map[*member][]keyObject{}
+	byID := map[KeyID]*birth{}
+	for _, b := range births {
+		byID[b.rec.ID] = b
+		source := s.member(b.rec.Origin)
+		if source == nil {
+			return fmt.Errorf("key %q: its origin %s is no member any more", b.spec.Name, b.rec.Origin)
+		}
+		for _, m := range b.members {
+			if slices.Contains(b.rec.Members, m.cfg.Name) {
+				continue
+			}
+			if bySource[source] == nil {
+				bySource[source] = map[*member][]keyObject{}
+			}
+			bySource[source][m] = append(bySource[source][m], b.object)
+		}
+	}
+	for _, source := range s.members {
+		err := s.replicate(ctx, source, acts, bySource[source], func(c copied) error {
+			b := byID[c.key.ID]
+			if err := record(c, b); err != nil {
+				return err
+			}
+			b.rec.Members = append(b.rec.Members, c.member.cfg.Name)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// recordBirth writes the leaf of a birth and returns its index.
+func (s *Store) recordBirth(ctx context.Context, grant *admin.Grant, b *birth, p ...audit.Projection) (uint64, error) {
+	alg, err := algorithmByName(b.rec.Algorithm)
+	if err != nil {
+		return 0, err
+	}
+	f := s.keyFields(grant, b, s.member(b.rec.Origin), b.born.Attributes)
+	f.Bytes(audit.TagSPKI, b.rec.SPKI)
+	f.Uint8(audit.TagPurpose, uint8(b.rec.Purpose))
+	f.Bytes(audit.TagAlgorithm, alg.ident)
+	a, err := s.ledger.Append(ctx, audit.Event(audit.OpKeyGenerate, f), p...)
+	if err != nil {
+		return 0, fmt.Errorf("recording the birth of key %q: %w", b.rec.Name, err)
+	}
+	return a.Index, nil
+}
+
+func (s *Store) recordCopy(ctx context.Context, grant *admin.Grant, c copied, b *birth, p ...audit.Projection) error {
+	f := s.keyFields(grant, b, c.member, c.born.Attributes)
+	f.Text(audit.TagSource, b.rec.Origin)
+	f.Text(audit.TagMechanism, c.mechanism)
+	if _, err := s.ledger.Append(ctx, audit.Event(audit.OpKeyReplicate, f), p...); err != nil {
+		return fmt.Errorf("recording the copy of key %q on member %s: %w", b.rec.Name, c.member.cfg.Name, err)
+	}
+	return nil
+}
+
+// keyFields are what all leaves about a key on a member have.
+func (s *Store) keyFields(grant *admin.Grant, b *birth, m *member, attributes []string) audit.Fields {
+	var f audit.Fields
+	f.Hash(audit.TagKey, sha256.Sum256(b.rec.SPKI))
+	f.Text(audit.TagKeyName, b.rec.Name)
+	f.Text(audit.TagMember, m.cfg.Name)
+	f.Text(audit.TagSerialNumber, m.current().Serial)
+	f.Hash(audit.TagGrant, grant.Hash())
+	items := make([][]byte, len(attributes))
+	for i, a := range attributes {
+		items[i] = []byte(a)
+	}
+	f.List(audit.TagAttributes, items...)
+	return f
+}
+
+// prove lets every copy sign a challenge through the door; with the last proof of
+// a key it becomes usable.
+func (s *Store) prove(ctx context.Context, grant *admin.Grant, births []*birth) ([]*Key, error) {
+	keys := make([]*Key, len(births))
+	for i, b := range births {
+		k, err := newKey(s, b.rec)
+		if err != nil {
+			return nil, fmt.Errorf("key %q: %w", b.spec.Name, err)
+		}
+		s.mu.Lock()
+		s.keys[k.name] = k
+		s.mu.Unlock()
+		keys[i] = k
+	}
+	if err := s.reload(ctx); err != nil {
+		return nil, err
+	}
+	for i, b := range births {
+		for j, m := range b.members {
+			var last []audit.Projection
+			if j == len(b.members)-1 {
+				last = append(last, KeyUsable{ID: b.rec.ID})
+			}
+			if err := s.proveOn(ctx, grant, keys[i], m, last...); err != nil {
+				return nil, fmt.Errorf("proving key %q on member %s: %w", b.spec.Name, m.cfg.Name, err)
+			}
+		}
+		keys[i].usable.Store(true)
+	}
+	return keys, nil
+}
+
+func (s *Store) proveOn(ctx context.Context, grant *admin.Grant, k *Key, m *member, p ...audit.Projection) error {
+	m.mu.Lock()
+	why := m.bad[k.id]
+	m.mu.Unlock()
+	if why != "" {
+		return errors.New(why)
+	}
+	var nonce [32]byte
+	rand.Read(nonce[:])
+	text := proofText(s.ledger.ID(), k.spkiHash, m.current().Serial, nonce)
+	op, err := k.begin(ctx, SignRequest{Op: audit.OpKeyProof, Message: text, Requester: "ceremony", Grant: grant.Hash(), MaxAttempts: 1}, m)
+	if err != nil {
+		return err
+	}
+	defer op.Close()
+	sig, err := op.SignMessage(nil, text, k.alg.hash)
+	if err != nil {
+		return err
+	}
+	// The artefact of a proof is text and signature together.
+	_, err = op.Commit(ctx, audit.Done{Artefact: sha256.Sum256(append(text[:len(text):len(text)], sig...))}, p...)
+	return err
+}
+
+// Genesis begins a ledger: it bears and copies the checkpoint key, writes leaf 0
+// with its public key, enrols the members, and then records and proves the key
+// like any other, together with a probe key for each member. g.CheckpointKeys is
+// filled in here; g.Acts must list all acts of grant, see [Store.GenesisActs].
+//
+// A crash before leaf 0 leaves a key on the tokens that no ledger knows: start
+// with empty tokens again. After leaf 0, admin.ResumeGenesis and
+// [Store.ResumeGenesis] go on.
+func (s *Store) Genesis(ctx context.Context, grant *admin.Grant, g audit.Genesis, checkpoint KeySpec) error {
+	if checkpoint.Purpose != audit.PurposeCheckpoint {
+		return fmt.Errorf("genesis: key %q is for %s, not for checkpoints", checkpoint.Name, checkpoint.Purpose)
+	}
+	if head := s.ledger.Head(); head.Size != 0 {
+		return fmt.Errorf("genesis: %w: the ledger has %d leaves", audit.ErrExists, head.Size)
+	}
+	for _, a := range s.GenesisActs(checkpoint) {
+		if !slices.Contains(g.Acts, a) {
+			return fmt.Errorf("genesis: %w: leaf 0 must list %q", admin.ErrNotGranted, a)
+		}
+	}
+	s.keysMu.Lock()
+	defer s.keysMu.Unlock()
+	// 1. The key, on every member.
+	births, acts, err := s.prepare(grant, []KeySpec{checkpoint})
+	if err != nil {
+		return err
+	}
+	if err := s.bear(ctx, acts, births); err != nil {
+		return err
+	}
+	var copies []copied
+	if err := s.spread(ctx, acts, births, func(c copied, _ *birth) error { copies = append(copies, c); return nil }); err != nil {
+		return err
+	}
+	// 2. Leaf 0, and with it the key's row. From here on the ledger has its id and
+	// origin, and a crash loses nothing.
+	b := births[0]
+	g.CheckpointKeys = [][]byte{b.rec.SPKI}
+	if err := s.ledger.Genesis(ctx, g, PutKey{b.rec}); err != nil {
+		return fmt.Errorf("writing the genesis leaf: %w", err)
+	}
+	// 3. What happened before it, now on the ledger.
+	if _, err := s.recordBirth(ctx, grant, b); err != nil {
+		return err
+	}
+	for _, c := range copies {
+		if err := s.recordCopy(ctx, grant, c, b); err != nil {
+			return err
+		}
+	}
+	if _, err := s.prove(ctx, grant, births); err != nil {
+		return err
+	}
+	// 4. Members and their probe keys.
+	return s.enrol(ctx, grant)
+}
+
+// ResumeGenesis goes on where a crash after leaf 0 stopped [Store.Genesis]. grant
+// is that of admin.ResumeGenesis; [Store.ActDone] tells it what is done.
+func (s *Store) ResumeGenesis(ctx context.Context, grant *admin.Grant, checkpoint KeySpec) error {
+	s.mu.RLock()
+	k := s.keys[checkpoint.Name]
+	s.mu.RUnlock()
+	if k == nil {
+		return fmt.Errorf("resuming genesis: %w: %q, which leaf 0 names", ErrNoKey, checkpoint.Name)
+	}
+	if !k.usable.Load() {
+		if _, err := s.GenerateKeys(ctx, grant, checkpoint); err != nil {
+			return err
+		}
+	}
+	s.keysMu.Lock()
+	defer s.keysMu.Unlock()
+	return s.enrol(ctx, grant)
+}
+
+// ActDone tells whether the birth that an act allows is done: its key is usable.
+// Other acts are not known here.
+func (s *Store) ActDone(act string) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, k := range s.keys {
+		if k.usable.Load() && admin.GenerateKeyAct(k.name, k.purpose.String(), k.alg.name) == act {
+			return true
+		}
+	}
+	return false
+}
+
+// enrol records the members and bears their probe keys; what the grant does not
+// allow any more was done before a crash.
+func (s *Store) enrol(ctx context.Context, grant *admin.Grant) error {
+	var specs []KeySpec
+	for _, m := range s.members {
+		if p := probeSpec(m.cfg.Name); !s.ActDone(p.Act()) {
+			specs = append(specs, p)
+		}
+		err := grant.Spend(admin.AddMemberAct(m.cfg.Name))
+		if errors.Is(err, admin.ErrNotGranted) {
+			continue
+		}
+		st := m.current()
+		var f audit.Fields
+		f.Text(audit.TagMember, st.Name)
+		f.Text(audit.TagSerialNumber, st.Serial)
+		f.Hash(audit.TagGrant, grant.Hash())
+		if _, err := s.ledger.Append(ctx, audit.Event(audit.OpMemberAdd, f), PutMember{MemberRecord{Name: st.Name, Serial: st.Serial, Label: st.Label}}); err != nil {
+			return fmt.Errorf("enrolling member %s: %w", m.cfg.Name, err)
+		}
+	}
+	_, err := s.generate(ctx, grant, specs)
+	return err
+}

@@ -1,0 +1,422 @@
+package hsmstore
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// State is the state of one member.
+type State string
+
+// The states. Only an up member gets requests.
+const (
+	Starting State = "starting" // its worker opens the token
+	Up       State = "up"
+	Suspect  State = "suspect" // missed a deadline or failed a probe; its worker is being killed
+	Down     State = "down"    // its worker ended; it is started again
+	Fenced   State = "fenced"  // needs a person: PIN, foreign token, wrong signatures
+)
+
+// MemberStatus is what is known of one member.
+type MemberStatus struct {
+	Name        string    `json:"name"`
+	State       State     `json:"state"`
+	Since       time.Time `json:"since"`
+	Err         error     `json:"-"` // why it is not up, or was not lately
+	Serial      string    `json:"serial"`
+	Label       string    `json:"label"`
+	Starts      uint64    `json:"starts"` // worker processes started so far
+	Pid         int       `json:"pid"`    // of the running worker; 0: none
+	Calls       uint64    `json:"calls"`  // signatures asked for, retries included
+	Outstanding int64     `json:"outstanding"`
+	JournalSeq  uint64    `json:"journal_seq"`
+	JournalHead [32]byte  `json:"-"`
+}
+
+// member is one HSM and the worker process that serves it now.
+type member struct {
+	cfg     MemberConfig
+	store   *Store
+	log     *slog.Logger
+	settled chan struct{} // closed when the first start has ended, well or not
+
+	outstanding atomic.Int64
+	calls       atomic.Uint64
+	lastUse     atomic.Int64 // unix nanoseconds of the last good answer
+	count       counts
+
+	mu      sync.Mutex
+	state   State
+	since   time.Time
+	err     error
+	serial  string // as enrolled, or as seen at the first start
+	label   string
+	starts  uint64
+	badSigs int
+	link    *link // nil unless up or suspect
+	head    workerStatus
+	bad     map[KeyID]string // keys that this token cannot use
+}
+
+const (
+	backoffMin = 10 * time.Millisecond
+	backoffMax = time.Second
+	// startTimeout bounds opening the module, login and the first load. Network
+	// HSMs need seconds for it.
+	startTimeout = 30 * time.Second
+)
+
+// supervise keeps a worker running until ctx ends or the member is fenced.
+func (m *member) supervise(ctx context.Context) {
+	var settle sync.Once
+	defer settle.Do(func() { close(m.settled) })
+	wait := backoffMin
+	for ctx.Err() == nil {
+		m.set(Starting, nil)
+		l, err := m.start(ctx)
+		if err == nil {
+			began := time.Now()
+			settle.Do(func() { close(m.settled) })
+			err = m.serve(ctx, l)
+			if time.Since(began) > 10*time.Second {
+				wait = backoffMin
+			}
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if fences(err) {
+			m.set(Fenced, err)
+			return
+		}
+		if m.current().State == Fenced {
+			return
+		}
+		m.set(Down, err)
+		settle.Do(func() { close(m.settled) })
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return
+		}
+		wait = min(2*wait, backoffMax)
+	}
+}
+
+// fences tells whether an error must not be met by another try.
+func fences(err error) bool {
+	var f *fault
+	return errors.As(err, &f) && (f.code == exitPIN || f.code == exitForeign)
+}
+
+// start starts a worker and waits until it has opened the token and found its keys.
+func (m *member) start(ctx context.Context) (*link, error) {
+	if err := checkModule(m.cfg.Module); err != nil {
+		return nil, err
+	}
+	userPIN, err := m.cfg.PIN()
+	if err != nil {
+		return nil, fmt.Errorf("getting the PIN of member %s: %w", m.cfg.Name, err)
+	}
+	m.mu.Lock()
+	m.starts++
+	serial := m.serial
+	m.mu.Unlock()
+	p, err := startProcess(workerCommand, m.cfg, userPIN)
+	if err != nil {
+		return nil, err
+	}
+	l := newLink(p)
+	load := m.store.loadRequest(m.cfg.Name)
+	load.Module, load.Label, load.Serial, load.Journal = m.cfg.Module, m.cfg.TokenLabel, serial, m.cfg.JournalPath
+	if load.Sessions = m.cfg.Sessions; load.Sessions == 0 {
+		load.Sessions = defaultSessions
+	}
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	if err := m.load(ctx, l, load); err != nil {
+		l.kill()
+		l.wait()
+		return nil, err
+	}
+	return l, nil
+}
+
+const defaultSessions = 4
+
+// load sends a load request and takes in its reply.
+func (m *member) load(ctx context.Context, l *link, req loadRequest) error {
+	var reply loadReply
+	if err := l.control(ctx, opLoad, req, &reply); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.serial != "" && m.serial != reply.Status.Serial {
+		return &fault{exitForeign, fmt.Errorf("%w: token %s is enrolled, %s is there", ErrToken, m.serial, reply.Status.Serial)}
+	}
+	m.serial, m.label, m.head = reply.Status.Serial, reply.Status.Label, reply.Status
+	for _, k := range req.Keys {
+		id := hex.EncodeToString(k.ID[:])
+		if why, bad := reply.Bad[id]; bad {
+			m.bad[k.ID] = why
+			m.log.Error("key cannot be used on this member", "key_id", id, "why", why)
+		} else {
+			delete(m.bad, k.ID)
+		}
+	}
+	return nil
+}
+
+// serve gives the member's requests to a worker until the worker ends, and says why.
+func (m *member) serve(ctx context.Context, l *link) error {
+	m.mu.Lock()
+	m.link = l
+	m.mu.Unlock()
+	m.lastUse.Store(time.Now().UnixNano())
+	m.set(Up, nil)
+	m.store.wake()
+	select {
+	case <-l.dead:
+	case <-ctx.Done():
+	}
+	m.mu.Lock()
+	m.link = nil
+	m.mu.Unlock()
+	if ctx.Err() != nil {
+		l.proc.stop()
+		return ctx.Err()
+	}
+	code := l.wait()
+	err := l.why()
+	m.log.Warn("worker ended", "exit", code, "err", err, "stderr", l.proc.stderr.String())
+	return err
+}
+
+func (m *member) set(s State, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.setLocked(s, err)
+}
+
+func (m *member) setLocked(s State, err error) {
+	if m.state == Fenced { // only a restart of the server leaves it
+		return
+	}
+	if s != m.state {
+		attrs := []any{"from", m.state, "to", s}
+		if err != nil {
+			attrs = append(attrs, "err", err)
+		}
+		switch s {
+		case Fenced:
+			m.log.Error("HSM member is fenced and needs a person", attrs...)
+		case Down, Suspect:
+			if m.state != Starting || m.err == nil { // a failing restart is told once
+				m.log.Warn("HSM member", attrs...)
+			}
+		default:
+			m.log.Debug("HSM member", attrs...)
+		}
+		m.state, m.since = s, time.Now()
+	}
+	if err != nil || s == Up {
+		m.err = err
+	}
+}
+
+// suspect takes the member out of the choice and kills its worker: nothing that
+// the worker says from now on is heard.
+func (m *member) suspect(l *link, why error) {
+	m.mu.Lock()
+	if m.link == l {
+		m.setLocked(Suspect, why)
+	}
+	m.mu.Unlock()
+	l.failWith(why)
+}
+
+// wrongSignature counts a signature that did not verify; the second one fences.
+func (m *member) wrongSignature(l *link) {
+	m.mu.Lock()
+	m.badSigs++
+	n := m.badSigs
+	m.mu.Unlock()
+	m.log.Error("HSM made a signature that does not verify", "count", n)
+	if n >= 2 {
+		m.set(Fenced, fmt.Errorf("%w: %d times; the key or the HSM is damaged", errBadSig, n))
+		l.failWith(errBadSig)
+	}
+}
+
+// current is a copy of the member's status.
+func (m *member) current() MemberStatus {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := MemberStatus{Name: m.cfg.Name, State: m.state, Since: m.since, Err: m.err, Serial: m.serial, Label: m.label, Starts: m.starts,
+		Calls: m.calls.Load(), Outstanding: m.outstanding.Load(), JournalSeq: m.head.JournalSeq}
+	copy(s.JournalHead[:], m.head.JournalHead)
+	if m.link != nil {
+		s.Pid = m.link.proc.cmd.Process.Pid
+	}
+	return s
+}
+
+// ready returns the link of a member that is up and can use the key.
+func (m *member) ready(id KeyID) *link {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.state != Up || m.link == nil {
+		return nil
+	}
+	if _, bad := m.bad[id]; bad {
+		return nil
+	}
+	return m.link
+}
+
+// refreshStatus asks the worker where its journal stands.
+func (m *member) refreshStatus(ctx context.Context) {
+	m.mu.Lock()
+	l := m.link
+	m.mu.Unlock()
+	if l == nil {
+		return
+	}
+	var st workerStatus
+	if err := l.control(ctx, opStatus, struct{}{}, &st); err != nil {
+		return
+	}
+	m.mu.Lock()
+	m.head = st
+	m.mu.Unlock()
+}
+
+// link is the connection with one worker process: requests by id, in any order.
+type link struct {
+	proc *process
+	out  chan []byte
+	dead chan struct{} // closed when nothing will be heard any more
+
+	mu      sync.Mutex
+	next    uint64
+	pending map[uint64]chan frame
+	err     error
+}
+
+func newLink(p *process) *link {
+	l := &link{proc: p, out: make(chan []byte, 256), dead: make(chan struct{}), pending: make(map[uint64]chan frame)}
+	go l.write()
+	go l.read()
+	return l
+}
+
+// write sends until the link is dead.
+func (l *link) write() {
+	if err := writeLoop(l.proc.conn, l.out, l.dead); err != nil {
+		l.failWith(fmt.Errorf("%w: %v", errDied, err))
+	}
+}
+
+func (l *link) read() {
+	for {
+		f, err := readFrame(l.proc.r)
+		if err != nil {
+			l.failWith(errDied)
+			return
+		}
+		if f.op == statusFatal {
+			l.failWith(fatalError(f.payload))
+			return
+		}
+		l.mu.Lock()
+		ch := l.pending[f.id]
+		delete(l.pending, f.id)
+		l.mu.Unlock()
+		if ch != nil {
+			ch <- f // has room for one
+		}
+	}
+}
+
+// failWith ends the link once: the process is killed, whoever waits is told.
+func (l *link) failWith(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err != nil {
+		return
+	}
+	l.err = err
+	clear(l.pending)
+	l.proc.kill()
+	close(l.dead)
+}
+
+func (l *link) kill()     { l.failWith(errDied) }
+func (l *link) wait() int { return l.proc.wait() }
+
+func (l *link) why() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
+}
+
+// call sends one request and waits for its answer, the deadline, or the end of
+// the worker. When it returns an error, the answer will never be heard.
+func (l *link) call(build func(id uint64) []byte, deadline <-chan time.Time) (frame, error) {
+	ch := make(chan frame, 1)
+	l.mu.Lock()
+	if l.err != nil {
+		err := l.err
+		l.mu.Unlock()
+		return frame{}, err
+	}
+	l.next++
+	id := l.next
+	l.pending[id] = ch
+	l.mu.Unlock()
+	select {
+	case l.out <- build(id):
+	case <-l.dead:
+		return frame{}, l.why()
+	case <-deadline:
+		return frame{}, errDeadline
+	}
+	select {
+	case f := <-ch:
+		return f, nil
+	case <-l.dead:
+		return frame{}, l.why()
+	case <-deadline:
+		return frame{}, errDeadline
+	}
+}
+
+// control does a rare request with JSON both ways. Missing its deadline ends the link.
+func (l *link) control(ctx context.Context, op byte, req, reply any) error {
+	b, err := json.Marshal(req)
+	if err != nil {
+		return err
+	}
+	deadline := make(chan time.Time)
+	stop := context.AfterFunc(ctx, func() { close(deadline) })
+	defer stop()
+	f, err := l.call(func(id uint64) []byte { return finishFrame(append(newFrame(id, op, len(b)), b...)) }, deadline)
+	if errors.Is(err, errDeadline) {
+		l.failWith(err)
+	}
+	if err != nil {
+		return err
+	}
+	if f.op != statusOK {
+		return fmt.Errorf("worker answered with status %d: %s", f.op, f.payload)
+	}
+	return json.Unmarshal(f.payload, reply)
+}

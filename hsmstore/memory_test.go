@@ -1,0 +1,211 @@
+package hsmstore_test
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+
+	"chancery/audit"
+	"chancery/hsmstore"
+)
+
+// memory is an audit.Storage that forgets at exit and fails on command: the tests
+// of this package look at what the store hands to the ledger and at what happens
+// when the ledger fails. TestOnDatabase runs the same journey on the real one.
+type memory struct {
+	mu      sync.Mutex
+	head    audit.Head
+	leaves  [][]byte
+	open    map[uint64]audit.StoredLeaf
+	closed  map[uint64]audit.Kind
+	applied []audit.Projection
+	fail    error // returned by every Update
+	lose    bool  // the next Update is committed and reported as failed
+}
+
+func newMemory() *memory {
+	return &memory{open: map[uint64]audit.StoredLeaf{}, closed: map[uint64]audit.Kind{}}
+}
+
+func (m *memory) Head(context.Context) (audit.Head, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.head, nil
+}
+
+func (m *memory) Leaves(_ context.Context, from, to uint64, fn func(uint64, []byte) error) error {
+	m.mu.Lock()
+	part := slices.Clone(m.leaves[from:min(to, uint64(len(m.leaves)))])
+	m.mu.Unlock()
+	for i, b := range part {
+		if err := fn(from+uint64(i), b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *memory) Tile(context.Context, int, uint64) ([]byte, error)           { return nil, audit.ErrNotFound }
+func (m *memory) PutCheckpoint(context.Context, uint64, string, string) error { return nil }
+func (m *memory) LastCheckpoint(context.Context) (string, error)              { return "", audit.ErrNotFound }
+
+func (m *memory) OpenIntents(_ context.Context, node string) (out []audit.StoredLeaf, _ error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, l := range m.open {
+		if l.Node == node {
+			out = append(out, l)
+		}
+	}
+	slices.SortFunc(out, func(a, b audit.StoredLeaf) int { return int(a.Index) - int(b.Index) })
+	return out, nil
+}
+
+func (m *memory) Update(_ context.Context, fn func(audit.Tx) error) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.fail != nil {
+		return m.fail
+	}
+	tx := &memoryTx{m: m, head: m.head}
+	if err := fn(tx); err != nil {
+		return err
+	}
+	for _, l := range tx.leaves {
+		m.leaves = append(m.leaves, l.Bytes)
+		if l.Kind == audit.KindIntent {
+			m.open[l.Index] = l
+		}
+		if l.Closes != audit.NoIndex {
+			delete(m.open, l.Closes)
+			m.closed[l.Closes] = l.Kind
+		}
+	}
+	m.head, m.applied = tx.head, append(m.applied, tx.applied...)
+	if m.lose {
+		m.lose = false
+		return errors.New("connection lost after commit")
+	}
+	return nil
+}
+
+type memoryTx struct {
+	m       *memory
+	head    audit.Head
+	leaves  []audit.StoredLeaf
+	applied []audit.Projection
+}
+
+func (t *memoryTx) Head() (audit.Head, error) { return t.head, nil }
+
+func (t *memoryTx) Item(fn func() error) error {
+	l, a := len(t.leaves), len(t.applied)
+	err := fn()
+	if err != nil {
+		t.leaves, t.applied = t.leaves[:l], t.applied[:a]
+	}
+	return err
+}
+
+// conflict is a projection that never fits.
+type conflict struct{}
+
+func (conflict) Projection() {}
+
+// note is a projection of a caller.
+type note struct{ text string }
+
+func (note) Projection() {}
+
+func (t *memoryTx) Apply(p audit.Projection, _ *audit.StoredLeaf) error {
+	if _, bad := p.(conflict); bad {
+		return audit.ErrConflict
+	}
+	t.applied = append(t.applied, p)
+	return nil
+}
+
+func (t *memoryTx) Append(l audit.StoredLeaf) error {
+	if l.Closes != audit.NoIndex {
+		_, open := t.m.open[l.Closes]
+		for _, x := range t.leaves {
+			open = open || x.Kind == audit.KindIntent && x.Index == l.Closes
+			open = open && x.Closes != l.Closes
+		}
+		if !open {
+			return audit.ErrConflict
+		}
+	}
+	t.leaves = append(t.leaves, l)
+	return nil
+}
+
+func (t *memoryTx) PutTiles([]audit.Tile) error { return nil }
+func (t *memoryTx) SetHead(h audit.Head) error  { t.head = h; return nil }
+
+// leaf decodes one leaf.
+func (m *memory) leaf(i uint64) audit.Leaf {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	l, err := audit.DecodeLeaf(m.leaves[i])
+	if err != nil {
+		panic(err)
+	}
+	return l
+}
+
+func (m *memory) size() uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return uint64(len(m.leaves))
+}
+
+func (m *memory) closing(intent uint64) audit.Kind {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.closed[intent]
+}
+
+// keys are the key records as a database would hold them.
+func (m *memory) keys() (out []hsmstore.KeyRecord) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, p := range m.applied {
+		switch p := p.(type) {
+		case hsmstore.PutKey:
+			out = append(out, p.KeyRecord)
+		case hsmstore.KeyCopied:
+			for i := range out {
+				if out[i].ID == p.ID {
+					out[i].Members = append(slices.Clone(out[i].Members), p.Member)
+				}
+			}
+		case hsmstore.KeyUsable:
+			for i := range out {
+				if out[i].ID == p.ID {
+					out[i].Usable = true
+				}
+			}
+		}
+	}
+	return out
+}
+
+func (m *memory) set(fail error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.fail = fail
+}
+
+// orphans are the Orphaned projections so far.
+func (m *memory) orphans() (out []hsmstore.Orphaned) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, p := range m.applied {
+		if o, ok := p.(hsmstore.Orphaned); ok {
+			out = append(out, o)
+		}
+	}
+	return out
+}

@@ -1,0 +1,245 @@
+package hsmstore
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"chancery/audit"
+)
+
+// Store is the cluster of HSM members with the keys that they hold. Its methods
+// are safe for concurrent use.
+type Store struct {
+	cfg     Config
+	ledger  *audit.Ledger
+	log     *slog.Logger
+	members []*member
+	queue   queue
+	begun   atomic.Int64 // operations between Begin and the end of their signature
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup
+
+	mu     sync.RWMutex
+	keys   map[string]*Key
+	up     chan struct{} // closed and replaced when a member comes up
+	closed bool
+
+	opens   sync.Map   // index of an intent -> struct{}: this process will close it
+	keysMu  sync.Mutex // one ceremony at a time
+	probing sync.WaitGroup
+}
+
+// Open starts one worker per member and waits until each is up or has failed. It
+// fails if no member comes up; the error then wraps ErrPIN, ErrModule or ErrToken.
+// A member that fails beside one that works is logged and shows in [Store.Members].
+// Members are supervised until [Store.Close].
+func Open(ctx context.Context, cfg Config) (*Store, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	s := &Store{cfg: cfg, ledger: cfg.Ledger, log: cfg.Log, keys: map[string]*Key{}, up: make(chan struct{})}
+	s.queue.free = cfg.Concurrency
+	for _, r := range cfg.Keys {
+		k, err := newKey(s, r)
+		if err != nil {
+			return nil, fmt.Errorf("key %q of the database: %w", r.Name, err)
+		}
+		s.keys[r.Name] = k
+	}
+	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	s.cancel = cancel
+	for _, c := range cfg.Members {
+		m := &member{cfg: c, store: s, log: cfg.Log.With("member", c.Name), settled: make(chan struct{}), serial: c.TokenSerial, bad: map[KeyID]string{}}
+		s.members = append(s.members, m)
+		s.wg.Go(func() { m.supervise(run) })
+	}
+	for _, m := range s.members {
+		select {
+		case <-m.settled:
+		case <-ctx.Done():
+			s.Close()
+			return nil, ctx.Err()
+		}
+	}
+	if s.anyUp() {
+		return s, nil
+	}
+	var all []error
+	for _, st := range s.Members() {
+		all = append(all, fmt.Errorf("member %s: %w", st.Name, st.Err))
+	}
+	s.Close()
+	return nil, fmt.Errorf("opening the HSM store: no member came up: %w", errors.Join(all...))
+}
+
+// Close ends the workers. Signatures that are under way fail.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.cancel()
+	s.wg.Wait()
+	return nil
+}
+
+// Members tells the state of every member, in the order of the configuration.
+func (s *Store) Members() []MemberStatus {
+	out := make([]MemberStatus, len(s.members))
+	for i, m := range s.members {
+		out[i] = m.current()
+	}
+	return out
+}
+
+func (s *Store) anyUp() bool {
+	return slices.ContainsFunc(s.members, func(m *member) bool { return m.current().State == Up })
+}
+
+// Ready tells whether every usable key can sign on at least one member.
+func (s *Store) Ready() bool {
+	if !s.anyUp() {
+		return false
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, k := range s.keys {
+		if k.usable.Load() && k.purpose != audit.PurposeProbe && !s.available(k) {
+			return false
+		}
+	}
+	return !s.closed
+}
+
+// Key returns a key that is proved and so may be used; else the error wraps ErrNoKey.
+func (s *Store) Key(name string) (*Key, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	k, ok := s.keys[name]
+	switch {
+	case !ok:
+		return nil, fmt.Errorf("%w: %q", ErrNoKey, name)
+	case !k.usable.Load():
+		return nil, fmt.Errorf("%w: %q was born but not proved on every member; finish its ceremony", ErrNoKey, name)
+	}
+	return k, nil
+}
+
+// Keys lists all keys by name, also those that are not usable yet.
+func (s *Store) Keys() []KeyInfo {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	out := make([]KeyInfo, 0, len(s.keys))
+	for _, k := range s.keys {
+		info := KeyInfo{KeyRecord: k.record()}
+		for _, m := range s.members {
+			if k.on(m) && m.ready(k.id) != nil {
+				info.Ready = append(info.Ready, m.cfg.Name)
+			}
+		}
+		out = append(out, info)
+	}
+	slices.SortFunc(out, func(a, b KeyInfo) int {
+		if a.Name < b.Name {
+			return -1
+		}
+		return 1
+	})
+	return out
+}
+
+// KeyInfo is a key as it stands now.
+type KeyInfo struct {
+	KeyRecord
+	Ready []string // members where it can sign at this moment
+}
+
+// available tells whether some member can sign with the key now.
+func (s *Store) available(k *Key) bool {
+	return slices.ContainsFunc(s.members, func(m *member) bool { return k.on(m) && m.ready(k.id) != nil })
+}
+
+func (s *Store) member(name string) *member {
+	for _, m := range s.members {
+		if m.cfg.Name == name {
+			return m
+		}
+	}
+	return nil
+}
+
+// wake tells those who wait for a member that one came up.
+func (s *Store) wake() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.up)
+	s.up = make(chan struct{})
+}
+
+func (s *Store) upSignal() <-chan struct{} {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.up
+}
+
+// loadRequest names the ledger and all keys of a member.
+func (s *Store) loadRequest(member string) loadRequest {
+	var req loadRequest
+	if id := s.ledger.ID(); id != (audit.LedgerID{}) {
+		req.Ledger, req.Origin = hex.EncodeToString(id[:]), s.ledger.Origin()
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, k := range s.keys {
+		if slices.Contains(k.members, member) {
+			req.Keys = append(req.Keys, pin{ID: k.id, SPKI: k.spki})
+		}
+	}
+	return req
+}
+
+// reload makes new keys, and the ledger after its genesis, known to all workers
+// that run. A worker that starts later gets them anyway.
+func (s *Store) reload(ctx context.Context) error {
+	for _, m := range s.members {
+		m.mu.Lock()
+		l := m.link
+		m.mu.Unlock()
+		if l == nil {
+			continue
+		}
+		if err := m.load(ctx, l, s.loadRequest(m.cfg.Name)); err != nil {
+			return fmt.Errorf("making keys known to member %s: %w", m.cfg.Name, err)
+		}
+	}
+	return nil
+}
+
+// Run probes members that are idle, and writes the hourly counts of exempt
+// signatures, until ctx ends; then it writes the last counts. The ledger must
+// still run when ctx ends, or the last counts wait for the next hour that never
+// comes: they are logged then.
+func (s *Store) Run(ctx context.Context) error {
+	probes := time.NewTicker(probeInterval)
+	defer probes.Stop()
+	hour := time.NewTicker(countsInterval)
+	defer hour.Stop()
+	for {
+		select {
+		case <-probes.C:
+			s.probeIdle(ctx)
+		case <-hour.C:
+			s.HourlyCounts(ctx)
+		case <-ctx.Done():
+			s.probing.Wait()
+			s.HourlyCounts(context.WithoutCancel(ctx))
+			return nil
+		}
+	}
+}

@@ -1,0 +1,143 @@
+package web
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"strings"
+	"time"
+	"uuid"
+
+	"github.com/labstack/echo/v4"
+)
+
+// keyRequestID is where a request's id is kept in its echo.Context.
+const keyRequestID = "chancery.request-id"
+
+func requestID(c echo.Context) string { id, _ := c.Get(keyRequestID).(string); return id }
+
+// The content security policies: answers for machines may do nothing in a browser,
+// pages may load our style sheet.
+const (
+	cspNothing = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+	cspPage    = "default-src 'none'; style-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+
+// identify gives the request an id of our own (none is taken from outside) and the
+// answer the headers that all answers have.
+func (s *Server) identify(d door) echo.MiddlewareFunc {
+	return func(next echo.HandlerFunc) echo.HandlerFunc {
+		return func(c echo.Context) error {
+			id := uuid.NewV4().String()
+			c.Set(keyRequestID, id)
+			h := c.Response().Header()
+			h.Set("X-Request-Id", id)
+			h.Set("X-Content-Type-Options", "nosniff")
+			h.Set("X-Frame-Options", "DENY")
+			h.Set("Content-Security-Policy", cspNothing)
+			h.Set("Referrer-Policy", "no-referrer")
+			h.Set("Cross-Origin-Opener-Policy", "same-origin")
+			h.Set("Cross-Origin-Resource-Policy", "same-origin")
+			// Not in dev: HSTS knows no ports and would lock http://localhost:8080 away.
+			if d == doorHTTPS && !s.cfg.Dev {
+				h.Set("Strict-Transport-Security", "max-age=31536000")
+			}
+			return next(c)
+		}
+	}
+}
+
+// logged writes the access log: no query, no header, no body, so that no token can
+// get there. Errors become answers here, so that the log has their status.
+func (s *Server) logged(d door) echo.MiddlewareFunc {
+	return func(next echo.HandlerFunc) echo.HandlerFunc {
+		return func(c echo.Context) error {
+			start := time.Now()
+			if err := next(c); err != nil {
+				s.fail(err, c)
+			}
+			r, res := c.Request(), c.Response()
+			level := slog.LevelInfo
+			if r.URL.Path == "/healthz" || r.URL.Path == "/readyz" {
+				level = slog.LevelDebug
+			}
+			s.log.LogAttrs(r.Context(), level, "request", slog.String("id", requestID(c)), slog.String("door", d.String()),
+				slog.String("method", clip(r.Method)), slog.String("path", clipTo(r.URL.EscapedPath(), 256)), slog.Int("status", res.Status), slog.Int64("bytes", res.Size),
+				slog.Duration("took", time.Since(start)), slog.String("remote", c.RealIP()))
+			return nil
+		}
+	}
+}
+
+// recovered turns a panic into an answer that tells nothing of it.
+func (s *Server) recovered(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) (err error) {
+		defer func() {
+			v := recover()
+			if v == nil {
+				return
+			}
+			if e, ok := v.(error); ok && errors.Is(e, http.ErrAbortHandler) {
+				panic(v) // net/http's way to cut a connection
+			}
+			s.log.Error("panic", "id", requestID(c), "err", fmt.Sprint(v), "stack", string(debug.Stack()))
+			err = errPanic
+		}()
+		return next(c)
+	}
+}
+
+// guarded refuses what no route wants: methods that only reflect or tunnel, and
+// requests that a browser sends on behalf of another site. ACME is left alone, as
+// each of its requests is signed and says for which URL.
+func (s *Server) guarded(d door) echo.MiddlewareFunc {
+	return func(next echo.HandlerFunc) echo.HandlerFunc {
+		return func(c echo.Context) error {
+			r := c.Request()
+			if r.Method == http.MethodTrace || r.Method == http.MethodConnect {
+				c.Response().Header().Set("Allow", "GET, HEAD, POST")
+				return problemf(methodNotAllowed, "%s is not served here", r.Method)
+			}
+			if strings.HasPrefix(r.URL.Path, "/acme/") && d == doorHTTPS {
+				return next(c)
+			}
+			if d == doorHTTP && (strings.HasPrefix(r.URL.Path, "/acme/") || strings.HasPrefix(r.URL.Path, "/api/")) {
+				return problemf(notFound, "this is served over HTTPS only, at %s; if you sent a token here, it crossed the network in clear: replace it", s.base)
+			}
+			if err := s.crossOrigin.Check(r); err != nil {
+				return problemf(crossOrigin, "a page of another origin sent this request (Origin or Sec-Fetch-Site say so); send it from this server's own pages or from a program without these headers")
+			}
+			ctx, cancel := context.WithTimeout(r.Context(), requestTime)
+			defer cancel()
+			c.SetRequest(r.WithContext(ctx))
+			return next(c)
+		}
+	}
+}
+
+// carryThrough gives an act that changes something its own time: a client that hangs
+// up does not leave it half-way, where the serial would be used up for nothing.
+func carryThrough(c echo.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(c.Request().Context()), requestTime)
+}
+
+// asAdmin lets only the holder of the admin token pass (RFC 6750 §2.1).
+func (s *Server) asAdmin(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		h := c.Request().Header.Values("Authorization")
+		if len(h) == 0 {
+			return problemf(unauthorized, "header Authorization is missing; send Authorization: Bearer followed by the content of admin.token")
+		}
+		scheme, token, ok := strings.Cut(h[0], " ")
+		if len(h) > 1 || !ok || !strings.EqualFold(scheme, "Bearer") || token == "" {
+			return problemf(unauthorized, "header Authorization must stand there once and read: Bearer, one space, the content of admin.token")
+		}
+		if !s.cfg.AdminToken(token) {
+			return problemf(unauthorized, "the bearer token is not the admin token of this server; its data directory holds it as admin.token")
+		}
+		return next(c)
+	}
+}

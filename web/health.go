@@ -1,0 +1,62 @@
+package web
+
+import (
+	"context"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/labstack/echo/v4"
+)
+
+const (
+	readyFor     = time.Second // one check serves everyone who asks within it
+	readyTimeout = 5 * time.Second
+)
+
+// readiness keeps the last answer of a check. It runs one check at a time, however
+// many ask.
+type readiness struct {
+	check func(context.Context) error
+
+	mu  sync.Mutex
+	at  time.Time
+	err error
+}
+
+func (r *readiness) ask(ctx context.Context) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.at.IsZero() && time.Since(r.at) < readyFor {
+		return r.err
+	}
+	// Not the caller's cancellation: the answer is for others, too.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), readyTimeout)
+	defer cancel()
+	r.err = r.check(ctx)
+	r.at = time.Now()
+	return r.err
+}
+
+// healthz is GET /healthz: the process lives and answers.
+func (s *Server) healthz(c echo.Context) error {
+	c.Response().Header().Set("Cache-Control", "no-store")
+	return c.String(http.StatusOK, "ok\n")
+}
+
+// readyz is GET /readyz: the server can sign and commit. Whatever else goes wrong in
+// the check is "not ready", too.
+func (s *Server) readyz(c echo.Context) error {
+	err := s.ready.ask(c.Request().Context())
+	if err == nil {
+		c.Response().Header().Set("Cache-Control", "no-store")
+		return c.String(http.StatusOK, "ready\n")
+	}
+	p := problemFor(err)
+	if p.slug == internal {
+		s.log.Error("readiness check failed", "id", requestID(c), "err", err)
+		p = problemf(notReady, "the check failed; the log has the cause under the instance of this problem")
+	}
+	p.slug = notReady
+	return p
+}

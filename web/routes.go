@@ -1,0 +1,122 @@
+package web
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/labstack/echo/v4"
+
+	"chancery/templates"
+)
+
+// door is one of the two listeners, or both.
+type door int
+
+const (
+	doorHTTPS door = 1 << iota
+	doorHTTP
+)
+
+func (d door) String() string {
+	if d == doorHTTPS {
+		return "https"
+	}
+	return "http"
+}
+
+// access says who may use a route. The zero value is nobody's: a route must say.
+type access int
+
+const (
+	public access = iota + 1
+	admin         // holder of the admin token
+)
+
+// anyMethod marks a route whose handler looks at the method itself.
+const anyMethod = "*"
+
+// route is one line of the table. Paths are written as in OpenAPI.
+type route struct {
+	method, path string
+	doors        door
+	access       access
+	handle       echo.HandlerFunc
+}
+
+// routes is the whole table; openapi.yaml describes the same routes.
+func (s *Server) routes() []route {
+	pages := doorHTTPS
+	if s.cfg.Dev {
+		pages |= doorHTTP
+	}
+	const get, post = http.MethodGet, http.MethodPost
+	return []route{
+		{anyMethod, "/acme/{path}", doorHTTPS, public, echo.WrapHandler(s.cfg.ACME)},
+
+		{post, "/api/v1/certificates", doorHTTPS, admin, s.issue},
+		{get, "/api/v1/certificates", doorHTTPS, admin, s.list},
+		{get, "/api/v1/certificates/{serial}", doorHTTPS, admin, s.show},
+		{post, "/api/v1/certificates/{serial}/revoke", doorHTTPS, admin, s.revoke},
+		{get, "/api/v1/certificates/{serial}/proof", doorHTTPS, public, s.proof},
+		{get, "/api/v1/openapi.yaml", doorHTTPS, public, s.openAPI},
+
+		{get, "/ledger/checkpoint", doorHTTPS, public, s.checkpoint},
+		{get, "/healthz", doorHTTPS | doorHTTP, public, s.healthz},
+		{get, "/readyz", doorHTTPS, public, s.readyz},
+		{get, "/roots.pem", doorHTTPS | doorHTTP, public, s.roots},
+		{get, "/crl/{issuer}.crl", doorHTTP, public, s.crl},
+		{get, "/ca/{issuer}.cer", doorHTTP, public, s.issuerCertificate},
+
+		{get, "/", pages, public, s.landing},
+		{get, "/problems", pages, public, s.problemIndex},
+		{get, "/problems/{slug}", pages, public, s.problemPage},
+		{get, templates.CSSPath, pages, public, s.css},
+	}
+}
+
+// echoPath writes the path as echo wants it: {x} is :x, and everything beneath /acme/ is one route.
+func (r route) echoPath() string {
+	if r.method == anyMethod {
+		return strings.Replace(r.path, "{path}", "*", 1)
+	}
+	return strings.NewReplacer("{", ":", "}", "").Replace(r.path)
+}
+
+// param is the value of {name} in the path, without the suffix that follows it there.
+func param(c echo.Context, name, suffix string) string {
+	v, ok := strings.CutSuffix(c.Param(name+suffix), suffix)
+	if !ok {
+		return ""
+	}
+	return v
+}
+
+// Route describes a route for those who compare or document them.
+type Route struct {
+	Method string // "*": the handler looks at it
+	Path   string // as in OpenAPI: /crl/{issuer}.crl
+	HTTPS  bool   // at the HTTPS door
+	HTTP   bool   // at the HTTP door
+	Public bool   // else: admin token
+}
+
+// Routes lists every route of both doors.
+func (s *Server) Routes() []Route {
+	var out []Route
+	for _, r := range s.routes() {
+		out = append(out, Route{Method: r.method, Path: r.path, HTTPS: r.doors&doorHTTPS != 0, HTTP: r.doors&doorHTTP != 0, Public: r.access == public})
+	}
+	return out
+}
+
+// allow wraps a route's handler in what its access demands.
+func (s *Server) allow(r route) (echo.HandlerFunc, error) {
+	switch r.access {
+	case public:
+		return r.handle, nil
+	case admin:
+		return s.asAdmin(r.handle), nil
+	}
+	return nil, fmt.Errorf("web: route %s %s does not say who may use it", r.method, r.path)
+}
