@@ -11,6 +11,7 @@ import (
 
 	"chancery/audit"
 	"chancery/ca"
+	"chancery/hsmstore"
 )
 
 // ProblemType is an error type of RFC 8555 §6.7.
@@ -124,7 +125,7 @@ func problemFor(err error) (p *Problem, internal bool) {
 
 // unavailable tells errors that pass by themselves from those of the request.
 func unavailable(err error) bool {
-	for _, target := range []error{audit.ErrUnavailable, audit.ErrBusy, context.DeadlineExceeded, context.Canceled} {
+	for _, target := range []error{audit.ErrUnavailable, audit.ErrBusy, hsmstore.ErrUnavailable, hsmstore.ErrBusy, hsmstore.ErrClosed, context.DeadlineExceeded, context.Canceled} {
 		if errors.Is(err, target) {
 			return true
 		}

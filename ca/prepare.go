@@ -141,6 +141,7 @@ func (a *Authority) PrepareIssuer(_ context.Context, g *admin.Grant, spec Issuer
 		}
 		p.issuer = &issuer{name: spec.Name, parent: spec.Name, key: key, spki: key.SPKIHash(), lint: lk}
 		p.tmpl = a.template(prof, nil, key.SPKI())
+		p.tmpl.AuthorityKeyId = p.tmpl.SubjectKeyId // its own key signs it (RFC 5280 §4.2.1.1)
 	} else {
 		if p.issuer, err = a.issuer(spec.Parent); err != nil {
 			return nil, err

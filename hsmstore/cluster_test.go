@@ -25,6 +25,10 @@ import (
 
 func TestMain(m *testing.M) {
 	hsmstore.RunIfWorker()
+	if len(os.Args) > 1 && os.Args[1] == "raw-signer" {
+		rawSigner()
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
 }
 

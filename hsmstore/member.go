@@ -143,8 +143,7 @@ func (m *member) start(ctx context.Context) (*link, error) {
 	defer cancel()
 	if err := m.load(ctx, l, load); err != nil {
 		l.kill()
-		l.wait()
-		return nil, err
+		return nil, l.cause(err)
 	}
 	return l, nil
 }
@@ -194,9 +193,8 @@ func (m *member) serve(ctx context.Context, l *link) error {
 		l.proc.stop()
 		return ctx.Err()
 	}
-	code := l.wait()
-	err := l.why()
-	m.log.Warn("worker ended", "exit", code, "err", err, "stderr", l.proc.stderr.String())
+	err := l.cause(l.why())
+	m.log.Warn("worker ended", "exit", l.proc.wait(), "err", err, "stderr", l.proc.stderr.String())
 	return err
 }
 
@@ -359,8 +357,19 @@ func (l *link) failWith(err error) {
 	close(l.dead)
 }
 
-func (l *link) kill()     { l.failWith(errDied) }
-func (l *link) wait() int { return l.proc.wait() }
+func (l *link) kill() { l.failWith(errDied) }
+
+// cause waits for the end of the process and makes the most of err, why the link
+// failed: when the last words of the worker did not get through, its exit code
+// still tells whether another try is allowed.
+func (l *link) cause(err error) error {
+	code := l.proc.wait()
+	var f *fault
+	if code >= exitProtocol && !errors.As(err, &f) {
+		return &fault{code, fmt.Errorf("%w: exit code %d: %w", exitError(code), code, err)}
+	}
+	return err
+}
 
 func (l *link) why() error {
 	l.mu.Lock()

@@ -207,6 +207,8 @@ func (s *Store) loadRequest(member string) loadRequest {
 // reload makes new keys, and the ledger after its genesis, known to all workers
 // that run. A worker that starts later gets them anyway.
 func (s *Store) reload(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
 	for _, m := range s.members {
 		m.mu.Lock()
 		l := m.link

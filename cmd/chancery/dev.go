@@ -99,7 +99,7 @@ func (d *dev) run(ctx context.Context) error {
 		return errors.Join(err, s.close())
 	}
 	root := s.authority.Roots()[0]
-	landing := web.Landing{RootFingerprint: fingerprint(root), CertbotLine: d.certbot(cfg)}
+	landing := web.Landing{RootFingerprint: fingerprint(root), CertbotLine: d.certbot(cfg), Issuers: []string{rootName, issuingName}}
 	err = s.serve(ctx, l, landing, func() { d.banner(cfg, landing) })
 	return errors.Join(err, s.close())
 }
@@ -238,7 +238,7 @@ func (d *dev) tokens(ctx context.Context, s *server) error {
 		if err := os.RemoveAll(d.path("hsm", m.Name)); err != nil {
 			return fmt.Errorf("member %s: %w", m.Name, err)
 		}
-		if err := hsmstore.WriteSoftHSMConf(d.path("hsm", m.Name)); err != nil {
+		if _, err := hsmstore.WriteSoftHSMConf(d.dir, m.Name); err != nil {
 			return fmt.Errorf("member %s: %w", m.Name, err)
 		}
 		if err := os.Remove(members[i].JournalPath); err != nil && !errors.Is(err, fs.ErrNotExist) {

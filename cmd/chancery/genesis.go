@@ -17,25 +17,24 @@ import (
 const adminTokenSetting = "admin-token"
 
 // plan is what genesis makes: it stands in leaf 0 as the list of acts, and a start
-// after a crash goes on where the ledger ends.
+// after a crash goes on where the ledger ends. Members and their probe keys are
+// added by the store.
 type plan struct {
-	members []hsmstore.MemberConfig
-	keys    []hsmstore.KeySpec // the checkpoint key first
-	issuers []ca.IssuerSpec
+	checkpoint hsmstore.KeySpec
+	keys       []hsmstore.KeySpec
+	issuers    []ca.IssuerSpec
 }
 
 func (s *server) plan() (*plan, error) {
-	members, err := s.cfg.members()
-	if err != nil {
-		return nil, err
-	}
 	organization := "Chancery at " + s.cfg.domain()
 	subject := func(cn string) pkix.Name { return pkix.Name{Organization: []string{organization}, CommonName: cn} }
-	p := &plan{members: members, issuers: []ca.IssuerSpec{
-		{Name: rootName, Profile: "root", KeyName: rootName, Parent: rootName, Subject: subject("Chancery Root CA")},
-		{Name: issuingName, Profile: "issuing", KeyName: issuingName, Parent: rootName, Subject: subject("Chancery Issuing CA")},
-	}}
-	p.keys = []hsmstore.KeySpec{{Name: checkpointName, Purpose: audit.PurposeCheckpoint, Algorithm: "P-256"}}
+	p := &plan{
+		checkpoint: hsmstore.KeySpec{Name: checkpointName, Purpose: audit.PurposeCheckpoint, Algorithm: "P-256"},
+		issuers: []ca.IssuerSpec{
+			{Name: rootName, Profile: "root", KeyName: rootName, Parent: rootName, Subject: subject("Chancery Root CA")},
+			{Name: issuingName, Profile: "issuing", KeyName: issuingName, Parent: rootName, Subject: subject("Chancery Issuing CA")},
+		},
+	}
 	for i, alg := range []string{"P-384", "P-256"} {
 		der, err := asn1.Marshal(p.issuers[i].Subject.ToRDNSequence())
 		if err != nil {
@@ -44,14 +43,7 @@ func (s *server) plan() (*plan, error) {
 		p.keys = append(p.keys, hsmstore.KeySpec{Name: p.issuers[i].KeyName, Purpose: audit.PurposeIssuer, Algorithm: alg, Subject: der})
 	}
 	p.keys = append(p.keys, hsmstore.KeySpec{Name: documentName, Purpose: audit.PurposeDocument, Algorithm: "P-256"})
-	for _, m := range members {
-		p.keys = append(p.keys, hsmstore.KeySpec{Name: hsmstore.ProbeKeyName(m.Name), Purpose: audit.PurposeProbe, Algorithm: "P-256", Members: []string{m.Name}})
-	}
 	return p, nil
-}
-
-func keyAct(k hsmstore.KeySpec) string {
-	return admin.GenerateKeyAct(k.Name, k.Purpose.String(), k.Algorithm)
 }
 
 func issuerAct(i ca.IssuerSpec) string {
@@ -61,13 +53,8 @@ func issuerAct(i ca.IssuerSpec) string {
 	return admin.SignCAAct(i.Parent, i.Name)
 }
 
-func (p *plan) acts() (acts []string) {
-	for _, m := range p.members {
-		acts = append(acts, admin.AddMemberAct(m.Name))
-	}
-	for _, k := range p.keys {
-		acts = append(acts, keyAct(k))
-	}
+func (s *server) acts(p *plan) []string {
+	acts := s.hsm.GenesisActs(p.checkpoint, p.keys...)
 	for _, i := range p.issuers {
 		acts = append(acts, issuerAct(i))
 	}
@@ -83,11 +70,11 @@ func (s *server) genesis(ctx context.Context, roster [32]byte, tokenHash [32]byt
 	}
 	var g *admin.Grant
 	if s.ledger.Head().Size == 0 {
-		if g, err = admin.Genesis(s.ledger.Head(), p.acts()); err != nil {
+		if g, err = admin.Genesis(s.ledger.Head(), s.acts(p)); err != nil {
 			return err
 		}
-		leaf := audit.Genesis{Random: [32]byte(random(32)), Dev: s.dev, Domain: s.cfg.domain(), Roster: roster, Acts: p.acts()}
-		if err := s.hsm.Genesis(ctx, g, leaf, p.keys[0]); err != nil {
+		leaf := audit.Genesis{Random: [32]byte(random(32)), Dev: s.dev, Domain: s.cfg.domain(), Roster: roster, Acts: s.acts(p)}
+		if err := s.hsm.Genesis(ctx, g, leaf, p.checkpoint); err != nil {
 			return fmt.Errorf("genesis: %w", err)
 		}
 	} else {
@@ -99,16 +86,27 @@ func (s *server) genesis(ctx context.Context, roster [32]byte, tokenHash [32]byt
 		if err != nil {
 			return err
 		}
-		if g, err = admin.ResumeGenesis(leaf0, func(act string) bool { return done[act] }); err != nil {
+		if g, err = admin.ResumeGenesis(leaf0, done); err != nil {
 			return err
+		}
+		if err := s.hsm.ResumeGenesis(ctx, g, p.checkpoint); err != nil {
+			return fmt.Errorf("resuming genesis: %w", err)
 		}
 	}
 	err = s.ledger.Write(ctx, ca.PutSetting{Name: adminTokenSetting, Value: tokenHash[:]})
 	if err != nil && !errors.Is(err, audit.ErrExists) {
 		return fmt.Errorf("storing the hash of the admin token: %w", err)
 	}
-	if err := s.hsm.CompleteGenesis(ctx, g, p.keys); err != nil {
-		return fmt.Errorf("genesis: %w", err)
+	var missing []hsmstore.KeySpec
+	for _, k := range p.keys {
+		if !s.hsm.ActDone(k.Act()) {
+			missing = append(missing, k)
+		}
+	}
+	if len(missing) > 0 {
+		if _, err := s.hsm.GenerateKeys(ctx, g, missing...); err != nil {
+			return fmt.Errorf("genesis: %w", err)
+		}
 	}
 	if err := s.buildCA(ctx); err != nil {
 		return err
@@ -128,8 +126,8 @@ func (s *server) genesis(ctx context.Context, roster [32]byte, tokenHash [32]byt
 	return nil
 }
 
-// done are the acts that the database shows as carried out.
-func (s *server) done(ctx context.Context, p *plan) (map[string]bool, error) {
+// done tells which acts the database shows as carried out.
+func (s *server) done(ctx context.Context, p *plan) (func(act string) bool, error) {
 	done := map[string]bool{}
 	members, err := s.db.Members(ctx)
 	if err != nil {
@@ -137,17 +135,6 @@ func (s *server) done(ctx context.Context, p *plan) (map[string]bool, error) {
 	}
 	for _, m := range members {
 		done[admin.AddMemberAct(m.Name)] = true
-	}
-	keys, err := s.db.Keys(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for _, k := range keys {
-		for _, spec := range p.keys {
-			if spec.Name == k.Name && k.Usable {
-				done[keyAct(spec)] = true
-			}
-		}
 	}
 	issuers, err := s.db.Issuers(ctx)
 	if err != nil {
@@ -160,7 +147,7 @@ func (s *server) done(ctx context.Context, p *plan) (map[string]bool, error) {
 			}
 		}
 	}
-	return done, nil
+	return func(act string) bool { return done[act] || s.hsm.ActDone(act) }, nil
 }
 
 // complete tells whether everything of the plan is there.
@@ -173,10 +160,11 @@ func (s *server) complete(ctx context.Context) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	for _, a := range p.acts() {
-		if !done[a] {
+	for _, a := range s.acts(p) {
+		if !done(a) {
 			return false, nil
 		}
 	}
-	return true, nil
+	_, err = s.db.Setting(ctx, adminTokenSetting)
+	return err == nil, nil
 }

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"strings"
 	"time"
@@ -141,15 +140,12 @@ func (s *server) close() error {
 
 // buildCA builds the upper floors on an open cluster: checkpoints and the authority.
 func (s *server) buildCA(ctx context.Context) error {
-	signer, err := s.hsm.CheckpointSigner()
-	if err != nil {
-		return err
-	}
 	anchor := ""
 	for _, a := range s.cfg.Ledger.Anchors {
 		anchor = strings.TrimPrefix(a, "file:")
 	}
-	s.checkpoint = audit.NewCheckpointer(s.ledger, signer, anchor)
+	s.checkpoint = audit.NewCheckpointer(s.ledger, s.hsm.CheckpointSigner(), anchor)
+	var err error
 	s.authority, err = ca.New(ctx, ca.Config{Keys: s.hsm, Ledger: s.ledger, Storage: s.db, URL: s.cfg.PublicHTTPURL, API: s.cfg.PublicURL, Issuer: issuingName, Log: s.log})
 	return err
 }
@@ -206,7 +202,7 @@ func (s *server) serve(ctx context.Context, l listeners, landing web.Landing, re
 	}
 	acmeServer, err := acme.New(acme.Config{
 		PublicURL: s.cfg.PublicURL, Authority: acme.FromCA(s.authority), Ledger: s.ledger, Storage: s.db, NonceKey: nonceKey, Log: s.log,
-		Validation: acme.Validation{HTTPPort: s.cfg.ACME.Validation.HTTPPort, Resolvers: s.cfg.ACME.Validation.Resolvers, AllowNetworks: networks,
+		Validation: acme.Validation{HTTPPort: uint16(s.cfg.ACME.Validation.HTTPPort), Resolvers: s.cfg.ACME.Validation.Resolvers, AllowNetworks: networks,
 			DenyAddrs: own(l), LocalhostToLoopback: s.dev},
 	})
 	if err != nil {
@@ -248,11 +244,9 @@ func (s *server) serve(ctx context.Context, l listeners, landing web.Landing, re
 }
 
 // own are the addresses that an ACME validation must never reach.
-func own(l listeners) (out []netip.AddrPort) {
+func own(l listeners) (out []string) {
 	for _, x := range []net.Listener{l.https, l.http} {
-		if a, ok := x.Addr().(*net.TCPAddr); ok {
-			out = append(out, a.AddrPort())
-		}
+		out = append(out, x.Addr().String())
 	}
 	return out
 }

@@ -1,0 +1,63 @@
+package hsmstore
+
+import (
+	"context"
+	"os"
+
+	"chancery/audit"
+)
+
+// What tests may do that nobody else can: call the worker past the checks of Begin.
+
+// SignRaw sends a message to the workers under a made-up intent.
+func (s *Store) SignRaw(ctx context.Context, k *Key, intent uint64, message []byte) ([]byte, error) {
+	return s.sign(ctx, &signature{key: k, intent: intent, message: message, digest: k.alg.digest(message), attempts: 3})
+}
+
+// SignExempt sends a checkpoint or probe.
+func (s *Store) SignExempt(ctx context.Context, k *Key, message []byte) ([]byte, error) {
+	return s.SignRaw(ctx, k, audit.NoIndex, message)
+}
+
+// SignOn is SignRaw on one member.
+func (s *Store) SignOn(ctx context.Context, k *Key, member string, intent uint64, message []byte) ([]byte, error) {
+	return s.sign(ctx, &signature{key: k, intent: intent, message: message, digest: k.alg.digest(message), attempts: 1, pinned: s.member(member)})
+}
+
+// AnyKey returns a key also if it is a probe key or not usable.
+func (s *Store) AnyKey(name string) *Key {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.keys[name]
+}
+
+// ProbeNow probes idle members at once.
+func (s *Store) ProbeNow(ctx context.Context) {
+	for _, m := range s.members {
+		m.lastUse.Store(0)
+	}
+	s.probeIdle(ctx)
+	s.probing.Wait()
+}
+
+// WorkerProcess is the process of a member's worker.
+func (s *Store) WorkerProcess(member string) *os.Process {
+	m := s.member(member)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.link == nil {
+		return nil
+	}
+	return m.link.proc.cmd.Process
+}
+
+// ProofText is the challenge of a key.
+func ProofText(ledger audit.LedgerID, spkiHash [32]byte, serial string, nonce [32]byte) []byte {
+	return proofText(ledger, spkiHash, serial, nonce)
+}
+
+// ProbeText is the probe text of a token.
+func ProbeText(serial string) []byte { return probeText(serial) }
+
+// CheckModule is the rule for modules.
+var CheckModule = checkModule

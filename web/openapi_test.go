@@ -1,0 +1,261 @@
+package web_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/getkin/kin-openapi/openapi3filter"
+	"github.com/getkin/kin-openapi/routers"
+	"github.com/getkin/kin-openapi/routers/gorillamux"
+
+	"chancery/audit"
+	"chancery/ca"
+	"chancery/hsmstore"
+	"chancery/web"
+)
+
+func loadOpenAPI(t *testing.T) *openapi3.T {
+	t.Helper()
+	doc, err := openapi3.NewLoader().LoadFromFile("openapi.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := doc.Validate(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	return doc
+}
+
+func TestOpenAPIDescribesExactlyTheRoutes(t *testing.T) {
+	doc := loadOpenAPI(t)
+	described := map[string]bool{}
+	secured := map[string]bool{}
+	for path, item := range doc.Paths.Map() {
+		for method, op := range item.Operations() {
+			key := method + " " + path
+			described[key] = true
+			secured[key] = op.Security != nil && len(*op.Security) > 0
+		}
+	}
+	for _, r := range newFixture(t).Routes() {
+		methods := []string{r.Method}
+		if r.Method == "*" {
+			methods = []string{"GET", "POST"}
+		}
+		for _, m := range methods {
+			key := m + " " + r.Path
+			if !described[key] {
+				t.Errorf("openapi.yaml lacks %s", key)
+			}
+			if secured[key] == r.Public {
+				t.Errorf("%s: openapi.yaml says admin token %v, the table says public %v", key, secured[key], r.Public)
+			}
+			delete(described, key)
+		}
+	}
+	for key := range described {
+		t.Errorf("openapi.yaml describes %s, which does not exist", key)
+	}
+}
+
+func TestEveryRouteIsServedWhereTheTableSays(t *testing.T) {
+	f := newFixture(t)
+	fill := strings.NewReplacer("{serial}", f.leaf, "{issuer}", "issuing", "{slug}", "bad-csr", "{path}", "directory")
+	for _, r := range f.Routes() {
+		for _, plain := range []bool{false, true} {
+			here := r.HTTPS && !plain || r.HTTP && plain
+			m := strings.Replace(r.Method, "*", "GET", 1)
+			w := f.do(call{method: m, path: fill.Replace(r.Path), plain: plain, body: map[string]string{"POST": "{}"}[m]})
+			if served := w.Code != 404; served != here {
+				t.Errorf("%s %s, plain %v: status %d, want served %v", m, r.Path, plain, w.Code, here)
+			}
+		}
+	}
+}
+
+// checker validates answers against the description.
+type checker struct {
+	t      *testing.T
+	router routers.Router
+	seen   map[string]bool
+}
+
+func newChecker(t *testing.T) *checker {
+	t.Helper()
+	for _, ct := range []string{"application/pkix-crl", "application/pkix-cert", "application/x-pem-file", "text/html", "text/css"} {
+		openapi3filter.RegisterBodyDecoder(ct, func(r io.Reader, _ http.Header, _ *openapi3.SchemaRef, _ openapi3filter.EncodingFn) (any, error) {
+			b, err := io.ReadAll(r)
+			return string(b), err
+		})
+	}
+	router, err := gorillamux.NewRouter(loadOpenAPI(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &checker{t: t, router: router, seen: map[string]bool{}}
+}
+
+func (k *checker) check(r *http.Request, w *httptest.ResponseRecorder) {
+	k.t.Helper()
+	route, params, err := k.router.FindRoute(r)
+	if err != nil {
+		k.t.Errorf("%s %s: %v", r.Method, r.URL.Path, err)
+		return
+	}
+	in := &openapi3filter.ResponseValidationInput{
+		RequestValidationInput: &openapi3filter.RequestValidationInput{Request: r, PathParams: params, Route: route},
+		Status:                 w.Code, Header: w.Header(), Options: &openapi3filter.Options{IncludeResponseStatus: true},
+	}
+	in.SetBodyBytes(w.Body.Bytes())
+	if err := openapi3filter.ValidateResponse(context.Background(), in); err != nil {
+		k.t.Errorf("%s %s answers %d against its description: %v", r.Method, r.URL.Path, w.Code, err)
+	}
+	k.seen[r.Method+" "+route.Path] = true
+}
+
+func TestAnswersMatchOpenAPI(t *testing.T) {
+	k := newChecker(t)
+	f := newFixture(t)
+	post, certs := "POST", "/api/v1/certificates"
+	ok := f.issueBody()
+	revoke := `{"reason": "keyCompromise"}`
+	cases := []struct {
+		name   string
+		call   call
+		fail   error
+		status int
+		slug   string
+	}{
+		{"issue", call{method: post, path: certs, body: ok}, nil, 201, ""},
+		{"issue without token", call{method: post, path: certs, body: ok, noToken: true}, nil, 401, "unauthorized"},
+		{"issue from elsewhere", call{method: post, path: certs, body: ok, header: map[string]string{"Origin": "https://evil.example"}}, nil, 403, "cross-origin"},
+		{"issue text", call{method: post, path: certs, body: ok, header: map[string]string{"Content-Type": "text/plain"}}, nil, 415, "unsupported-media-type"},
+		{"issue too much", call{method: post, path: certs, body: `{"csr": "` + strings.Repeat("x", 70000)}, nil, 413, "too-large"},
+		{"issue nonsense", call{method: post, path: certs, body: `{"csr": "x", "profile": "tls-server"}`}, nil, 400, "bad-csr"},
+		{"issue other profile", call{method: post, path: certs, body: strings.Replace(ok, "tls-server", "root", 1)}, nil, 400, "bad-profile"},
+		{"issue without HSM", call{method: post, path: certs, body: ok}, hsmstore.ErrUnavailable, 503, "unavailable"},
+		{"issue without ledger", call{method: post, path: certs, body: ok}, audit.ErrBusy, 503, "busy"},
+		{"issue with a defect", call{method: post, path: certs, body: ok}, errors.New("pq: password secret"), 500, "internal"},
+		{"list", call{path: certs}, nil, 200, ""},
+		{"list page", call{path: certs + "?limit=2&name=example"}, nil, 200, ""},
+		{"list too many", call{path: certs + "?limit=501"}, nil, 400, "bad-parameter"},
+		{"list while the database is away", call{path: certs}, errors.New("disk I/O error"), 500, "internal"},
+		{"show", call{path: certs + "/4f2a"}, nil, 200, ""},
+		{"show none", call{path: certs + "/4f2aff"}, nil, 404, "not-found"},
+		{"revoke", call{method: post, path: certs + "/4f2a/revoke", body: revoke}, nil, 200, ""},
+		{"revoke again", call{method: post, path: certs + "/4f2a/revoke", body: `{"reason": "superseded"}`}, nil, 200, ""},
+		{"revoke a CA", call{method: post, path: certs + "/51/revoke", body: revoke}, nil, 403, "needs-officers"},
+		{"revoke none", call{method: post, path: certs + "/00/revoke", body: revoke}, nil, 404, "not-found"},
+		{"revoke for fun", call{method: post, path: certs + "/4f2b/revoke", body: `{"reason": "fun"}`}, nil, 400, "bad-revocation-reason"},
+		{"revoke without ledger", call{method: post, path: certs + "/4f2b/revoke", body: revoke}, audit.ErrUnavailable, 503, "unavailable"},
+		{"show revoked", call{path: certs + "/4f2a"}, nil, 200, ""},
+		{"proof", call{path: certs + "/4f2a/proof", noToken: true}, nil, 200, ""},
+		{"proof too early", call{path: certs + "/4f2b/proof", noToken: true}, nil, 503, "proof-pending"},
+		{"proof of none", call{path: certs + "/00/proof", noToken: true}, nil, 404, "not-found"},
+		{"openapi", call{path: "/api/v1/openapi.yaml", noToken: true}, nil, 200, ""},
+		{"checkpoint", call{path: "/ledger/checkpoint", noToken: true}, nil, 200, ""},
+		{"healthz", call{path: "/healthz", noToken: true}, nil, 200, ""},
+		{"readyz", call{path: "/readyz", noToken: true}, nil, 200, ""},
+		{"roots", call{path: "/roots.pem", plain: true}, nil, 200, ""},
+		{"crl", call{path: "/crl/issuing.crl", plain: true}, nil, 200, ""},
+		{"no crl", call{path: "/crl/other.crl", plain: true}, nil, 404, "not-found"},
+		{"issuer", call{path: "/ca/issuing.cer", plain: true}, nil, 200, ""},
+		{"no issuer", call{path: "/ca/other.cer", plain: true}, nil, 404, "not-found"},
+		{"landing", call{path: "/", noToken: true}, nil, 200, ""},
+		{"problems", call{path: "/problems", noToken: true}, nil, 200, ""},
+		{"problem", call{path: "/problems/bad-csr", noToken: true}, nil, 200, ""},
+		{"no problem", call{path: "/problems/luck", noToken: true}, nil, 404, "not-found"},
+		{"css", call{path: "/static/chancery.css", noToken: true}, nil, 200, ""},
+		{"acme", call{path: "/acme/directory", noToken: true}, nil, 200, ""},
+		{"acme post", call{method: post, path: "/acme/new-order", body: "{}", noToken: true}, nil, 200, ""},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			k.t = t
+			f.ca.fail = c.fail
+			w, r := f.roundTrip(c.call)
+			if c.slug != "" {
+				wantProblem(t, w, c.status, c.slug)
+			} else if w.Code != c.status {
+				t.Errorf("status %d, want %d: %s", w.Code, c.status, w.Body)
+			}
+			k.check(r, w)
+		})
+	}
+	for _, r := range f.Routes() {
+		if m := strings.Replace(r.Method, "*", "GET", 1); !k.seen[m+" "+r.Path] {
+			t.Errorf("no case for %s %s", m, r.Path)
+		}
+	}
+}
+
+// Every error that a lower floor may return has a line in the table, so that none of
+// them ends as 500; and every type that an answer names has its help page.
+func TestEveryErrorHasItsProblem(t *testing.T) {
+	wrap := func(err error) error { return errors.Join(errors.New("path /var/lib/secret"), err) }
+	f := newFixture(t)
+	for _, err := range []error{audit.ErrUnavailable, audit.ErrBusy, audit.ErrTampered, hsmstore.ErrUnavailable, hsmstore.ErrBusy, hsmstore.ErrPIN,
+		hsmstore.ErrModule, hsmstore.ErrToken, hsmstore.ErrNoKey, hsmstore.ErrClosed, context.DeadlineExceeded, context.Canceled} {
+		f.ca.fail = wrap(err)
+		w := f.do(call{method: "POST", path: "/api/v1/certificates", body: f.issueBody()})
+		if w.Code != 503 || w.Header().Get("Retry-After") == "" || strings.Contains(w.Body.String(), "secret") {
+			t.Errorf("%v: %d %s", err, w.Code, w.Body)
+		}
+	}
+	status := map[ca.Code]int{ca.BadCSR: 400, ca.BadPublicKey: 400, ca.BadName: 400, ca.BadProfile: 400, ca.BadReason: 400, ca.AlreadyRevoked: 409,
+		ca.NotFound: 404, ca.IssuerUnavailable: 503, ca.Code("new one"): 400}
+	for _, code := range slices.Sorted(maps.Keys(status)) {
+		f.ca.fail = &ca.Refusal{Code: code, Field: "csr.subjectAltName", Detail: "the detail"}
+		w := f.do(call{method: "POST", path: "/api/v1/certificates", body: f.issueBody()})
+		m := decode(t, w)
+		if w.Code != status[code] || m["field"] != "/csr" || m["detail"] != "csr.subjectAltName: the detail" {
+			t.Errorf("%s: %d %s", code, w.Code, w.Body)
+		}
+		page := f.do(call{path: strings.TrimPrefix(m["type"].(string), publicURL), noToken: true})
+		if page.Code != 200 || !strings.Contains(page.Body.String(), "<h1>") {
+			t.Errorf("%s has no help page: %d", m["type"], page.Code)
+		}
+	}
+}
+
+func TestOpenAPIIsServedAsItIs(t *testing.T) {
+	want, err := os.ReadFile("openapi.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newFixture(t).do(call{path: "/api/v1/openapi.yaml", noToken: true})
+	if w.Body.String() != string(want) || w.Header().Get("Content-Type") != "application/yaml" {
+		t.Errorf("%s, %d octets", w.Header().Get("Content-Type"), w.Body.Len())
+	}
+}
+
+func TestNewRefusesHalfAConfig(t *testing.T) {
+	good := newFixture(t).cfg
+	for name, edit := range map[string]func(*web.Config){
+		"no CA":         func(c *web.Config) { c.CA = nil },
+		"no ACME":       func(c *web.Config) { c.ACME = nil },
+		"no token":      func(c *web.Config) { c.AdminToken = nil },
+		"no readiness":  func(c *web.Config) { c.Ready = nil },
+		"plain public":  func(c *web.Config) { c.PublicURL = "http://ca.example" },
+		"path":          func(c *web.Config) { c.PublicURL = "https://ca.example/pki" },
+		"no host":       func(c *web.Config) { c.PublicURL = "https://:8443" },
+		"user":          func(c *web.Config) { c.PublicURL = "https://u@ca.example" },
+		"secure http":   func(c *web.Config) { c.PublicHTTPURL = "https://ca.example" },
+		"no public URL": func(c *web.Config) { c.PublicHTTPURL = "" },
+	} {
+		c := good
+		edit(&c)
+		if _, err := web.New(c); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
