@@ -92,7 +92,14 @@ func (s *Server) finalize(ctx context.Context, q *request) (*reply, error) {
 	}
 	detached, cancel := context.WithTimeout(context.WithoutCancel(ctx), issueTime)
 	defer cancel()
-	failed := s.issue(detached, o, der)
+	settled := false
+	defer func() {
+		if !settled { // a panic: what it left in processing is resumed
+			s.leave(o.ID)
+		}
+	}()
+	serial, failed := s.issue(detached, o, der)
+	settled = true
 	if failed == nil {
 		return s.orderOr(s.ownOrder(detached, q))
 	}
@@ -102,12 +109,15 @@ func (s *Server) finalize(ctx context.Context, q *request) (*reply, error) {
 	case err != nil:
 		return nil, errors.Join(failed, err)
 	case after.Status != Ready:
-		if after.Status == Processing {
+		if after.Status == Processing && after.Serial == serial { // else another node issues it
 			s.log.Error("acme order stays in processing and will be resumed", "order", o.ID, "err", failed)
-			s.resumeSoon()
+			s.leave(o.ID)
 		}
 		return s.orderReply(0, after), nil
 	case errors.Is(failed, audit.ErrConflict):
+		if err := s.readyOrder(after); err != nil { // it expired in this moment
+			return nil, err
+		}
 		return nil, problem(http.StatusForbidden, Unauthorized, "the account or an authorization of the order is no longer valid; make a new order")
 	}
 	return nil, failed
@@ -136,23 +146,24 @@ func (s *Server) readyOrder(o Order) error {
 }
 
 // issue makes the certificate of an order that is ready or, with a serial, processing.
-func (s *Server) issue(ctx context.Context, o Order, csr []byte) error {
+// It returns the serial that it tried.
+func (s *Server) issue(ctx context.Context, o Order, csr []byte) (serial string, err error) {
 	evidence, err := s.evidence(ctx, o)
 	if err != nil {
-		return err
+		return "", err
 	}
 	p, err := s.cfg.Authority.Prepare(ctx, ca.Request{Profile: s.cfg.Profile, CSR: csr, Names: o.Names, Requester: requester(o.Account), Evidence: evidence})
 	if err != nil {
-		return fmt.Errorf("preparing certificate: %w", err)
+		return "", fmt.Errorf("preparing certificate: %w", err)
 	}
 	_, err = s.cfg.Authority.Issue(ctx, p, ca.Projections{
 		Intent: []audit.Projection{OrderProcessing{ID: o.ID, Account: o.Account, CSR: csr, Serial: p.Serial(), Old: o.Serial, Now: s.now()}},
 		Done:   []audit.Projection{OrderValid{ID: o.ID, Serial: p.Serial()}},
 	})
 	if err != nil {
-		return fmt.Errorf("issuing certificate: %w", err)
+		return p.Serial(), fmt.Errorf("issuing certificate: %w", err)
 	}
-	return nil
+	return p.Serial(), nil
 }
 
 func requester(account string) string { return "acme:" + account }

@@ -160,6 +160,9 @@ type softCA struct {
 	prepared atomic.Int64
 	// afterIntent is called between the intent and the signature.
 	afterIntent atomic.Pointer[func() error]
+	// beforeIntent is called between Prepare and the intent.
+	beforeIntent atomic.Pointer[func()]
+	intents      atomic.Int64
 
 	mu     sync.Mutex
 	issued map[string]*ca.Certificate
@@ -199,9 +202,13 @@ func (c *softCA) Prepare(_ context.Context, r ca.Request) (acme.Prepared, error)
 
 func (c *softCA) Issue(ctx context.Context, pp acme.Prepared, with ca.Projections) (*ca.Certificate, error) {
 	p := pp.(*softPrepared)
+	if f := c.beforeIntent.Load(); f != nil {
+		(*f)()
+	}
 	if err := c.ledger.Write(ctx, with.Intent...); err != nil {
 		return nil, err
 	}
+	c.intents.Add(1)
 	if f := c.afterIntent.Load(); f != nil {
 		if err := (*f)(); err != nil {
 			return nil, err
@@ -355,6 +362,7 @@ type responder struct {
 	hosts []string
 	hook  http.HandlerFunc // instead
 	conns atomic.Int64
+	stop  func()
 }
 
 func newResponder(t testing.TB) *responder {
@@ -366,7 +374,8 @@ func newResponder(t testing.TB) *responder {
 		}
 	}
 	s.Start()
-	t.Cleanup(s.Close)
+	r.stop = sync.OnceFunc(s.Close)
+	t.Cleanup(r.stop)
 	r.port = netip.MustParseAddrPort(s.Listener.Addr().String()).Port()
 	return r
 }

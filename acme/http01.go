@@ -34,6 +34,9 @@ func (v *validator) http01(ctx context.Context, name ca.Name, token, keyAuthoriz
 	defer cancel()
 	u := &url.URL{Scheme: "http", Host: hostInURL(name.Value), Path: "/.well-known/acme-challenge/" + token}
 	port := v.httpPort
+	if port != 80 { // so that a relative redirect leads to the same port
+		u.Host += ":" + strconv.Itoa(int(port))
+	}
 	for hop := 0; ; hop++ {
 		next, body, p := v.get(ctx, u, port)
 		switch {

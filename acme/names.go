@@ -84,7 +84,7 @@ func (s *Server) parseName(id Identifier) (ca.Name, *Problem) {
 	n, err := ca.ParseName(kind, id.Value)
 	var r *ca.Refusal
 	if errors.As(err, &r) {
-		return n, rejected(r.Detail)
+		return n, rejected(unmarked(r.Detail))
 	}
 	if err != nil {
 		return n, rejected("the identifier is no valid name")

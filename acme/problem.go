@@ -92,7 +92,12 @@ func quote(s string) string {
 	if len(q) > limit+2 {
 		q, cut = strings.TrimRight(q[:limit], `\`)+`"`, "…"
 	}
-	return strings.NewReplacer("<", `\x3c`, ">", `\x3e`, "&", `\x26`).Replace(q) + cut
+	return unmarked(q) + cut
+}
+
+// unmarked takes the characters away that could be markup wherever a text is shown.
+func unmarked(s string) string {
+	return strings.NewReplacer("<", `\x3c`, ">", `\x3e`, "&", `\x26`).Replace(s)
 }
 
 // noSuch is the answer for what is not there and for what belongs to another
@@ -151,13 +156,13 @@ func refused(r *ca.Refusal) *Problem {
 	if !ok {
 		e.t, e.status = Malformed, http.StatusBadRequest
 	}
-	p := &Problem{Type: e.t, Status: e.status, Detail: r.Detail}
+	p := &Problem{Type: e.t, Status: e.status, Detail: unmarked(r.Detail)}
 	if r.Field != "" {
-		p.Detail = r.Field + ": " + r.Detail
+		p.Detail = r.Field + ": " + p.Detail
 	}
 	if r.Name != nil {
 		id := identifier(*r.Name)
-		p.Subproblems = []*Problem{{Type: e.t, Detail: r.Detail, Identifier: &id}}
+		p.Subproblems = []*Problem{{Type: e.t, Detail: unmarked(r.Detail), Identifier: &id}}
 	}
 	if e.status == http.StatusServiceUnavailable {
 		p.retryAfter = retrySoon

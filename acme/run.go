@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
-	"sync/atomic"
+	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -30,6 +32,8 @@ func (s *Server) Run(ctx context.Context) error {
 	for {
 		more, err := s.resume(ctx)
 		switch {
+		case ctx.Err() != nil:
+			return nil
 		case err != nil:
 			s.log.Error("acme: unfinished orders and challenges must wait", "err", err, "pause", pause)
 			more = true
@@ -54,6 +58,36 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 }
 
+// leftovers are the orders that this process knows to be left in processing. Others in
+// processing may be under way on another node and are left alone.
+type leftovers struct {
+	mu     sync.Mutex
+	orders map[string]bool
+	listed bool // those that were there at the start are among them
+}
+
+func (l *leftovers) add(ids ...string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, id := range ids {
+		l.orders[id] = true
+	}
+}
+
+func (l *leftovers) remove(id string) { l.mu.Lock(); defer l.mu.Unlock(); delete(l.orders, id) }
+
+func (l *leftovers) all() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Collect(maps.Keys(l.orders))
+}
+
+// leave tells Run of an order that was left in processing.
+func (s *Server) leave(id string) {
+	s.left.add(id)
+	s.resumeSoon()
+}
+
 // resumeSoon makes Run look for what is in processing.
 func (s *Server) resumeSoon() {
 	select {
@@ -62,13 +96,14 @@ func (s *Server) resumeSoon() {
 	}
 }
 
-// resume starts the validations and finishes the orders that are in processing and
-// that this process is not busy with. more: something is left to be done later.
+// resume starts the validations and finishes the orders that were left in processing.
+// more: something is left to be done later.
 func (s *Server) resume(ctx context.Context) (more bool, err error) {
 	challenges, err := s.cfg.Storage.ACMEProcessingChallenges(ctx, resumePage)
 	if err != nil {
 		return true, fmt.Errorf("listing challenges in processing: %w", err)
 	}
+	more = len(challenges) == resumePage
 	for _, v := range challenges {
 		if !s.work.reserve(v.Account) {
 			more = true
@@ -76,33 +111,41 @@ func (s *Server) resume(ctx context.Context) (more bool, err error) {
 		}
 		s.work.start(v)
 	}
-	orders, err := s.cfg.Storage.ACMEProcessingOrders(ctx, resumePage)
-	if err != nil {
-		return true, fmt.Errorf("listing orders in processing: %w", err)
+	if !s.left.listed {
+		orders, err := s.cfg.Storage.ACMEProcessingOrders(ctx, resumePage)
+		if err != nil {
+			return true, fmt.Errorf("listing orders in processing: %w", err)
+		}
+		for _, o := range orders {
+			s.left.add(o.ID)
+		}
+		s.left.listed = len(orders) < resumePage
 	}
 	var g errgroup.Group
 	g.SetLimit(8)
-	var busy atomic.Bool
-	for _, o := range orders {
+	for _, id := range s.left.all() {
 		g.Go(func() error {
-			leave, other := s.issuing.enter(o.ID)
-			if other != nil { // it may be about to fail: look again
-				busy.Store(true)
+			leave, busy := s.issuing.enter(id)
+			if busy != nil { // a finalize is about to see what became of it: look again
 				return nil
 			}
 			defer leave()
-			return s.resumeOrder(ctx, o.ID)
+			err := s.resumeOrder(ctx, id)
+			if err == nil {
+				s.left.remove(id)
+			}
+			return err
 		})
 	}
 	err = g.Wait()
-	return more || busy.Load() || len(challenges) == resumePage || len(orders) == resumePage, err
+	return more || !s.left.listed || len(s.left.all()) > 0, err
 }
 
 // resumeOrder issues the stored CSR of an order under a new serial. The serial of the
 // attempt before is spent: its intent was closed as an orphan before the server started.
 func (s *Server) resumeOrder(ctx context.Context, id string) error {
-	if ctx.Err() != nil {
-		return nil
+	if err := ctx.Err(); err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), issueTime)
 	defer cancel()
@@ -113,7 +156,7 @@ func (s *Server) resumeOrder(ctx context.Context, id string) error {
 	if o.Status != Processing {
 		return nil
 	}
-	failed := s.issue(ctx, o, o.CSR)
+	_, failed := s.issue(ctx, o, o.CSR)
 	if failed == nil {
 		s.log.Info("acme order resumed", "order", id)
 		return nil

@@ -42,11 +42,13 @@ type Server struct {
 	now      func() time.Time
 	base     string // PublicURL + "/acme"
 	dir      []byte // the directory object
+	routes   map[string]endpoint
 	nonces   *nonces
 	keys     *keyCache
 	validate *validator
 	work     *dispatcher
 	issuing  flights
+	left     leftovers
 	again    chan struct{} // something was left in processing: Run looks for it
 }
 
@@ -87,6 +89,8 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.work = newDispatcher(s.runValidation, s.resumeSoon)
 	s.issuing.m = map[string]chan struct{}{}
+	s.left.orders = map[string]bool{}
+	s.routes = s.endpoints()
 	if s.dir, err = s.directory(); err != nil {
 		return nil, err
 	}
@@ -130,14 +134,8 @@ type endpoint struct {
 	post   func(context.Context, *request) (*reply, error)
 }
 
-// route finds the endpoint of a path beneath /acme/ and the id in it.
-func (s *Server) route(path string) (e endpoint, id string, ok bool) {
-	parts := strings.Split(path, "/")
-	if len(parts) > 1 {
-		id = parts[1]
-		parts[1] = "{id}"
-	}
-	e, ok = map[string]endpoint{
+func (s *Server) endpoints() map[string]endpoint {
+	return map[string]endpoint{
 		"new-account":         {byJWK, s.newAccount},
 		"account/{id}":        {byKID, s.account},
 		"account/{id}/orders": {byKID, s.orders},
@@ -149,7 +147,17 @@ func (s *Server) route(path string) (e endpoint, id string, ok bool) {
 		"challenge/{id}":      {byKID, s.challenge},
 		"certificate/{id}":    {byKID, s.certificate},
 		"revoke-cert":         {byEither, s.revokeCert},
-	}[strings.Join(parts, "/")]
+	}
+}
+
+// route finds the endpoint of a path beneath /acme/ and the id in it.
+func (s *Server) route(path string) (e endpoint, id string, ok bool) {
+	parts := strings.Split(path, "/")
+	if len(parts) > 1 {
+		id = parts[1]
+		parts[1] = "{id}"
+	}
+	e, ok = s.routes[strings.Join(parts, "/")]
 	return e, id, ok
 }
 

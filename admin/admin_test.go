@@ -127,4 +127,4 @@ func TestRosterDigestVector(t *testing.T) {
 	}
 }
 
-const rosterVector = ""
+const rosterVector = "53320a5687ea7da42f21d4c64074d7939a2809bea7bf1512855bc4283a64bc47"

@@ -387,10 +387,10 @@ func (s *Store) ACMEValidAuthz(ctx context.Context, account string, name ca.Name
 // ACMEProcessingChallenges implements [acme.Storage].
 func (s *Store) ACMEProcessingChallenges(ctx context.Context, limit int) ([]acme.PendingValidation, error) {
 	var rows []struct {
-		acmeChallengeRow `gorm:"embedded"`
-		Account          string
-		Thumbprint       string
-		Name             string
+		Challenge  acmeChallengeRow `gorm:"embedded"`
+		Account    string
+		Thumbprint string
+		Name       string
 	}
 	err := s.ro.WithContext(ctx).Table("acme_challenge").
 		Select("acme_challenge.*, acme_authz.account, acme_authz.name, acme_account.thumbprint").
@@ -400,7 +400,7 @@ func (s *Store) ACMEProcessingChallenges(ctx context.Context, limit int) ([]acme
 	var out []acme.PendingValidation
 	for _, r := range rows {
 		kind, value, _ := strings.Cut(r.Name, ":")
-		out = append(out, acme.PendingValidation{Challenge: r.challenge(), Account: r.Account, Thumbprint: r.Thumbprint, Name: ca.Name{Kind: ca.NameKind(kind), Value: value}})
+		out = append(out, acme.PendingValidation{Challenge: r.Challenge.challenge(), Account: r.Account, Thumbprint: r.Thumbprint, Name: ca.Name{Kind: ca.NameKind(kind), Value: value}})
 	}
 	return out, mapError(err)
 }

@@ -20,7 +20,9 @@ type ceremonyProcess struct {
 // ceremonyTimeout bounds one command; RSA-4096 key generation is the longest.
 const ceremonyTimeout = 2 * time.Minute
 
-// startCeremony starts a ceremony worker. With so its SO PIN goes there too.
+// startCeremony starts a ceremony worker. With so its SO PIN goes there too, and
+// the SO is logged in when this returns: SoftHSM writes to the token at a login
+// and fails with CKR_GENERAL_ERROR if two processes do so in the same moment.
 func startCeremony(ctx context.Context, cfg MemberConfig, serial string, acts []string, so bool) (*ceremonyProcess, error) {
 	if err := checkModule(cfg.Module); err != nil {
 		return nil, fmt.Errorf("member %s: %w", cfg.Name, err)
@@ -38,16 +40,23 @@ func startCeremony(ctx context.Context, cfg MemberConfig, serial string, acts []
 			return nil, fmt.Errorf("getting the SO PIN of member %s: %w", cfg.Name, err)
 		}
 	}
-	p, err := startProcess(ceremonyCommand, cfg, userPIN, soPIN)
+	c, err := newCeremony(cfg, userPIN, soPIN)
 	if err != nil {
 		return nil, err
 	}
-	c := &ceremonyProcess{member: cfg.Name, proc: p}
-	if err := c.do(ctx, cerOpen, openCeremony{Module: cfg.Module, Label: cfg.TokenLabel, Serial: serial, Acts: acts}, &struct{}{}); err != nil {
+	if err := c.do(ctx, cerOpen, openCeremony{Module: cfg.Module, Label: cfg.TokenLabel, Serial: serial, Acts: acts, SO: so}, &struct{}{}); err != nil {
 		c.end()
 		return nil, err
 	}
 	return c, nil
+}
+
+func newCeremony(cfg MemberConfig, userPIN, soPIN string) (*ceremonyProcess, error) {
+	p, err := startProcess(ceremonyCommand, cfg, userPIN, soPIN)
+	if err != nil {
+		return nil, err
+	}
+	return &ceremonyProcess{member: cfg.Name, proc: p}, nil
 }
 
 // end ends the process; session objects – transport keys, KEKs – end with it.
@@ -111,27 +120,48 @@ type copied struct {
 	born      bornKey
 }
 
+// source is the giving side of a ceremony: its process makes the transport pair
+// while keys are still being born.
+type source struct {
+	proc  *ceremonyProcess
+	ready chan struct{} // closed when the fields below are set
+	tr    transport
+	err   error
+}
+
+// openSource starts the giving side on a member; end must be called.
+func openSource(ctx context.Context, m *member, acts []string) (*source, error) {
+	proc, err := startCeremony(ctx, m.cfg, m.current().Serial, acts, true)
+	if err != nil {
+		return nil, err
+	}
+	src := &source{proc: proc, ready: make(chan struct{})}
+	go func() {
+		defer close(src.ready)
+		src.err = proc.do(ctx, cerTransport, struct{}{}, &src.tr)
+	}()
+	return src, nil
+}
+
+// end ends the process, also while it still makes the pair.
+func (src *source) end() {
+	src.proc.end()
+	<-src.ready
+}
+
 // replicate copies keys from one member to others by the flow of replicate.go,
 // with one transport pair for all. Each copy is reported as soon as it is there.
-func (s *Store) replicate(ctx context.Context, source *member, acts []string, keys map[*member][]keyObject, report func(copied) error) error {
-	if len(keys) == 0 {
-		return nil
-	}
-	src, err := startCeremony(ctx, source.cfg, source.current().Serial, acts, true)
-	if err != nil {
-		return err
-	}
-	defer src.end()
-	var tr transport
-	if err := src.do(ctx, cerTransport, struct{}{}, &tr); err != nil {
-		return err
+func (s *Store) replicate(ctx context.Context, from *member, src *source, acts []string, keys map[*member][]keyObject, report func(copied) error) error {
+	<-src.ready
+	if src.err != nil {
+		return src.err
 	}
 	for _, target := range s.members {
 		if len(keys[target]) == 0 {
 			continue
 		}
-		if err := copyTo(ctx, src, tr, target, acts, keys[target], report); err != nil {
-			return fmt.Errorf("copying keys from member %s to %s: %w", source.cfg.Name, target.cfg.Name, err)
+		if err := copyTo(ctx, src.proc, src.tr, target, acts, keys[target], report); err != nil {
+			return fmt.Errorf("copying keys from member %s to %s: %w", from.cfg.Name, target.cfg.Name, err)
 		}
 	}
 	return nil
@@ -189,10 +219,24 @@ func copyTo(ctx context.Context, src *ceremonyProcess, tr transport, target *mem
 // module, with the SO PIN and user PIN of cfg. It is for dev and tests; a token of
 // that label is left alone. The directories of cfg.Env must exist.
 func InitToken(ctx context.Context, cfg MemberConfig, label string) error {
-	c, err := startCeremony(ctx, cfg, "", nil, true)
+	if cfg.PIN == nil || cfg.SOPIN == nil {
+		return fmt.Errorf("%w: member %s: making a token needs both PINs", ErrPIN, cfg.Name)
+	}
+	userPIN, err := cfg.PIN()
+	if err != nil {
+		return fmt.Errorf("getting the PIN of member %s: %w", cfg.Name, err)
+	}
+	soPIN, err := cfg.SOPIN()
+	if err != nil {
+		return fmt.Errorf("getting the SO PIN of member %s: %w", cfg.Name, err)
+	}
+	c, err := newCeremony(cfg, userPIN, soPIN)
 	if err != nil {
 		return err
 	}
 	defer c.end()
+	if err := c.do(ctx, cerOpen, openCeremony{Module: cfg.Module}, &struct{}{}); err != nil {
+		return err
+	}
 	return c.do(ctx, cerInit, initToken{Label: label}, &struct{}{})
 }

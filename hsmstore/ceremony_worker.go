@@ -35,6 +35,7 @@ type openCeremony struct {
 	Label  string   `json:"label"`
 	Serial string   `json:"serial"`
 	Acts   []string `json:"acts"`
+	SO     bool     `json:"so"` // log in as SO now
 }
 
 type initToken struct {
@@ -131,7 +132,15 @@ func (c *ceremony) do(f frame) (any, error) {
 		if err := json.Unmarshal(f.payload, &c.open); err != nil {
 			return nil, err
 		}
-		return struct{}{}, checkFault(checkModule(c.open.Module))
+		if err := checkModule(c.open.Module); err != nil {
+			return nil, &fault{exitModule, err}
+		}
+		if c.open.SO {
+			if _, err := c.as(pkcs11.CKU_SO); err != nil {
+				return nil, err
+			}
+		}
+		return struct{}{}, nil
 	case cerInit:
 		return with(f, c.initToken)
 	case cerGenerate:
@@ -154,13 +163,6 @@ func with[Q, A any](f frame, do func(Q) (A, error)) (any, error) {
 		return nil, faultf(exitProtocol, "ceremony command %d: %v", f.op, err)
 	}
 	return do(q)
-}
-
-func checkFault(err error) error {
-	if err != nil {
-		return &fault{exitModule, err}
-	}
-	return nil
 }
 
 // allowed holds the grant: the birth of a key covers its copies.

@@ -29,7 +29,15 @@ func TestMain(m *testing.M) {
 		rawSigner()
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	if len(os.Args) > 1 && os.Args[1] == "parent" {
+		parentProcess()
+		os.Exit(0)
+	}
+	code := m.Run()
+	if c, err := template(); err == nil {
+		os.RemoveAll(c.dir)
+	}
+	os.Exit(code)
 }
 
 // cluster is a store with two SoftHSM members, a ledger and the keys of a small CA.
@@ -89,10 +97,7 @@ var template = sync.OnceValues(func() (*cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := c.store.Genesis(ctx, grant, audit.Genesis{Random: [32]byte{1}, Dev: true, Domain: "ca.example", Acts: acts}, checkpointSpec); err != nil {
-		return nil, err
-	}
-	if _, err := c.store.GenerateKeys(ctx, grant, allSpecs...); err != nil {
+	if err := c.store.Genesis(ctx, grant, audit.Genesis{Random: [32]byte{1}, Dev: true, Domain: "ca.example", Acts: acts}, checkpointSpec, allSpecs...); err != nil {
 		return nil, err
 	}
 	return c, nil
@@ -163,16 +168,19 @@ func copyCluster(t testing.TB) *cluster {
 				t.Fatal(err)
 			}
 		}
-		m2, err := hsmstore.WriteSoftHSMConf(c.dir, m.Name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.members = append(c.members, m2)
+		c.members = append(c.members, layout(c.dir, m.Name))
 	}
 	from.db.mu.Lock()
 	c.db.head, c.db.leaves, c.db.applied = from.db.head, append([][]byte(nil), from.db.leaves...), append([]audit.Projection(nil), from.db.applied...)
 	from.db.mu.Unlock()
 	return c
+}
+
+// layout is the configuration of a member that is laid out already.
+func layout(dir, member string) hsmstore.MemberConfig {
+	m, err := hsmstore.WriteSoftHSMConf(dir, member)
+	must(err)
+	return m
 }
 
 func (c *cluster) key(t testing.TB, name string) *hsmstore.Key {

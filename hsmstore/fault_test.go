@@ -3,6 +3,7 @@ package hsmstore_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -104,14 +105,28 @@ func TestKillWorkerUnderLoad(t *testing.T) {
 	}
 }
 
+// hang stops a worker as a vendor module that never returns would.
+func (c *cluster) hang(t *testing.T, member string) {
+	t.Helper()
+	p := c.store.WorkerProcess(member)
+	if err := p.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	for range 1000 {
+		if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Pid)); err == nil && strings.Contains(string(b), ") T ") {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+	t.Fatalf("worker %d does not stop", p.Pid)
+}
+
 func TestHangUnderLoad(t *testing.T) {
 	c := newCluster(t, func(cfg *hsmstore.Config) { cfg.SignTimeout = 500 * time.Millisecond })
 	stop := c.load(t, 8)
 	time.Sleep(200 * time.Millisecond)
 	starts := c.status("m2").Starts
-	if err := c.store.WorkerProcess("m2").Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	c.hang(t, "m2")
 	back := c.await(t, "m2", func(s hsmstore.MemberStatus) bool { return s.State == hsmstore.Up && s.Starts > starts })
 	done, failed, worst := stop()
 	t.Logf("%d certificates, %d errors, worst call %v, hung member back after %v", done, failed, worst, back)
@@ -124,27 +139,38 @@ func TestHangUnderLoad(t *testing.T) {
 func TestProbeFindsHang(t *testing.T) {
 	c := newCluster(t, func(cfg *hsmstore.Config) { cfg.SignTimeout = 200 * time.Millisecond })
 	starts := c.status("m1").Starts
-	if err := c.store.WorkerProcess("m1").Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	c.hang(t, "m1")
 	c.store.ProbeNow(t.Context())
 	c.await(t, "m1", func(s hsmstore.MemberStatus) bool { return s.State == hsmstore.Up && s.Starts > starts })
 }
 
-func TestTokenGoneAndBack(t *testing.T) {
-	c := newCluster(t)
-	tokens := filepath.Join(c.dir, "hsm", "m1", "tokens")
-	if err := os.Rename(tokens, tokens+".away"); err != nil {
+// away takes the token out of a member; back puts it in again.
+func (c *cluster) away(t *testing.T, member string) (back func()) {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(c.dir, "hsm", member, "tokens", "*"))
+	if err != nil || len(found) != 1 {
+		t.Fatal(found, err)
+	}
+	pocket := filepath.Join(c.dir, member+".away")
+	if err := os.Rename(found[0], pocket); err != nil {
 		t.Fatal(err)
 	}
+	return func() {
+		if err := os.Rename(pocket, found[0]); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestTokenGoneAndBack(t *testing.T) {
+	c := newCluster(t)
+	back := c.away(t, "m1")
 	stop := c.load(t, 4)
 	c.await(t, "m1", func(s hsmstore.MemberStatus) bool { return s.State == hsmstore.Down && s.Starts > 1 })
 	if err := c.status("m1").Err; !errors.Is(err, hsmstore.ErrToken) {
 		t.Errorf("without its token: %v", err)
 	}
-	if err := os.Rename(tokens+".away", tokens); err != nil {
-		t.Fatal(err)
-	}
+	back()
 	c.await(t, "m1", func(s hsmstore.MemberStatus) bool { return s.State == hsmstore.Up })
 	if _, failed, _ := stop(); failed != 0 {
 		t.Errorf("%d errors", failed)
@@ -235,10 +261,7 @@ func TestAllMembersDown(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, m := range c.members {
-		tokens := filepath.Join(c.dir, "hsm", m.Name, "tokens")
-		if err := os.Rename(tokens, tokens+".away"); err != nil {
-			t.Fatal(err)
-		}
+		c.away(t, m.Name)
 		_ = c.store.WorkerProcess(m.Name).Kill()
 		c.await(t, m.Name, func(s hsmstore.MemberStatus) bool { return s.State == hsmstore.Down && s.Starts > 1 })
 	}
@@ -279,5 +302,25 @@ func TestQueueIsBounded(t *testing.T) {
 	}
 	if err := once(t.Context(), k, issue(t, k)); err != nil {
 		t.Errorf("after the others closed: %v", err)
+	}
+}
+
+// A signature that does not verify with the pinned key is not released, and a
+// member that makes two of them is fenced.
+func TestWrongSignatureFences(t *testing.T) {
+	c := newCluster(t, func(cfg *hsmstore.Config) { cfg.Members = cfg.Members[:1]; cfg.SignTimeout = 300 * time.Millisecond })
+	k := c.key(t, "issuing")
+	req := issue(t, k)
+	op, err := k.Begin(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.SetPinned(lintKey().Public())
+	if _, err := op.SignMessage(nil, req.Message, k.Hash()); !errors.Is(err, hsmstore.ErrUnavailable) {
+		t.Errorf("SignMessage: %v", err)
+	}
+	c.await(t, "m1", func(s hsmstore.MemberStatus) bool { return s.State == hsmstore.Fenced })
+	if err := op.Close(); err != nil || c.db.closing(op.Index()) != audit.KindOrphan {
+		t.Errorf("closed as %v: %v", c.db.closing(op.Index()), err)
 	}
 }

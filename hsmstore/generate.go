@@ -61,6 +61,7 @@ func probeSpec(member string) KeySpec {
 type birth struct {
 	spec    KeySpec
 	members []*member
+	origin  *member // where it is born
 	object  keyObject
 	rec     KeyRecord
 	born    bornKey
@@ -95,6 +96,11 @@ func (s *Store) generate(ctx context.Context, grant *admin.Grant, specs []KeySpe
 	if err != nil {
 		return nil, err
 	}
+	sources, err := openSources(ctx, acts, births)
+	defer sources.end()
+	if err != nil {
+		return nil, err
+	}
 	if err := s.bear(ctx, acts, births); err != nil {
 		return nil, err
 	}
@@ -107,9 +113,10 @@ func (s *Store) generate(ctx context.Context, grant *admin.Grant, specs []KeySpe
 			return nil, err
 		}
 	}
-	if err := s.spread(ctx, acts, births, func(c copied, b *birth) error {
+	err = s.spread(ctx, sources, acts, births, func(c copied, b *birth) error {
 		return s.recordCopy(ctx, grant, c, b, KeyCopied{ID: b.rec.ID, Member: c.member.cfg.Name})
-	}); err != nil {
+	})
+	if err != nil {
 		return nil, err
 	}
 	return s.prove(ctx, grant, births)
@@ -141,6 +148,11 @@ func (s *Store) prepare(grant *admin.Grant, specs []KeySpec) ([]*birth, []string
 				b.members = append(b.members, m)
 			}
 		}
+		if b.fresh && len(b.members) > 0 {
+			b.origin = b.members[0]
+		} else if b.origin = s.member(b.rec.Origin); b.origin == nil {
+			return nil, nil, fmt.Errorf("key %q: its origin %q is no member", spec.Name, b.rec.Origin)
+		}
 		if len(b.members) == 0 || spec.Members != nil && len(b.members) != len(spec.Members) {
 			return nil, nil, fmt.Errorf("key %q: its members %v are not all members of the cluster", spec.Name, spec.Members)
 		}
@@ -163,7 +175,7 @@ func (s *Store) bear(ctx context.Context, acts []string, births []*birth) error 
 		for _, b := range births {
 			b.object = keyObject{ID: b.rec.ID, Name: b.spec.Name, Purpose: b.spec.Purpose, Algorithm: b.spec.Algorithm, Subject: b.spec.Subject, SPKI: b.rec.SPKI,
 				Replicable: b.spec.Purpose != audit.PurposeProbe}
-			if b.fresh && b.members[0] == m {
+			if b.fresh && b.origin == m {
 				rand.Read(b.object.ID[:])
 				mine, objects = append(mine, b), append(objects, b.object)
 			}
@@ -189,28 +201,61 @@ func (s *Store) bear(ctx context.Context, acts []string, births []*birth) error 
 	return nil
 }
 
+// sources are the giving sides of a ceremony, by the member that gives.
+type sources map[*member]*source
+
+// openSources starts one for every member whose keys must be copied to others.
+func openSources(ctx context.Context, acts []string, births []*birth) (sources, error) {
+	out := sources{}
+	for _, b := range births {
+		if len(b.targets()) == 0 || out[b.origin] != nil {
+			continue
+		}
+		src, err := openSource(ctx, b.origin, acts)
+		if err != nil {
+			return out, err
+		}
+		out[b.origin] = src
+	}
+	return out, nil
+}
+
+func (ss sources) end() {
+	for _, src := range ss {
+		src.end()
+	}
+}
+
+// targets are the members that shall hold the key and do not.
+func (b *birth) targets() (out []*member) {
+	for _, m := range b.members {
+		if m != b.origin && !slices.Contains(b.rec.Members, m.cfg.Name) {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
 // spread copies keys to those of their members that do not hold them yet.
-func (s *Store) spread(ctx context.Context, acts []string, births []*birth, record func(copied, *birth) error) error {
-	bySource := map[*member]map[*member][]keyObject{}
+func (s *Store) spread(ctx context.Context, from sources, acts []string, births []*birth, record func(copied, *birth) error) error {
 	byID := map[KeyID]*birth{}
 	for _, b := range births {
 		byID[b.rec.ID] = b
-		source := s.member(b.rec.Origin)
-		if source == nil {
-			return fmt.Errorf("key %q: its origin %s is no member any more", b.spec.Name, b.rec.Origin)
+	}
+	for _, m := range s.members {
+		if from[m] == nil {
+			continue
 		}
-		for _, m := range b.members {
-			if slices.Contains(b.rec.Members, m.cfg.Name) {
+		keys := map[*member][]keyObject{}
+		for _, b := range births {
+			if b.origin != m {
 				continue
 			}
-			if bySource[source] == nil {
-				bySource[source] = map[*member][]keyObject{}
+			for _, target := range b.targets() {
+				keys[target] = append(keys[target], b.object)
 			}
-			bySource[source][m] = append(bySource[source][m], b.object)
 		}
-	}
-	for _, source := range s.members {
-		err := s.replicate(ctx, source, acts, bySource[source], func(c copied) error {
+		err := s.replicate(ctx, m, from[m], acts, keys, func(c copied) error {
 			b := byID[c.key.ID]
 			if err := record(c, b); err != nil {
 				return err
@@ -324,61 +369,82 @@ func (s *Store) proveOn(ctx context.Context, grant *admin.Grant, k *Key, m *memb
 	return err
 }
 
-// Genesis begins a ledger: it bears and copies the checkpoint key, writes leaf 0
-// with its public key, enrols the members, and then records and proves the key
-// like any other, together with a probe key for each member. g.CheckpointKeys is
-// filled in here; g.Acts must list all acts of grant, see [Store.GenesisActs].
+// Genesis begins a ledger, in one ceremony: it bears and copies the checkpoint
+// key, a probe key for each member and whatever keys the caller wants besides;
+// writes leaf 0 with the checkpoint key's public half; then enrols the members and
+// records and proves the keys like any others. g.CheckpointKeys is filled in here;
+// g.Acts must list all acts of grant, see [Store.GenesisActs].
 //
-// A crash before leaf 0 leaves a key on the tokens that no ledger knows: start
-// with empty tokens again. After leaf 0, admin.ResumeGenesis and
-// [Store.ResumeGenesis] go on.
-func (s *Store) Genesis(ctx context.Context, grant *admin.Grant, g audit.Genesis, checkpoint KeySpec) error {
+// A crash before leaf 0 leaves keys on the tokens that no ledger knows: start with
+// empty tokens again. After leaf 0, admin.ResumeGenesis and [Store.ResumeGenesis]
+// go on.
+func (s *Store) Genesis(ctx context.Context, grant *admin.Grant, g audit.Genesis, checkpoint KeySpec, more ...KeySpec) error {
 	if checkpoint.Purpose != audit.PurposeCheckpoint {
 		return fmt.Errorf("genesis: key %q is for %s, not for checkpoints", checkpoint.Name, checkpoint.Purpose)
 	}
 	if head := s.ledger.Head(); head.Size != 0 {
 		return fmt.Errorf("genesis: %w: the ledger has %d leaves", audit.ErrExists, head.Size)
 	}
-	for _, a := range s.GenesisActs(checkpoint) {
+	for _, a := range s.GenesisActs(checkpoint, more...) {
 		if !slices.Contains(g.Acts, a) {
 			return fmt.Errorf("genesis: %w: leaf 0 must list %q", admin.ErrNotGranted, a)
 		}
 	}
 	s.keysMu.Lock()
 	defer s.keysMu.Unlock()
-	// 1. The key, on every member.
-	births, acts, err := s.prepare(grant, []KeySpec{checkpoint})
+	// 1. The keys, on every member.
+	specs := append([]KeySpec{checkpoint}, more...)
+	for _, m := range s.members {
+		specs = append(specs, probeSpec(m.cfg.Name))
+	}
+	births, acts, err := s.prepare(grant, specs)
+	if err != nil {
+		return err
+	}
+	sources, err := openSources(ctx, acts, births)
+	defer sources.end()
 	if err != nil {
 		return err
 	}
 	if err := s.bear(ctx, acts, births); err != nil {
 		return err
 	}
-	var copies []copied
-	if err := s.spread(ctx, acts, births, func(c copied, _ *birth) error { copies = append(copies, c); return nil }); err != nil {
+	copies := map[*birth][]copied{}
+	err = s.spread(ctx, sources, acts, births, func(c copied, b *birth) error { copies[b] = append(copies[b], c); return nil })
+	if err != nil {
 		return err
 	}
-	// 2. Leaf 0, and with it the key's row. From here on the ledger has its id and
-	// origin, and a crash loses nothing.
-	b := births[0]
-	g.CheckpointKeys = [][]byte{b.rec.SPKI}
-	if err := s.ledger.Genesis(ctx, g, PutKey{b.rec}); err != nil {
+	// 2. Leaf 0, and with it the row of the checkpoint key. From here on the ledger
+	// has its id and origin.
+	g.CheckpointKeys = [][]byte{births[0].rec.SPKI}
+	if err := s.ledger.Genesis(ctx, g, PutKey{births[0].rec}); err != nil {
 		return fmt.Errorf("writing the genesis leaf: %w", err)
 	}
 	// 3. What happened before it, now on the ledger.
-	if _, err := s.recordBirth(ctx, grant, b); err != nil {
-		return err
-	}
-	for _, c := range copies {
-		if err := s.recordCopy(ctx, grant, c, b); err != nil {
+	for i, b := range births {
+		var row []audit.Projection
+		if i > 0 {
+			row = append(row, PutKey{b.rec})
+		}
+		index, err := s.recordBirth(ctx, grant, b, row...)
+		if err != nil {
 			return err
 		}
+		if i > 0 {
+			b.rec.Birth = index
+		}
+		for _, c := range copies[b] {
+			if err := s.recordCopy(ctx, grant, c, b); err != nil {
+				return err
+			}
+		}
 	}
-	if _, err := s.prove(ctx, grant, births); err != nil {
+	if err := s.enrol(ctx, grant); err != nil {
 		return err
 	}
-	// 4. Members and their probe keys.
-	return s.enrol(ctx, grant)
+	// 4. The proofs, with which the keys become usable.
+	_, err = s.prove(ctx, grant, births)
+	return err
 }
 
 // ResumeGenesis goes on where a crash after leaf 0 stopped [Store.Genesis]. grant
@@ -397,7 +463,17 @@ func (s *Store) ResumeGenesis(ctx context.Context, grant *admin.Grant, checkpoin
 	}
 	s.keysMu.Lock()
 	defer s.keysMu.Unlock()
-	return s.enrol(ctx, grant)
+	if err := s.enrol(ctx, grant); err != nil {
+		return err
+	}
+	var probes []KeySpec
+	for _, m := range s.members {
+		if p := probeSpec(m.cfg.Name); !s.ActDone(p.Act()) {
+			probes = append(probes, p)
+		}
+	}
+	_, err := s.generate(ctx, grant, probes)
+	return err
 }
 
 // ActDone tells whether the birth that an act allows is done: its key is usable.
@@ -413,14 +489,9 @@ func (s *Store) ActDone(act string) bool {
 	return false
 }
 
-// enrol records the members and bears their probe keys; what the grant does not
-// allow any more was done before a crash.
+// enrol records the members; those whose act is spent were enrolled before a crash.
 func (s *Store) enrol(ctx context.Context, grant *admin.Grant) error {
-	var specs []KeySpec
 	for _, m := range s.members {
-		if p := probeSpec(m.cfg.Name); !s.ActDone(p.Act()) {
-			specs = append(specs, p)
-		}
 		err := grant.Spend(admin.AddMemberAct(m.cfg.Name))
 		if errors.Is(err, admin.ErrNotGranted) {
 			continue
@@ -434,6 +505,5 @@ func (s *Store) enrol(ctx context.Context, grant *admin.Grant) error {
 			return fmt.Errorf("enrolling member %s: %w", m.cfg.Name, err)
 		}
 	}
-	_, err := s.generate(ctx, grant, specs)
-	return err
+	return nil
 }

@@ -46,6 +46,7 @@ type member struct {
 	store   *Store
 	log     *slog.Logger
 	settled chan struct{} // closed when the first start has ended, well or not
+	settle  sync.Once
 
 	outstanding atomic.Int64
 	calls       atomic.Uint64
@@ -75,15 +76,13 @@ const (
 
 // supervise keeps a worker running until ctx ends or the member is fenced.
 func (m *member) supervise(ctx context.Context) {
-	var settle sync.Once
-	defer settle.Do(func() { close(m.settled) })
+	defer m.settle.Do(func() { close(m.settled) })
 	wait := backoffMin
 	for ctx.Err() == nil {
 		m.set(Starting, nil)
 		l, err := m.start(ctx)
 		if err == nil {
 			began := time.Now()
-			settle.Do(func() { close(m.settled) })
 			err = m.serve(ctx, l)
 			if time.Since(began) > 10*time.Second {
 				wait = backoffMin
@@ -100,7 +99,7 @@ func (m *member) supervise(ctx context.Context) {
 			return
 		}
 		m.set(Down, err)
-		settle.Do(func() { close(m.settled) })
+		m.settle.Do(func() { close(m.settled) })
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
@@ -181,6 +180,7 @@ func (m *member) serve(ctx context.Context, l *link) error {
 	m.mu.Unlock()
 	m.lastUse.Store(time.Now().UnixNano())
 	m.set(Up, nil)
+	m.settle.Do(func() { close(m.settled) })
 	m.store.wake()
 	select {
 	case <-l.dead:

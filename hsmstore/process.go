@@ -250,7 +250,8 @@ func fatalError(payload []byte) error {
 	if len(payload) == 0 {
 		return errDied
 	}
-	return &fault{int(payload[0]), fmt.Errorf("%w: %s", exitError(int(payload[0])), payload[1:])}
+	is := exitError(int(payload[0]))
+	return &fault{int(payload[0]), fmt.Errorf("%w: %s", is, strings.TrimPrefix(string(payload[1:]), is.Error()+": "))}
 }
 
 // tail keeps the last 4 KiB that a child wrote to stderr, for the log when it dies.

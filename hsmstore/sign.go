@@ -117,6 +117,8 @@ func (s *Store) pick(ctx context.Context, r *signature, not *member) (*member, *
 			return nil, nil, fmt.Errorf("%w: key %s: no member that holds it came up within %v", ErrUnavailable, r.key.name, s.cfg.SignTimeout)
 		case <-ctx.Done():
 			return nil, nil, fmt.Errorf("%w: key %s: %w", ErrUnavailable, r.key.name, ctx.Err())
+		case <-s.done:
+			return nil, nil, fmt.Errorf("%w: %w", ErrUnavailable, ErrClosed)
 		}
 	}
 }

@@ -24,6 +24,7 @@ type Store struct {
 	queue   queue
 	begun   atomic.Int64 // operations between Begin and the end of their signature
 	cancel  context.CancelFunc
+	done    <-chan struct{} // closed by Close
 	wg      sync.WaitGroup
 
 	mu     sync.RWMutex
@@ -54,7 +55,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		s.keys[r.Name] = k
 	}
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	s.cancel = cancel
+	s.cancel, s.done = cancel, run.Done()
 	for _, c := range cfg.Members {
 		m := &member{cfg: c, store: s, log: cfg.Log.With("member", c.Name), settled: make(chan struct{}), serial: c.TokenSerial, bad: map[KeyID]string{}}
 		s.members = append(s.members, m)
@@ -79,7 +80,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	return nil, fmt.Errorf("opening the HSM store: no member came up: %w", errors.Join(all...))
 }
 
-// Close ends the workers. Signatures that are under way fail.
+// Close ends the workers. Signatures that are under way fail; end the callers first.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	s.closed = true

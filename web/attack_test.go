@@ -2,9 +2,12 @@ package web_test
 
 import (
 	"context"
+	"encoding/json/v2"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -112,6 +115,11 @@ func TestAttack_WEB_10_Tokens(t *testing.T) {
 			}
 		}
 	}
+	_, twice := f.roundTrip(call{path: certs})
+	twice.Header.Add("Authorization", "Bearer other")
+	rec := httptest.NewRecorder()
+	f.HTTPS().ServeHTTP(rec, twice)
+	wantProblem(t, rec, 401, "unauthorized")
 	w := f.do(call{path: certs + "?access_token=" + token, noToken: true})
 	wantProblem(t, w, 401, "unauthorized")
 	f.do(call{path: certs, header: map[string]string{"Authorization": "bearer " + token}})
@@ -177,7 +185,9 @@ func TestAttack_WEB_15(t *testing.T) {
 		if w.Body.Len() > 2000 || strings.Contains(w.Body.String(), "<img") || strings.ContainsRune(p.Detail, '\u202e') {
 			t.Errorf("%s: raw input in the answer: %.300s", name, w.Body)
 		}
-		t.Logf("%-14s %s %q", name, p.Detail, p.Field)
+		if strings.Contains(name, "depth") && !strings.Contains(p.Detail, "deeper") {
+			t.Errorf("%s: %s", name, p.Detail)
+		}
 	}
 	huge := strings.Repeat(" ", 65<<10)
 	wantProblem(t, f.do(call{method: "POST", path: certs, body: huge}), 413, "too-large")
@@ -185,8 +195,7 @@ func TestAttack_WEB_15(t *testing.T) {
 		wantProblem(t, f.do(call{method: "POST", path: certs, body: f.issueBody(), header: map[string]string{"Content-Encoding": enc}}), 415, "unsupported-media-type")
 	}
 	for _, q := range []string{"limit=0", "limit=-1", "limit=501", "limit=1e2", "limit=", "limit=1&limit=2", "before=0", "before=-1", "before=99999999999999999999", "before=x", "offset=3", "name=", "name=%00", "name=%ff", "name=a%20b", "name=" + strings.Repeat("a", 300), "limit=1;x=2", "%zz=1"} {
-		p := wantProblem(t, f.do(call{path: certs + "?" + q}), 400, "bad-parameter")
-		t.Logf("%-20.20s %s", q, p.Detail)
+		wantProblem(t, f.do(call{path: certs + "?" + q}), 400, "bad-parameter")
 	}
 }
 
@@ -300,9 +309,9 @@ func TestIssueOutlivesItsClient(t *testing.T) {
 	req := r.Clone(ctx)
 	req.Method, req.URL.Path, req.RequestURI = "POST", certs, certs
 	req.Header.Set("Content-Type", "application/json")
-	req.Body = newBody(f.issueBody())
+	req.Body = io.NopCloser(strings.NewReader(f.issueBody()))
 	req.ContentLength = -1
-	f.HTTPS().ServeHTTP(newDiscard(), req)
+	f.HTTPS().ServeHTTP(httptest.NewRecorder(), req)
 	if f.ca.asked.Requester != "api:admin-token" {
 		t.Errorf("asked: %+v", f.ca.asked)
 	}
@@ -361,7 +370,7 @@ func TestRevokeTwiceKeepsTheFirst(t *testing.T) {
 func TestCSRForms(t *testing.T) {
 	f := newFixture(t)
 	send := func(csr string) int {
-		body := string(must(jsonMarshal(map[string]string{"csr": csr, "profile": "tls-server"})))
+		body := string(must(json.Marshal(map[string]string{"csr": csr, "profile": "tls-server"})))
 		w := f.do(call{method: "POST", path: certs, body: body})
 		if w.Code != 201 {
 			p := wantProblem(t, w, 400, "bad-csr")

@@ -8,7 +8,6 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/hex"
 	"encoding/json/v2"
 	"encoding/pem"
 	"io"
@@ -337,5 +336,3 @@ func decode(t *testing.T, w *httptest.ResponseRecorder) map[string]any {
 	}
 	return m
 }
-
-func serialHex(n *big.Int) string { return hex.EncodeToString(n.Bytes()) }

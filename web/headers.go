@@ -45,6 +45,12 @@ func (s *Server) identify(d door) echo.MiddlewareFunc {
 			if d == doorHTTPS && !s.cfg.Dev {
 				h.Set("Strict-Transport-Security", "max-age=31536000")
 			}
+			if r := c.Request(); r.ProtoMajor == 1 && len(r.TransferEncoding) > 0 {
+				// net/http forgets a Content-Length beside a chunked coding, so that
+				// smuggling cannot be seen here; without a next request on the
+				// connection there is nothing to smuggle (RFC 9112 §6.3).
+				h.Set("Connection", "close")
+			}
 			return next(c)
 		}
 	}
@@ -97,6 +103,10 @@ func (s *Server) guarded(d door) echo.MiddlewareFunc {
 	return func(next echo.HandlerFunc) echo.HandlerFunc {
 		return func(c echo.Context) error {
 			r := c.Request()
+			if d == doorHTTP && r.ProtoMajor != 1 { // HTTP/2 with prior knowledge: net/http hands its preface on as a request
+				c.Response().Header().Set("Connection", "close")
+				return problemf(malformedRequest, "this door speaks HTTP/1.1")
+			}
 			if r.Method == http.MethodTrace || r.Method == http.MethodConnect {
 				c.Response().Header().Set("Allow", "GET, HEAD, POST")
 				return problemf(methodNotAllowed, "%s is not served here", r.Method)

@@ -2,11 +2,16 @@ package web
 
 import (
 	"context"
+	"errors"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/labstack/echo/v4"
+
+	"chancery/audit"
+	"chancery/hsmstore"
 )
 
 const (
@@ -58,5 +63,19 @@ func (s *Server) readyz(c echo.Context) error {
 		p = problemf(notReady, "the check failed; the log has the cause under the instance of this problem")
 	}
 	p.slug = notReady
+	if p.Part == "" {
+		p.Part = partOf(err)
+	}
 	return p
+}
+
+// partOf names the part of the server that an error of a lower floor comes from.
+func partOf(err error) string {
+	switch is := func(target error) bool { return errors.Is(err, target) }; {
+	case slices.ContainsFunc([]error{audit.ErrUnavailable, audit.ErrBusy, audit.ErrTampered}, is):
+		return "ledger"
+	case slices.ContainsFunc([]error{hsmstore.ErrUnavailable, hsmstore.ErrBusy, hsmstore.ErrPIN, hsmstore.ErrToken, hsmstore.ErrModule, hsmstore.ErrNoKey, hsmstore.ErrClosed}, is):
+		return "hsm"
+	}
+	return ""
 }

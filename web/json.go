@@ -31,9 +31,6 @@ func readJSON(c echo.Context, dst any) error {
 	if err := wantJSON(r.Header); err != nil {
 		return err
 	}
-	if r.ContentLength > bodyBytes {
-		return tooLong()
-	}
 	body, err := io.ReadAll(http.MaxBytesReader(c.Response().Writer, r.Body, bodyBytes))
 	var long *http.MaxBytesError
 	switch {
@@ -82,7 +79,7 @@ func checkDepth(body []byte) error {
 			return explain(err, nil)
 		}
 		if d.StackDepth() > bodyDepth {
-			return problemf(badJSON, "it nests deeper than %d levels; this API needs one", bodyDepth).at(clipTo(string(d.StackPointer()), 64), "")
+			return problemf(badJSON, "it nests deeper than %d levels; this API needs one", bodyDepth).at(pointer(d.StackPointer()), "")
 		}
 		if d.StackDepth() == 0 {
 			if _, err := d.ReadToken(); err != io.EOF {
@@ -110,7 +107,17 @@ func explain(err error, dst any) error {
 	return problemf(badJSON, "the body cannot be read; send a JSON object with the members %s", members(dst))
 }
 
-func pointer(p jsontext.Pointer) string { return clip(string(p)) }
+// pointer is p, unless the client's own member names in it are too long or too odd to
+// be shown as they are.
+func pointer(p jsontext.Pointer) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/_-.~", r)
+	}
+	if len(p) > 64 || strings.ContainsFunc(string(p), func(r rune) bool { return !plain(r) }) {
+		return ""
+	}
+	return string(p)
+}
 
 func quoteMember(p jsontext.Pointer) string { return quote(p.LastToken()) }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json/v2"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"strconv"
 	"strings"
@@ -229,7 +230,11 @@ func (s *Server) fail(err error, c echo.Context) {
 	p := *problemFor(err)
 	k := kindOf(p.slug)
 	if k.status >= 500 {
-		s.log.Error("request failed", "id", requestID(c), "problem", string(p.slug), "err", err)
+		level := slog.LevelError
+		if k.retry > 0 {
+			level = slog.LevelWarn // passes by itself
+		}
+		s.log.Log(c.Request().Context(), level, "request failed", "id", requestID(c), "problem", string(p.slug), "err", err)
 	}
 	if c.Response().Committed {
 		return // the answer had begun; it ends here
@@ -248,7 +253,7 @@ func (s *Server) fail(err error, c echo.Context) {
 	}
 	var b []byte
 	var encErr error
-	if strings.HasPrefix(c.Request().URL.Path, "/acme/") { // a panic in there: ACME's clients know only ACME's types
+	if k.slug == internal && strings.HasPrefix(c.Request().URL.Path, "/acme/") { // a panic in there: ACME's clients know only ACME's types
 		b, encErr = json.Marshal(map[string]any{"type": "urn:ietf:params:acme:error:serverInternal", "status": k.status, "detail": p.Detail, "instance": p.Instance})
 	} else {
 		b, encErr = json.Marshal(p)

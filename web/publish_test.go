@@ -78,6 +78,14 @@ func TestRootsAreSortedPEM(t *testing.T) {
 	wantProblem(t, f.do(call{path: "/roots.pem"}), 404, "not-found")
 }
 
+// A path without a name must not fall through to the CA's default issuer.
+func TestIssuerMustBeNamed(t *testing.T) {
+	f := newFixture(t)
+	for _, path := range []string{"/ca/.cer", "/ca/", "/ca/issuing", "/ca/issuing.crl", "/crl/.crl", "/crl/issuing.cer"} {
+		wantProblem(t, f.do(call{path: path, plain: true}), 404, "not-found")
+	}
+}
+
 func TestNoCheckpointYet(t *testing.T) {
 	f := newFixture(t, func(c *web.Config) {
 		c.Checkpoint = func(context.Context) (string, error) { return "", audit.ErrNotFound }
@@ -121,8 +129,12 @@ func TestReadiness(t *testing.T) {
 		} {
 			time.Sleep(time.Second)
 			answer = err
-			if p := ready(); !strings.Contains(p.Detail, want) || strings.Contains(p.Detail, "secret") {
+			p := ready()
+			if !strings.Contains(p.Detail, want) || strings.Contains(p.Detail, "secret") {
 				t.Errorf("%v: %+v", err, p)
+			}
+			if (want == "ledger" || want == "HSM") && p.Part != strings.ToLower(want) {
+				t.Errorf("%v: part %q", err, p.Part)
 			}
 		}
 		if w := f.do(call{path: "/healthz", noToken: true}); w.Code != 200 || w.Body.String() != "ok\n" {

@@ -114,20 +114,16 @@ func TestTLSFloor(t *testing.T) {
 // A request that was taken is answered, though the server is told to stop meanwhile.
 func TestRunDrains(t *testing.T) {
 	began, finish := make(chan struct{}), make(chan struct{})
-	r := run(t)
-	r.ca.onIssue = func(ctx context.Context) {
-		close(began)
-		<-finish
-		if ctx.Err() != nil {
-			t.Error("cancelled by the stop")
+	r := run(t, func(c *web.Config) {
+		c.Checkpoint = func(ctx context.Context) (string, error) {
+			close(began)
+			<-finish
+			return "note", ctx.Err()
 		}
-	}
+	})
 	status := make(chan int, 1)
 	go func() {
-		req, _ := http.NewRequest("POST", "https://"+r.https+certs, strings.NewReader(r.issueBody()))
-		req.Header.Set("Authorization", "Bearer "+token)
-		req.Header.Set("Content-Type", "application/json")
-		res, err := r.client().Do(req)
+		res, err := r.client().Get("https://" + r.https + "/ledger/checkpoint")
 		if err != nil {
 			t.Error(err)
 			status <- 0
@@ -152,7 +148,7 @@ func TestRunDrains(t *testing.T) {
 	default:
 	}
 	close(finish)
-	if got := <-status; got != 201 {
+	if got := <-status; got != 200 {
 		t.Errorf("status %d", got)
 	}
 	if err := <-stopped; err != nil {
@@ -194,8 +190,12 @@ func TestAttack_WEB_14_Smuggling(t *testing.T) {
 	} {
 		c := must(net.Dial("tcp", r.http))
 		go io.WriteString(c, raw+"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n")
-		answer, _ := io.ReadAll(c)
+		c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		answer, err := io.ReadAll(c)
 		c.Close()
+		if ne, ok := err.(net.Error); ok && ne.Timeout() {
+			t.Errorf("%s: the connection is left open after %.100q", name, answer)
+		}
 		if len(answer) > 0 && !strings.HasPrefix(string(answer), "HTTP/1.1 4") && !strings.HasPrefix(string(answer), "HTTP/1.1 5") {
 			t.Errorf("%s: %.100q", name, answer)
 		}
@@ -206,6 +206,7 @@ func TestAttack_WEB_14_Smuggling(t *testing.T) {
 	// Both lengths: RFC 9112 §6.3 lets the chunked coding win and the connection close.
 	c := must(net.Dial("tcp", r.http))
 	defer c.Close()
+	c.SetReadDeadline(time.Now().Add(5 * time.Second))
 	io.WriteString(c, "POST /nothing HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n")
 	answer, _ := io.ReadAll(c)
 	if n := strings.Count(string(answer), "HTTP/1.1 "); n != 1 {
@@ -360,6 +361,36 @@ func TestAttack_WEB_14_Crowd(t *testing.T) {
 		synctest.Wait()
 		if !strings.Contains(get("[2001:db8::1]:1"), "ok\n") {
 			t.Error("the /64 is locked out for good")
+		}
+	})
+}
+
+func TestAttack_WEB_14_CrowdOfMany(t *testing.T) {
+	onPipes(t, func(t *testing.T, plain *pipeListener) {
+		refused := func(c net.Conn) bool {
+			c.SetReadDeadline(time.Now().Add(time.Millisecond))
+			_, err := c.Read(make([]byte, 1))
+			return err == io.EOF
+		}
+		var open []net.Conn
+		for n := range 4096 {
+			open = append(open, plain.dial(fmt.Sprintf("10.0.%d.%d:1", n/256, n%256)))
+		}
+		if one := plain.dial("192.0.2.1:1"); !refused(one) {
+			t.Error("connection 4,097 is held")
+		}
+		if refused(open[4095]) {
+			t.Error("connection 4,096 is refused")
+		}
+		open[0].Close()
+		synctest.Wait()
+		if one := plain.dial("192.0.2.1:1"); refused(one) {
+			t.Error("a place that became free is not given")
+		} else {
+			one.Close()
+		}
+		for _, c := range open {
+			c.Close()
 		}
 	})
 }

@@ -246,3 +246,5 @@ func tlsConfig(get func(*tls.ClientHelloInfo) (*tls.Certificate, error)) *tls.Co
 		},
 	}
 }
+
+var _ Authority = (*ca.Authority)(nil)

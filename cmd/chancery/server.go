@@ -271,7 +271,11 @@ func (s *server) proof(ctx context.Context, serial string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.checkpoint.ProofText(ctx, c.Done)
+	proof, err := s.checkpoint.ProofText(ctx, c.Done)
+	if errors.Is(err, audit.ErrNotFound) {
+		return nil, web.ErrProofPending
+	}
+	return proof, err
 }
 
 // setting reads a value that must survive restarts, and makes it at first.

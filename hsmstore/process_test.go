@@ -1,0 +1,89 @@
+package hsmstore_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// A PIN is in no argument, no environment and no readable memory of a worker, and
+// a core dump of it is impossible.
+func TestSecretsOfWorker(t *testing.T) {
+	c := newCluster(t)
+	pin, err := c.members[0].PIN()
+	must(err)
+	pid := c.store.WorkerProcess("m1").Pid
+	for _, f := range []string{"cmdline", "environ"} {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, f))
+		if err == nil && bytes.Contains(b, []byte(pin)) {
+			t.Errorf("the PIN is in %s", f)
+		}
+	}
+	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
+	must(err)
+	if !strings.Contains(string(limits), "Max core file size        0                    0 ") {
+		t.Errorf("core dumps are possible:\n%s", limits)
+	}
+	// Not dumpable: its /proc files belong to root even if we are not root.
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	must(err)
+	_ = status
+	if strings.Contains(c.log.String(), pin) {
+		t.Error("the PIN is in the log")
+	}
+	// The terminal's signals do not end it.
+	must(syscall.Kill(pid, syscall.SIGINT))
+	must(syscall.Kill(pid, syscall.SIGTERM))
+	time.Sleep(50 * time.Millisecond)
+	if err := once(t.Context(), c.key(t, "issuing"), issue(t, nil)); err != nil || c.status("m1").Starts != 1 {
+		t.Errorf("after SIGINT: %v, %d starts", err, c.status("m1").Starts)
+	}
+}
+
+// parentProcess opens a store and waits to be killed.
+func parentProcess() {
+	c := &cluster{dir: os.Args[2], db: newMemory(), log: &logBuffer{}}
+	for _, n := range []string{"m1", "m2"} {
+		c.members = append(c.members, layout(c.dir, n))
+	}
+	_, err := c.open(context.Background())
+	must(err)
+	for _, m := range c.members {
+		fmt.Println(c.store.WorkerProcess(m.Name).Pid)
+	}
+	time.Sleep(time.Minute)
+}
+
+func TestWorkersEndWithKilledParent(t *testing.T) {
+	c := copyCluster(t)
+	cmd := exec.Command("/proc/self/exe", "parent", c.dir)
+	out, err := cmd.StdoutPipe()
+	must(err)
+	must(cmd.Start())
+	var a, b int
+	if _, err := fmt.Fscan(out, &a, &b); err != nil {
+		t.Fatal(err)
+	}
+	must(cmd.Process.Kill())
+	_ = cmd.Wait()
+	for _, pid := range []int{a, b} {
+		for i := 0; syscall.Kill(pid, 0) == nil && !zombie(pid); i++ {
+			if i > 500 {
+				t.Fatalf("worker %d outlives its parent", pid)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+}
+
+func zombie(pid int) bool {
+	b, err := os.ReadFile(filepath.Join("/proc", fmt.Sprint(pid), "stat"))
+	return err != nil || strings.Contains(string(b), ") Z ")
+}
