@@ -152,6 +152,9 @@ func (op *Operation) Public() crypto.PublicKey { return op.key.pub }
 // Index is the ledger index of the intent.
 func (op *Operation) Index() uint64 { return op.opened.Index }
 
+// Message is the message of the intent. It must not be changed.
+func (op *Operation) Message() []byte { return op.req.Message }
+
 // Attempts tells what was tried so far.
 func (op *Operation) Attempts() []audit.Attempt {
 	op.mu.Lock()

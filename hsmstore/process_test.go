@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// A PIN is in no argument, no environment and no readable memory of a worker, and
-// a core dump of it is impossible.
+// A PIN is in no argument and no environment of a worker and in no log, and a core
+// dump is impossible.
 func TestSecretsOfWorker(t *testing.T) {
 	c := newCluster(t)
 	pin, err := c.members[0].PIN()
@@ -31,10 +31,6 @@ func TestSecretsOfWorker(t *testing.T) {
 	if !strings.Contains(string(limits), "Max core file size        0                    0 ") {
 		t.Errorf("core dumps are possible:\n%s", limits)
 	}
-	// Not dumpable: its /proc files belong to root even if we are not root.
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	must(err)
-	_ = status
 	if strings.Contains(c.log.String(), pin) {
 		t.Error("the PIN is in the log")
 	}

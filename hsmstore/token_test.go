@@ -1,9 +1,15 @@
 package hsmstore_test
 
 import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"encoding/asn1"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -12,10 +18,11 @@ import (
 	"chancery/hsmstore"
 
 	"github.com/miekg/pkcs11"
+	"golang.org/x/crypto/ocsp"
 )
 
-// look opens a member's token in this process and calls fn for all objects.
-func look(t *testing.T, m hsmstore.MemberConfig, fn func(get func(uint) []byte, class uint)) {
+// inToken opens a member's token in this process, with its user logged in.
+func inToken(t *testing.T, m hsmstore.MemberConfig, fn func(*pkcs11.Ctx, pkcs11.SessionHandle)) {
 	t.Helper()
 	k, v, _ := strings.Cut(m.Env[0], "=")
 	t.Setenv(k, v)
@@ -25,11 +32,22 @@ func look(t *testing.T, m hsmstore.MemberConfig, fn func(get func(uint) []byte, 
 	defer p.Finalize()
 	slots, err := p.GetSlotList(true)
 	must(err)
-	session, err := p.OpenSession(slots[0], pkcs11.CKF_SERIAL_SESSION)
+	session, err := p.OpenSession(slots[0], pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
 	must(err)
 	pin, err := m.PIN()
 	must(err)
 	must(p.Login(session, pkcs11.CKU_USER, pin))
+	fn(p, session)
+}
+
+// look calls fn for all objects of a member's token.
+func look(t *testing.T, m hsmstore.MemberConfig, fn func(get func(uint) []byte, class uint)) {
+	t.Helper()
+	inToken(t, m, func(p *pkcs11.Ctx, session pkcs11.SessionHandle) { lookAt(t, p, session, fn) })
+}
+
+func lookAt(t *testing.T, p *pkcs11.Ctx, session pkcs11.SessionHandle, fn func(get func(uint) []byte, class uint)) {
+	t.Helper()
 	must(p.FindObjectsInit(session, nil))
 	hs, _, err := p.FindObjects(session, 1000)
 	must(err)
@@ -227,5 +245,100 @@ func TestSoftHSMLayoutIsPrivate(t *testing.T) {
 	}
 	if _, err := hsmstore.WriteSoftHSMConf(dir, "../x"); err == nil {
 		t.Error("a member name climbed out")
+	}
+}
+
+// plant puts a key pair on a token as somebody with the user PIN could, and gives
+// its record.
+func plant(t *testing.T, m hsmstore.MemberConfig, label string, rec hsmstore.KeyRecord, change map[uint]bool) hsmstore.KeyRecord {
+	t.Helper()
+	a := pkcs11.NewAttribute
+	flags := map[uint]bool{pkcs11.CKA_TOKEN: true, pkcs11.CKA_PRIVATE: true, pkcs11.CKA_SENSITIVE: true, pkcs11.CKA_SIGN: true, pkcs11.CKA_EXTRACTABLE: true,
+		pkcs11.CKA_WRAP_WITH_TRUSTED: true, pkcs11.CKA_DECRYPT: false, pkcs11.CKA_UNWRAP: false, pkcs11.CKA_MODIFIABLE: false}
+	maps.Copy(flags, change)
+	names := []*pkcs11.Attribute{a(pkcs11.CKA_ID, rec.ID[:]), a(pkcs11.CKA_LABEL, label)}
+	if rec.Subject != nil {
+		names = append(names, a(pkcs11.CKA_SUBJECT, rec.Subject))
+	}
+	private := slices.Clone(names)
+	for f, v := range flags {
+		private = append(private, a(f, v))
+	}
+	public := append(names, a(pkcs11.CKA_TOKEN, true), a(pkcs11.CKA_VERIFY, true), a(pkcs11.CKA_EC_PARAMS, marshal(asn1.ObjectIdentifier{1, 2, 840, 10045, 3, 1, 7})))
+	inToken(t, m, func(p *pkcs11.Ctx, session pkcs11.SessionHandle) {
+		h, _, err := p.GenerateKeyPair(session, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_EC_KEY_PAIR_GEN, nil)}, public, private)
+		must(err)
+		as, err := p.GetAttributeValue(session, h, []*pkcs11.Attribute{a(pkcs11.CKA_EC_POINT, nil)})
+		must(err)
+		var point []byte
+		_, err = asn1.Unmarshal(as[0].Value, &point)
+		must(err)
+		pub, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), point)
+		must(err)
+		rec.SPKI = marshalSPKI(pub)
+	})
+	rec.Algorithm, rec.Origin, rec.Members, rec.Usable = "P-256", m.Name, []string{m.Name}, true
+	return rec
+}
+
+// A key whose attributes are too weak, or whose label binds no purpose, does not
+// sign, whatever the database says of it.
+func TestWeakKeysAreRefused(t *testing.T) {
+	c := copyCluster(t)
+	var recs []hsmstore.KeyRecord
+	for i, tc := range []struct {
+		label  string
+		change map[uint]bool
+	}{
+		{"chancery:ocsp:k", map[uint]bool{pkcs11.CKA_SENSITIVE: false}},
+		{"chancery:ocsp:k", map[uint]bool{pkcs11.CKA_WRAP_WITH_TRUSTED: false}},
+		{"chancery:ocsp:k", map[uint]bool{pkcs11.CKA_MODIFIABLE: true}},
+		{"chancery:ocsp:k", map[uint]bool{pkcs11.CKA_DECRYPT: true}},
+		{"chancery:ocsp:k", map[uint]bool{pkcs11.CKA_UNWRAP: true}},
+		{"my key", nil},
+		{"chancery:anything:k", nil},
+		{"chancery:ocsp:good", nil},
+	} {
+		rec := hsmstore.KeyRecord{ID: [16]byte{byte(i + 1)}, Name: fmt.Sprintf("planted-%d", i), Purpose: audit.PurposeOCSP}
+		recs = append(recs, plant(t, c.members[0], tc.label, rec, tc.change))
+	}
+	stop, err := c.open(t.Context(), func(cfg *hsmstore.Config) { cfg.Keys = append(cfg.Keys, recs...) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	req := hsmstore.SignRequest{Op: audit.OpOCSP, Message: responseData(t, ocsp.Good)}
+	for i, r := range recs {
+		err := once(t.Context(), c.key(t, r.Name), req)
+		if good := i == len(recs)-1; good && err != nil || !good && !errors.Is(err, hsmstore.ErrUnavailable) {
+			t.Errorf("key %d: %v", i, err)
+		}
+	}
+}
+
+// The worker believes the token in what a key is for: a database that calls a
+// document key an issuer gets no certificate from it.
+func TestDatabaseCannotChangePurpose(t *testing.T) {
+	c := copyCluster(t)
+	rec := plant(t, c.members[0], "chancery:document:d", hsmstore.KeyRecord{ID: [16]byte{1}, Name: "turned", Purpose: audit.PurposeIssuer}, nil)
+	rec.Subject = name("Issuing CA")
+	other := plant(t, c.members[0], "chancery:issuer:o", hsmstore.KeyRecord{ID: [16]byte{2}, Name: "renamed", Purpose: audit.PurposeIssuer, Subject: name("Other CA")}, nil)
+	other.Subject = name("Issuing CA")
+	stop, err := c.open(t.Context(), func(cfg *hsmstore.Config) { cfg.Keys = append(cfg.Keys, rec, other) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	for _, n := range []string{"turned", "renamed"} {
+		op, err := c.key(t, n).Begin(t.Context(), issue(t, nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := op.SignMessage(nil, op.Message(), crypto.SHA256); !errors.Is(err, hsmstore.ErrRefused) {
+			t.Errorf("%s: %v", n, err)
+		}
+		if err := op.Close(); err != nil || c.db.closing(op.Index()) != audit.KindFailed {
+			t.Errorf("%s: closed as %v: %v", n, c.db.closing(op.Index()), err)
+		}
 	}
 }
