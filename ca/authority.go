@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/sha256"
@@ -9,8 +10,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"chancery/audit"
@@ -51,6 +54,7 @@ type issuer struct {
 	spki         [32]byte
 	cert         *x509.Certificate
 	lint         crypto.Signer
+	revoked      atomic.Bool // its certificate is: it signs CRLs, no certificates
 }
 
 func (i *issuer) root() bool { return i.parent == i.name }
@@ -74,7 +78,44 @@ func New(ctx context.Context, cfg Config) (*Authority, error) {
 			return nil, err
 		}
 	}
+	for _, i := range a.issuers {
+		if err := a.learnRevoked(ctx, i); err != nil {
+			return nil, err
+		}
+	}
 	return a, nil
+}
+
+// learnRevoked asks storage whether an issuer's own certificate is revoked.
+func (a *Authority) learnRevoked(ctx context.Context, i *issuer) error {
+	up, err := a.issuer(i.parent)
+	if err != nil {
+		return fmt.Errorf("issuer %s: %w", i.name, err)
+	}
+	s, err := a.cfg.Storage.Certificate(ctx, up.spki, i.cert.SerialNumber.Bytes())
+	if err != nil && !errors.Is(err, audit.ErrNotFound) {
+		return fmt.Errorf("issuer %s: %w", i.name, err)
+	}
+	if err == nil && s.Revoked != nil {
+		i.revoked.Store(true)
+	}
+	return nil
+}
+
+// disable stops the issuers whose certificates are among what by has revoked.
+func (a *Authority) disable(by *issuer, revoked []RevokedSerial) {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	for _, i := range a.issuers {
+		if i.parent != by.name || i.revoked.Load() {
+			continue
+		}
+		serial := i.cert.SerialNumber.Bytes()
+		if slices.ContainsFunc(revoked, func(r RevokedSerial) bool { return bytes.Equal(r.Serial, serial) }) {
+			i.revoked.Store(true)
+			a.cfg.Log.Warn("issuer is revoked and issues no more certificates", "issuer", i.name)
+		}
+	}
 }
 
 func (a *Authority) addIssuer(name, keyName, parent string, der []byte) error {
@@ -134,6 +175,7 @@ func (a *Authority) Roots() [][]byte {
 			out = append(out, i.cert.Raw)
 		}
 	}
+	slices.SortFunc(out, bytes.Compare) // the same order every time
 	return out
 }
 
@@ -211,10 +253,11 @@ func (a *Authority) CertificateByDER(ctx context.Context, der []byte) (*Certific
 		return nil, none
 	}
 	found, err := a.Certificate(ctx, hex.EncodeToString(c.SerialNumber.Bytes()))
-	if err != nil {
+	var refusal *Refusal
+	if err != nil && !errors.As(err, &refusal) {
 		return nil, err
 	}
-	if string(found.DER) != string(der) {
+	if err != nil || !bytes.Equal(found.DER, der) {
 		return nil, none
 	}
 	return found, nil

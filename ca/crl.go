@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/rand"
@@ -9,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"time"
 
 	"chancery/audit"
@@ -69,34 +71,59 @@ func (a *Authority) freshCRL(ctx context.Context, is *issuer, r IssuerRecord) er
 	if is.root() {
 		validity = rootCRLValidity
 	}
-	now := a.cfg.Now().UTC().Truncate(time.Second)
-	// An entry stays until a CRL was issued after the certificate's end (RFC 5280 §3.3).
-	covers, revoked, err := a.cfg.Storage.Revocations(ctx, is.spki, r.CRLThis)
+	// An entry stays until a CRL was published that was made after the certificate's
+	// end (RFC 5280 §3.3). A CRL that was intended and failed does not count.
+	var published *x509.RevocationList
+	var last time.Time
+	if r.CRL != nil {
+		var err error
+		if published, err = x509.ParseRevocationList(r.CRL); err != nil {
+			return fmt.Errorf("reading the last CRL: %w", err)
+		}
+		last = published.ThisUpdate
+	}
+	_, revoked, err := a.cfg.Storage.Revocations(ctx, is.spki, last)
 	if err != nil {
 		return fmt.Errorf("reading revocations: %w", err)
 	}
-	fresh := r.CRL != nil && now.Before(r.CRLNext.Add(-validity/2))
-	if fresh && holds(r.CRL, revoked) {
+	a.disable(is, revoked)
+	if published != nil && a.cfg.Now().Before(r.CRLNext.Add(-validity/2)) && holds(published, revoked) {
 		return nil
 	}
-	if !now.After(r.CRLThis) {
-		if r.CRLThis.Sub(now) > 2*time.Second {
-			return fmt.Errorf("the clock shows %s, but the last CRL is of %s: set the clock right; no CRL goes back in time", now.Format(time.RFC3339), r.CRLThis.Format(time.RFC3339))
-		}
-		if err := sleep(ctx, r.CRLThis.Add(time.Second).Sub(a.cfg.Now())); err != nil {
-			return err
-		}
-		now = r.CRLThis.Add(time.Second)
+	this, err := a.thisUpdate(ctx, r.CRLThis)
+	if err != nil {
+		return err
 	}
-	return a.issueCRL(ctx, is, revoked, audit.CRLScope{Number: r.CRLNumber + 1, ThisUpdate: now, Covers: covers}, now.Add(validity))
+	// Read once more, after thisUpdate: whatever was revoked before it is in the CRL.
+	covers, revoked, err := a.cfg.Storage.Revocations(ctx, is.spki, last)
+	if err != nil {
+		return fmt.Errorf("reading revocations: %w", err)
+	}
+	return a.issueCRL(ctx, is, revoked, audit.CRLScope{Number: r.CRLNumber + 1, ThisUpdate: this, Covers: covers}, this.Add(validity))
 }
 
-// holds tells whether a CRL lists exactly the given revocations with their reasons.
-func holds(der []byte, revoked []RevokedSerial) bool {
-	l, err := x509.ParseRevocationList(der)
-	if err != nil || len(l.RevokedCertificateEntries) < len(revoked) {
-		return false
+// maxEarly is how far the last thisUpdate may lie ahead of the clock before the clock
+// counts as wrong: CRLs have whole seconds, and nodes differ by a little.
+const maxEarly = 2 * time.Second
+
+// thisUpdate waits for the first second after the last CRL's.
+func (a *Authority) thisUpdate(ctx context.Context, last time.Time) (time.Time, error) {
+	for {
+		now := a.cfg.Now().UTC()
+		if now.Truncate(time.Second).After(last) {
+			return now.Truncate(time.Second), nil
+		}
+		if last.Sub(now) > maxEarly {
+			return now, fmt.Errorf("the clock shows %s, but the last CRL is of %s: set the clock right; no CRL goes back in time", now.Format(time.RFC3339), last.Format(time.RFC3339))
+		}
+		if err := sleep(ctx, last.Add(time.Second).Sub(now)); err != nil {
+			return now, err
+		}
 	}
+}
+
+// holds tells whether a CRL lists all of the given revocations with their reasons.
+func holds(l *x509.RevocationList, revoked []RevokedSerial) bool {
 	have := make(map[string]int, len(l.RevokedCertificateEntries))
 	for _, e := range l.RevokedCertificateEntries {
 		have[string(e.SerialNumber.Bytes())] = e.ReasonCode
@@ -138,6 +165,9 @@ func (a *Authority) issueCRL(ctx context.Context, is *issuer, revoked []RevokedS
 	if err != nil {
 		return err
 	}
+	if err := is.checkCRL(tbs, hash, tmpl); err != nil {
+		return fmt.Errorf("CRL %d: %w", scope.Number, err)
+	}
 	op, err := is.key.Begin(ctx, hsmstore.SignRequest{Op: audit.OpCRL, Message: tbs, Issuer: is.spki, Requester: "crl", CRL: &scope,
 		Class: hsmstore.ClassRevocation, Projections: []audit.Projection{BeginCRL{Issuer: is.spki, Scope: scope}}})
 	if err != nil {
@@ -165,6 +195,31 @@ func (a *Authority) issueCRL(ctx context.Context, is *issuer, revoked []RevokedS
 	}
 	a.cfg.Log.Info("CRL issued", "issuer", is.name, "number", scope.Number, "entries", len(revoked), "next", next)
 	return nil
+}
+
+// checkCRL reads a CRL back before it is signed, holds it against what was decided,
+// and lints it.
+func (i *issuer) checkCRL(tbs []byte, hash crypto.Hash, want *x509.RevocationList) error {
+	der, err := i.rehearse(tbs, hash)
+	if err != nil {
+		return err
+	}
+	l, err := x509.ParseRevocationList(der)
+	if err != nil {
+		return fmt.Errorf("reading it back: %w", err)
+	}
+	same := func(a, b x509.RevocationListEntry) bool {
+		return a.SerialNumber.Cmp(b.SerialNumber) == 0 && a.ReasonCode == b.ReasonCode && a.RevocationTime.Equal(b.RevocationTime)
+	}
+	switch {
+	case !bytes.Equal(l.RawTBSRevocationList, tbs) || !bytes.Equal(l.RawIssuer, i.cert.RawSubject) || !bytes.Equal(l.AuthorityKeyId, i.cert.SubjectKeyId):
+		return errors.New("reading it back: other bytes or issuer")
+	case l.Number.Cmp(want.Number) != 0 || !l.ThisUpdate.Equal(want.ThisUpdate) || !l.NextUpdate.Equal(want.NextUpdate):
+		return errors.New("reading it back: other number or times")
+	case !slices.EqualFunc(l.RevokedCertificateEntries, want.RevokedCertificateEntries, same):
+		return errors.New("reading it back: other entries")
+	}
+	return lintCRL(der)
 }
 
 // CRL returns the newest CRL of an issuer (DER) and when its successor is due at the latest.

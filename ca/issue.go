@@ -18,19 +18,31 @@ var ErrSpent = errors.New("this prepared certificate was issued already")
 
 // Issue has a prepared certificate signed. When it returns nil, certificate row and
 // done leaf are durable together with the caller's projections. On any error nothing
-// was released; the serial is used up, and revoked if the HSM was called. Errors:
-// hsmstore.ErrUnavailable, hsmstore.ErrBusy, audit.ErrUnavailable, audit.ErrBusy (try
-// later), and what the caller's projections return.
+// was released; the serial is used up, and revoked if the HSM was called. Errors: a
+// [*Refusal] if the issuer ended or was revoked meanwhile, hsmstore.ErrUnavailable,
+// hsmstore.ErrBusy, audit.ErrUnavailable, audit.ErrBusy (try later), [ErrSerialTaken]
+// (prepare again), and what the caller's projections return.
 func (a *Authority) Issue(ctx context.Context, p *Prepared, with Projections) (*Certificate, error) {
 	if !p.spent.CompareAndSwap(false, true) {
 		return nil, ErrSpent
+	}
+	if p.issuer.cert != nil {
+		if err := a.checkIssuer(p.issuer, p.tmpl); err != nil {
+			return nil, err
+		}
 	}
 	// 8. The intent: serial, digest of the TBS, profile and evidence are durable before the HSM is called.
 	op, err := a.begin(ctx, p, with)
 	if err != nil {
 		return nil, err
 	}
-	defer op.Close() // without Commit: failed, or orphan with the serial revoked
+	committed := false
+	defer func() {
+		op.Close() // without Commit: failed, or orphan with the serial revoked
+		if !committed {
+			a.crlDue()
+		}
+	}()
 	// 9. The cluster signs; the signature is verified with the pinned key.
 	_, hash, err := signatureAlgorithm(op.Public())
 	if err != nil {
@@ -63,6 +75,7 @@ func (a *Authority) Issue(ctx context.Context, p *Prepared, with Projections) (*
 	if err != nil {
 		return nil, fmt.Errorf("recording certificate %s: %w", p.Serial(), err)
 	}
+	committed = true
 	if b := p.becomes; b != nil {
 		if err := a.addIssuer(b.Name, b.KeyName, b.Parent, der); err != nil {
 			return nil, err
@@ -82,24 +95,33 @@ func (p *Prepared) parent(self *x509.Certificate) *x509.Certificate {
 	return p.issuer.cert
 }
 
-// begin commits the intent. A serial that was given before is drawn again.
+// begin commits the intent. A serial that was given before is drawn again, unless
+// the caller brings projections of its own: they may name the serial that is no more,
+// so the caller must prepare again.
 func (a *Authority) begin(ctx context.Context, p *Prepared, with Projections) (*hsmstore.Operation, error) {
-	for range 3 {
+	for try := 1; ; try++ {
 		reserve := ReserveSerial{Issuer: p.issuer.spki, Serial: p.serial, NotAfter: p.NotAfter()}
 		op, err := p.issuer.key.Begin(ctx, hsmstore.SignRequest{
 			Op: audit.OpCertificate, Message: p.tbs, Issuer: p.issuer.spki, Serial: p.serial, Profile: p.profile.digest(),
 			Evidence: p.req.Evidence, Requester: p.req.Requester, Grant: p.grant, Class: hsmstore.ClassAPI,
 			Projections: append([]audit.Projection{reserve}, with.Intent...),
 		})
-		if !errors.Is(err, ErrSerialTaken) {
+		switch {
+		case !errors.Is(err, ErrSerialTaken):
 			return op, err
+		case len(with.Intent)+len(with.Done) > 0:
+			return nil, err
+		case try == maxDraws:
+			return nil, fmt.Errorf("%w: %d times in a row; the random source is broken", err, try)
 		}
 		if err := p.seal(); err != nil {
 			return nil, err
 		}
 	}
-	return nil, fmt.Errorf("%w: three times in a row; the random source is broken", ErrSerialTaken)
 }
+
+// maxDraws is how many serials are drawn for one certificate.
+const maxDraws = 3
 
 // publicKeyBits is the BIT STRING of a SubjectPublicKeyInfo (RFC 5280 §4.1.2.7).
 func publicKeyBits(spki []byte) ([]byte, error) {

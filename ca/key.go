@@ -2,7 +2,10 @@ package ca
 
 import (
 	"crypto"
+	"crypto/dsa"
+	"crypto/ecdh"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rsa"
 	"fmt"
@@ -20,25 +23,34 @@ func algorithmOf(pub crypto.PublicKey) KeyAlgorithm {
 	case *rsa.PublicKey:
 		return KeyAlgorithm(fmt.Sprintf("RSA-%d", k.N.BitLen()))
 	}
-	return KeyAlgorithm(fmt.Sprintf("%T", pub))
+	switch pub.(type) {
+	case ed25519.PublicKey:
+		return "Ed25519"
+	case *ecdh.PublicKey:
+		return "X25519"
+	case *dsa.PublicKey:
+		return "DSA"
+	}
+	return "of an unknown kind"
 }
 
-// checkKey refuses public keys that are weak or that the profile does not allow.
-func checkKey(pub crypto.PublicKey, allowed []KeyAlgorithm) error {
+// checkKey refuses public keys that are weak or that the profile does not allow. The
+// field names where the key came from.
+func checkKey(field string, pub crypto.PublicKey, allowed []KeyAlgorithm) error {
 	alg := algorithmOf(pub)
 	if !slices.Contains(allowed, alg) {
-		return refuse(BadPublicKey, "csr.subjectPublicKeyInfo", "the key is %s; this profile allows %v", alg, allowed)
+		return refuse(BadPublicKey, field, "the key is %s; this profile allows %v", alg, allowed)
 	}
 	switch k := pub.(type) {
 	case *ecdsa.PublicKey:
 		if k.Curve != elliptic.P256() && k.Curve != elliptic.P384() && k.Curve != elliptic.P521() {
-			return refuse(BadPublicKey, "csr.subjectPublicKeyInfo", "the curve is not P-256, P-384 or P-521")
+			return refuse(BadPublicKey, field, "the curve is not P-256, P-384 or P-521")
 		}
 		if _, err := k.ECDH(); err != nil { // checks that the point is on the curve and not infinity
-			return refuse(BadPublicKey, "csr.subjectPublicKeyInfo", "the public point is not on its curve (SP 800-56A §5.6.2.3.3)")
+			return refuse(BadPublicKey, field, "the public point is not on its curve (SP 800-56A §5.6.2.3.3)")
 		}
 	case *rsa.PublicKey:
-		return checkRSA(k)
+		return checkRSA(field, k)
 	}
 	return nil
 }
@@ -57,8 +69,8 @@ var smallPrimes = func() *big.Int {
 // fermatRounds finds factors that lie closer together than about 2^(bits/4) (CVE-2022-26320).
 const fermatRounds = 100
 
-func checkRSA(k *rsa.PublicKey) error {
-	bad := func(why string) error { return refuse(BadPublicKey, "csr.subjectPublicKeyInfo", "%s", why) }
+func checkRSA(field string, k *rsa.PublicKey) error {
+	bad := func(why string) error { return refuse(BadPublicKey, field, "%s", why) }
 	if k.E < 65537 || k.E&1 == 0 {
 		return bad("the RSA exponent must be odd and at least 65537")
 	}

@@ -39,8 +39,25 @@ func lintCertificate(der []byte) error {
 	if err != nil {
 		return fmt.Errorf("lint: parsing: %w", err)
 	}
+	return findings(zlint.LintCertificateEx(c, reg))
+}
+
+// lintCRL is lintCertificate for a CRL.
+func lintCRL(der []byte) error {
+	reg, err := lints()
+	if err != nil {
+		return fmt.Errorf("choosing lints: %w", err)
+	}
+	l, err := zx.ParseRevocationList(der)
+	if err != nil {
+		return fmt.Errorf("lint: parsing: %w", err)
+	}
+	return findings(zlint.LintRevocationListEx(l, reg))
+}
+
+func findings(set *zlint.ResultSet) error {
 	var found []string
-	for name, r := range zlint.LintCertificateEx(c, reg).Results {
+	for name, r := range set.Results {
 		if r.Status >= lint.Warn {
 			found = append(found, strings.TrimSpace(name+" "+r.Details))
 		}

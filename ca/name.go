@@ -3,6 +3,7 @@ package ca
 import (
 	"net/netip"
 	"strings"
+	"unicode"
 
 	"golang.org/x/net/idna"
 )
@@ -77,12 +78,34 @@ func dnsName(s string) (string, error) {
 			if back, err := idnaStrict.ToASCII(u); err != nil || back != label {
 				return bad("an xn-- label is no valid A-label (RFC 5891 §4)")
 			}
+			if mixed(u) {
+				return bad("an xn-- label mixes alphabets that look alike (UTS #39 §5)")
+			}
 		}
 	}
 	if last := host[strings.LastIndexByte(host, '.')+1:]; strings.Trim(last, "0123456789") == "" {
 		return bad("its last label is a number (RFC 1123 §2.1)")
 	}
 	return name, nil
+}
+
+// lookalikes are the alphabets whose letters can pass for one another's.
+var lookalikes = []*unicode.RangeTable{unicode.Latin, unicode.Cyrillic, unicode.Greek, unicode.Armenian, unicode.Cherokee}
+
+// mixed tells whether a label has letters of two alphabets that look alike.
+func mixed(label string) bool {
+	var first *unicode.RangeTable
+	for _, r := range label {
+		for _, t := range lookalikes {
+			if unicode.Is(t, r) {
+				if first != nil && first != t {
+					return true
+				}
+				first = t
+			}
+		}
+	}
+	return false
 }
 
 func isASCII(s string) bool {

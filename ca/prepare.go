@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"chancery/admin"
+	"chancery/audit"
 	"chancery/hsmstore"
 )
 
@@ -72,7 +74,7 @@ func (a *Authority) Prepare(_ context.Context, r Request) (*Prepared, error) {
 		if !sameNames(names, r.Names) {
 			return nil, refuse(BadCSR, "csr.subjectAltName", "the request asks for %s, allowed is exactly %s", list(names), list(r.Names))
 		}
-		names = r.Names
+		names = slices.Clone(r.Names)
 	}
 	if len(names) == 0 {
 		return nil, refuse(BadCSR, "csr.subjectAltName", "it names nothing; profile %s needs at least one DNS name or IP address", prof.Name)
@@ -94,11 +96,14 @@ func (a *Authority) Prepare(_ context.Context, r Request) (*Prepared, error) {
 	}
 	p.tmpl.CRLDistributionPoints = []string{a.crlURL(is.name)}
 	p.tmpl.IssuingCertificateURL = []string{a.issuerURL(is.name)}
-	if err := checkIssuer(is.cert, p.tmpl, a.cfg.Now()); err != nil {
+	if err := a.checkIssuer(is, p.tmpl); err != nil {
 		return nil, err
 	}
 	// 5. to 7. Serial, TBS bytes, lint.
-	return p, p.seal()
+	if err := p.seal(); err != nil {
+		return nil, err
+	}
+	return p, nil
 }
 
 // IssuerSpec describes an issuer to be made.
@@ -110,31 +115,17 @@ type IssuerSpec struct {
 	Parent  string // name of the issuer that signs; its own for a root
 }
 
-// PrepareIssuer is Prepare for the certificate of an issuer. The grant must allow the act.
+// PrepareIssuer is Prepare for the certificate of an issuer. The grant must allow the
+// act; it is spent last, so that a refusal costs no vote.
 func (a *Authority) PrepareIssuer(_ context.Context, g *admin.Grant, spec IssuerSpec) (*Prepared, error) {
-	prof, ok := profiles[spec.Profile]
-	if !ok || !prof.isCA {
-		return nil, refuse(BadProfile, "profile", "there is no issuer profile %q; allowed: root, issuing", clip(spec.Profile))
-	}
-	if a.HasIssuer(spec.Name) {
-		return nil, refuse(BadProfile, "name", "issuer %s exists", spec.Name)
-	}
-	key, err := a.cfg.Keys.Key(spec.KeyName)
+	key, prof, err := a.checkSpec(spec)
 	if err != nil {
 		return nil, err
 	}
-	if err := checkKey(key.Public(), prof.Keys); err != nil {
-		return nil, err
-	}
+	p := &Prepared{profile: prof, pub: key.Public(), becomes: &spec, grant: g.Hash(), req: Request{Profile: spec.Profile, Requester: "ceremony"}}
 	act := admin.SignCAAct(spec.Parent, spec.Name)
 	if spec.Parent == spec.Name {
 		act = admin.SignRootAct(spec.Name)
-	}
-	if err := g.Spend(act); err != nil {
-		return nil, fmt.Errorf("making issuer %s: %w", spec.Name, err)
-	}
-	p := &Prepared{profile: prof, pub: key.Public(), becomes: &spec, grant: g.Hash(), req: Request{Profile: spec.Profile, Requester: "ceremony"}}
-	if spec.Parent == spec.Name {
 		lk, err := lintKey(key.Public())
 		if err != nil {
 			return nil, err
@@ -149,12 +140,65 @@ func (a *Authority) PrepareIssuer(_ context.Context, g *admin.Grant, spec Issuer
 		p.tmpl = a.template(prof, p.issuer.cert, key.SPKI())
 		p.tmpl.CRLDistributionPoints = []string{a.crlURL(spec.Parent)}
 		p.tmpl.IssuingCertificateURL = []string{a.issuerURL(spec.Parent)}
-		if err := checkIssuer(p.issuer.cert, p.tmpl, a.cfg.Now()); err != nil {
+		if err := a.checkIssuer(p.issuer, p.tmpl); err != nil {
 			return nil, err
 		}
 	}
-	p.tmpl.Subject = spec.Subject
-	return p, p.seal()
+	p.tmpl.RawSubject = key.Subject()
+	if err := p.seal(); err != nil {
+		return nil, err
+	}
+	if err := g.Spend(act); err != nil {
+		return nil, fmt.Errorf("making issuer %s: %w", spec.Name, err)
+	}
+	return p, nil
+}
+
+// checkSpec holds the description of an issuer against profiles and keys. The name
+// that the key is bound to must be the one that the certificate says: the worker
+// signs nothing under another (P8).
+func (a *Authority) checkSpec(spec IssuerSpec) (*hsmstore.Key, *Profile, error) {
+	prof, ok := profiles[spec.Profile]
+	if !ok || !prof.isCA {
+		return nil, nil, refuse(BadProfile, "profile", "there is no issuer profile %q; allowed: root, issuing", clip(spec.Profile))
+	}
+	if self := spec.Parent == spec.Name; self != (prof.Name == "root") {
+		return nil, nil, refuse(BadProfile, "parent", "profile root is for an issuer that signs itself, profile issuing for one below another")
+	}
+	if !issuerName(spec.Name) {
+		return nil, nil, refuse(BadProfile, "name", "an issuer's name stands in URLs: 1 to 64 letters, digits, hyphens, underscores and dots, beginning with a letter or digit")
+	}
+	if a.HasIssuer(spec.Name) {
+		return nil, nil, refuse(BadProfile, "name", "issuer %s exists", spec.Name)
+	}
+	key, err := a.cfg.Keys.Key(spec.KeyName)
+	if err != nil {
+		return nil, nil, err
+	}
+	subject, err := asn1.Marshal(spec.Subject.ToRDNSequence())
+	if err != nil {
+		return nil, nil, refuse(BadProfile, "subject", "it cannot be encoded as a Name (RFC 5280 §4.1.2.6)")
+	}
+	switch {
+	case key.Purpose() != audit.PurposeIssuer:
+		return nil, nil, refuse(BadProfile, "key", "key %s is for %s, not for an issuer", key.Name(), key.Purpose())
+	case a.isOurs(key.SPKIHash()):
+		return nil, nil, refuse(BadProfile, "key", "key %s belongs to another issuer", key.Name())
+	case !bytes.Equal(subject, key.Subject()):
+		return nil, nil, refuse(BadProfile, "subject", "key %s is bound to another subject", key.Name())
+	}
+	return key, prof, checkKey("key", key.Public(), prof.Keys)
+}
+
+func issuerName(s string) bool {
+	for i := range len(s) {
+		c := s[i]
+		alnum := 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
+		if !alnum && (i == 0 || c != '-' && c != '_' && c != '.') {
+			return false
+		}
+	}
+	return 0 < len(s) && len(s) <= 64
 }
 
 // template fills in what the profile and the issuer decide.
@@ -187,20 +231,36 @@ func keyID(spki []byte) []byte {
 	return sum[:20]
 }
 
-// checkIssuer refuses what the issuer's own certificate does not cover (RFC 5280 §6.1).
-func checkIssuer(parent, tmpl *x509.Certificate, now time.Time) error {
+// checkIssuer refuses what the issuer's own certificate and those above it do not
+// cover (RFC 5280 §6.1).
+func (a *Authority) checkIssuer(is *issuer, tmpl *x509.Certificate) error {
+	now, parent := a.cfg.Now(), is.cert
 	switch {
 	case now.Before(parent.NotBefore) || now.After(parent.NotAfter):
 		return refuse(IssuerUnavailable, "issuer", "the issuer's certificate is valid from %s to %s only", parent.NotBefore.Format(time.RFC3339), parent.NotAfter.Format(time.RFC3339))
 	case tmpl.NotAfter.After(parent.NotAfter):
 		return refuse(IssuerUnavailable, "issuer", "the certificate would outlive its issuer, which ends at %s; renew the issuer first", parent.NotAfter.Format(time.RFC3339))
+	case tmpl.NotBefore.Before(parent.NotBefore):
+		return refuse(IssuerUnavailable, "issuer", "the certificate would begin before its issuer, which begins at %s", parent.NotBefore.Format(time.RFC3339))
 	case tmpl.IsCA && parent.MaxPathLenZero:
 		return refuse(IssuerUnavailable, "issuer", "the issuer may not have CAs below it (pathLen 0)")
 	}
-	return nil
+	for {
+		if is.revoked.Load() {
+			return refuse(IssuerUnavailable, "issuer", "the certificate of issuer %s is revoked", is.name)
+		}
+		if is.root() {
+			return nil
+		}
+		up, err := a.issuer(is.parent)
+		if err != nil {
+			return err
+		}
+		is = up
+	}
 }
 
-// newSerial draws 127 random bits; the first octet is 0x40..0x7f, so that every
+// newSerial draws 126 random bits; the first octet is 0x40..0x7f, so that every
 // serial has 16 octets and is positive (RFC 5280 §4.1.2.2).
 func newSerial() []byte {
 	s := make([]byte, 16)
@@ -229,22 +289,27 @@ func (p *Prepared) seal() error {
 	if err != nil {
 		return err
 	}
-	sig, err := crypto.SignMessage(p.issuer.lint, rand.Reader, p.tbs, hash)
-	if err != nil {
-		return fmt.Errorf("signing for lint: %w", err)
-	}
-	der, err := assemble(p.tbs, sig)
+	der, err := p.issuer.rehearse(p.tbs, hash)
 	if err != nil {
 		return err
 	}
-	if err := p.compare(der); err != nil {
+	if err := p.compare(der, parent.RawSubject); err != nil {
 		return err
 	}
 	return lintCertificate(der)
 }
 
+// rehearse makes of tbs what the cluster will make of it, but signed by the throw-away key.
+func (i *issuer) rehearse(tbs []byte, hash crypto.Hash) ([]byte, error) {
+	sig, err := crypto.SignMessage(i.lint, rand.Reader, tbs, hash)
+	if err != nil {
+		return nil, fmt.Errorf("signing for lint: %w", err)
+	}
+	return assemble(tbs, sig)
+}
+
 // compare reads the certificate back and holds it against what was decided.
-func (p *Prepared) compare(der []byte) error {
+func (p *Prepared) compare(der, issuerName []byte) error {
 	c, err := x509.ParseCertificate(der)
 	if err != nil {
 		return fmt.Errorf("reading back the certificate: %w", err)
@@ -252,6 +317,10 @@ func (p *Prepared) compare(der []byte) error {
 	spki, err := x509.MarshalPKIXPublicKey(p.pub)
 	if err != nil {
 		return err
+	}
+	subject := p.tmpl.RawSubject
+	if len(subject) == 0 {
+		subject = noName
 	}
 	var names []Name
 	for _, d := range c.DNSNames {
@@ -273,9 +342,17 @@ func (p *Prepared) compare(der []byte) error {
 		return errors.New("reading back the certificate: other usage")
 	case !bytes.Equal(c.SerialNumber.Bytes(), p.serial):
 		return errors.New("reading back the certificate: other serial")
+	case !bytes.Equal(c.RawIssuer, issuerName) || !bytes.Equal(c.RawSubject, subject):
+		return errors.New("reading back the certificate: other issuer or subject")
+	case c.IsCA && c.MaxPathLen != p.profile.maxPathLen, !bytes.Equal(c.SubjectKeyId, p.tmpl.SubjectKeyId) || !bytes.Equal(c.AuthorityKeyId, p.tmpl.AuthorityKeyId):
+		return errors.New("reading back the certificate: other path length or key identifiers")
 	}
 	return nil
 }
+
+// noName is the empty Name: certificates of end entities say who they are in their
+// subject alternative names alone (RFC 5280 §4.1.2.6).
+var noName = []byte{0x30, 0}
 
 func (a *Authority) isOurs(spki [32]byte) bool {
 	a.mu.RLock()

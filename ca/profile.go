@@ -59,9 +59,10 @@ var profiles = map[string]*Profile{
 func (p *Profile) digest() [32]byte {
 	b, err := json.Marshal(struct {
 		*Profile
+		AllowedEKU []asn1.ObjectIdentifier
 		IsCA       bool
 		MaxPathLen int
-	}{p, p.isCA, p.maxPathLen})
+	}{p, p.allowedEKU, p.isCA, p.maxPathLen})
 	if err != nil {
 		panic("ca: profile cannot be encoded: " + err.Error()) // plain data
 	}

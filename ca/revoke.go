@@ -40,6 +40,7 @@ func (a *Authority) Revoke(ctx context.Context, r RevokeRequest) error {
 	case err != nil:
 		return err
 	}
+	a.disable(is, []RevokedSerial{{Serial: serial}})
 	a.crlDue()
 	return nil
 }

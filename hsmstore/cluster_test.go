@@ -34,11 +34,11 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	code := m.Run()
-	if c, err := template(); err == nil {
-		os.RemoveAll(c.dir)
-	}
+	os.RemoveAll(templateDir)
 	os.Exit(code)
 }
+
+var templateDir string // of the template cluster, if a test made it
 
 // cluster is a store with two SoftHSM members, a ledger and the keys of a small CA.
 type cluster struct {
@@ -75,6 +75,7 @@ var template = sync.OnceValues(func() (*cluster, error) {
 	if err != nil {
 		return nil, err
 	}
+	templateDir = dir
 	c := &cluster{dir: dir, db: newMemory(), log: &logBuffer{}}
 	ctx := context.Background()
 	for _, n := range []string{"m1", "m2"} {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/miekg/pkcs11"
 	"golang.org/x/crypto/ocsp"
+	"golang.org/x/mod/sumdb/tlog"
 )
 
 // inToken opens a member's token in this process, with its user logged in.
@@ -340,5 +341,42 @@ func TestDatabaseCannotChangePurpose(t *testing.T) {
 		if err := op.Close(); err != nil || c.db.closing(op.Index()) != audit.KindFailed {
 			t.Errorf("%s: closed as %v: %v", n, c.db.closing(op.Index()), err)
 		}
+	}
+}
+
+// A genesis that a crash cut short right after leaf 0 is finished by the next
+// start, under the same grant.
+func TestResumeGenesis(t *testing.T) {
+	c := copyCluster(t)
+	c.db.leaves, c.db.applied = c.db.leaves[:1], c.db.applied[:1]
+	c.db.head = audit.Head{Size: 1, Range: []tlog.Hash{audit.LeafHash(c.db.leaves[0])}}
+	stop, err := c.open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	if _, err := c.store.Key("checkpoint"); !errors.Is(err, hsmstore.ErrNoKey) || c.store.CheckpointSigner().Public() != nil {
+		t.Errorf("the checkpoint key is usable before its proof: %v", err)
+	}
+	grant, err := admin.ResumeGenesis(c.db.leaf(0), c.store.ActDone)
+	must(err)
+	if err := c.store.ResumeGenesis(t.Context(), grant, checkpointSpec); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.store.GenerateKey(t.Context(), grant, issuerSpec); err != nil {
+		t.Fatal(err)
+	}
+	if err := once(t.Context(), c.key(t, "issuing"), issue(t, nil)); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.store.CheckpointSigner().SignCheckpoint(t.Context(), checkpoint(c.ledger.Origin(), 3, 1)); err != nil {
+		t.Error(err)
+	}
+	c.store.ProbeNow(t.Context())
+	if n := c.store.TakeCounts(); n[0].Probes != 1 || n[1].Probes != 1 {
+		t.Errorf("probes: %+v", n)
+	}
+	if again, err := admin.ResumeGenesis(c.db.leaf(0), c.store.ActDone); err != nil || again.Spend(issuerSpec.Act()) == nil {
+		t.Errorf("a birth was granted twice (%v)", err)
 	}
 }

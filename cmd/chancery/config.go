@@ -221,6 +221,9 @@ func (c *Config) check() error {
 			return bad("%s: %q must be %s://host[:port] without a path", name, v, want)
 		}
 	}
+	if path, ok := strings.CutPrefix(c.Database, "sqlite:"); !ok || path == "" {
+		return bad("database: kind %q is not known; allowed: sqlite:/path/to/file.db", strings.SplitN(c.Database, ":", 2)[0])
+	}
 	if c.NodeID == "" || len(c.NodeID) > 64 {
 		return bad("node_id is missing or longer than 64 characters; give each server a short name of its own")
 	}

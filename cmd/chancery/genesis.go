@@ -74,7 +74,7 @@ func (s *server) genesis(ctx context.Context, roster [32]byte, tokenHash [32]byt
 			return err
 		}
 		leaf := audit.Genesis{Random: [32]byte(random(32)), Dev: s.dev, Domain: s.cfg.domain(), Roster: roster, Acts: s.acts(p)}
-		if err := s.hsm.Genesis(ctx, g, leaf, p.checkpoint); err != nil {
+		if err := s.hsm.Genesis(ctx, g, leaf, p.checkpoint, p.keys...); err != nil {
 			return fmt.Errorf("genesis: %w", err)
 		}
 	} else {

@@ -43,6 +43,8 @@ func (e *exit) Unwrap() error { return e.err }
 
 func main() {
 	hsmstore.RunIfWorker() // does not return in an HSM worker
+	// PINs pass through this process on their way to the workers: no core dump keeps them.
+	_ = syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{}) // may only be lowered, which never fails
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	if err := root().ExecuteContext(ctx); err != nil {

@@ -96,6 +96,13 @@ func (s *server) open(ctx context.Context) (err error) {
 		return err
 	}
 	s.stopHSM, s.hsmDone = background(s.hsm.Run)
+	// A member that is away is no reason not to start: the others serve. A PIN that is
+	// wrong is a mistake in the settings, and every further start would try it again.
+	for _, m := range s.hsm.Members() {
+		if errors.Is(m.Err, hsmstore.ErrPIN) {
+			return fmt.Errorf("HSM member %s: %w; correct the PIN that hsm.members names for it, then start again", m.Name, m.Err)
+		}
+	}
 	return nil
 }
 
