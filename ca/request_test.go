@@ -111,9 +111,13 @@ func attribute(id asn1.ObjectIdentifier, value []byte) []byte {
 	return out.BytesOrPanic()
 }
 
-func extensions(exts ...pkix.Extension) []byte { return attribute(oidExtRequest, must(asn1.Marshal(exts))) }
+func extensions(exts ...pkix.Extension) []byte {
+	return attribute(oidExtRequest, must(asn1.Marshal(exts)))
+}
 
-func ext(id asn1.ObjectIdentifier, value []byte) pkix.Extension { return pkix.Extension{Id: id, Value: value} }
+func ext(id asn1.ObjectIdentifier, value []byte) pkix.Extension {
+	return pkix.Extension{Id: id, Value: value}
+}
 
 // general is one GeneralName of a primitive kind: 1 e-mail, 2 DNS, 6 URI, 7 IP.
 type general struct {

@@ -3,12 +3,10 @@ package main
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -28,6 +26,9 @@ import (
 
 // softHSM is where Debian and Ubuntu install the module.
 const softHSM = "/usr/lib/softhsm/libsofthsm2.so"
+
+// devTokenLabel begins the label of every token that chancery dev makes; serve refuses them.
+const devTokenLabel = "chancery-dev-"
 
 // devMembers are the HSM members that chancery dev makes, on SoftHSM.
 var devMembers = []string{"alpha", "beta"}
@@ -62,9 +63,9 @@ type dev struct {
 }
 
 func (d *dev) run(ctx context.Context) error {
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(d.logLevel)); err != nil {
-		return &exit{exitUsage, fmt.Errorf("--log %q is not known; allowed: debug, info, warn, error", d.logLevel)}
+	log, err := newLog(d.logLevel)
+	if err != nil {
+		return err
 	}
 	dir, err := filepath.Abs(d.dir)
 	if err != nil {
@@ -94,12 +95,11 @@ func (d *dev) run(ctx context.Context) error {
 		return err
 	}
 	defer l.close()
-	s := &server{cfg: cfg, dev: true, log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))}
+	s := &server{cfg: cfg, dev: true, log: log}
 	if err := d.start(ctx, s); err != nil {
 		return errors.Join(err, s.close())
 	}
-	root := s.authority.Roots()[0]
-	landing := web.Landing{RootFingerprint: fingerprint(root), CertbotLine: d.certbot(cfg), Issuers: []string{rootName, issuingName}}
+	landing := web.Landing{RootFingerprint: fingerprint(s.authority.Roots()[0]), CertbotLine: d.certbot(cfg), Issuers: []string{rootName, issuingName}}
 	err = s.serve(ctx, l, landing, func() { d.banner(cfg, landing) })
 	return errors.Join(err, s.close())
 }
@@ -139,7 +139,7 @@ func (d *dev) writeConfig() error {
 	c.Ledger.Anchors = []string{"file:" + d.path("journal", "checkpoints")}
 	for _, name := range devMembers {
 		base := d.path("hsm", name)
-		c.HSM.Members = append(c.HSM.Members, MemberConfig{Name: name, Module: softHSM, Token: "chancery-dev-" + name, PIN: "file:" + filepath.Join(base, "pin"),
+		c.HSM.Members = append(c.HSM.Members, MemberConfig{Name: name, Module: softHSM, Token: devTokenLabel + name, PIN: "file:" + filepath.Join(base, "pin"),
 			SOPIN: "file:" + filepath.Join(base, "so-pin"), Env: map[string]string{"SOFTHSM2_CONF": filepath.Join(base, "softhsm2.conf")}})
 	}
 	c.ACME.Validation = ValidationConfig{HTTPPort: 5002, AllowNetworks: []string{"127.0.0.0/8", "::1/128"}}
@@ -177,20 +177,15 @@ func (d *dev) start(ctx context.Context, s *server) error {
 	if err != nil {
 		return err
 	}
-	token, err := d.adminToken()
+	token, err := adminToken(d.path("admin.token"))
 	if err != nil {
 		return err
 	}
 	if err := d.tokens(ctx, s); err != nil {
 		return err
 	}
-	if err := s.open(ctx); err != nil {
+	if err := s.begin(ctx); err != nil {
 		return err
-	}
-	if n, err := s.hsm.Reconcile(ctx); err != nil {
-		return fmt.Errorf("closing what a crash left open: %w", err)
-	} else if n > 0 {
-		s.log.Warn("a crash left operations open; they are closed and their serials revoked", "count", n)
 	}
 	whole, err := s.complete(ctx)
 	if err != nil {
@@ -284,16 +279,6 @@ func (d *dev) officers() (roster [32]byte, err error) {
 		list = append(list, o)
 	}
 	return admin.RosterDigest(list, devQuorum), nil
-}
-
-func (d *dev) adminToken() (string, error) {
-	path := d.path("admin.token")
-	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		token := base64.RawURLEncoding.EncodeToString(random(32))
-		return token, writeFile(path, []byte(token+"\n"), 0o600)
-	}
-	return strings.TrimSpace(string(b)), err
 }
 
 // certbot is one line that gets a certificate as it stands, without root.

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -61,7 +62,7 @@ func root() *cobra.Command {
 	c.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return &exit{exitUsage, fmt.Errorf("%w; see chancery %s --help", err, c.Name())}
 	})
-	c.AddCommand(devCommand(), auditCommand())
+	c.AddCommand(devCommand(), initCommand(), serveCommand(), officerCommand(), auditCommand())
 	return c
 }
 
@@ -87,6 +88,15 @@ func code(err error) int {
 		return exitUsage
 	}
 	return exitError
+}
+
+// newLog makes the one logger of the process.
+func newLog(level string) (*slog.Logger, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, &exit{exitUsage, fmt.Errorf("--log %q is not known; allowed: debug, info, warn, error", level)}
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})), nil
 }
 
 // build names the program in the ledger.

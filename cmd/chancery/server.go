@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -31,9 +32,6 @@ const (
 	checkpointName = "checkpoint"
 	documentName   = "document"
 )
-
-// drain is how long a stopping server waits for what is in flight.
-const drain = 10 * time.Second
 
 // server is the running CA: every room, built in order.
 type server struct {
@@ -102,6 +100,24 @@ func (s *server) open(ctx context.Context) (err error) {
 		if errors.Is(m.Err, hsmstore.ErrPIN) {
 			return fmt.Errorf("HSM member %s: %w; correct the PIN that hsm.members names for it, then start again", m.Name, m.Err)
 		}
+	}
+	return nil
+}
+
+// begin opens the lower floors and closes what a crash left open.
+func (s *server) begin(ctx context.Context) error {
+	if err := os.MkdirAll(filepath.Dir(s.cfg.Ledger.Journal), 0o700); err != nil {
+		return fmt.Errorf("ledger.journal: %w", err)
+	}
+	if err := s.open(ctx); err != nil {
+		return err
+	}
+	n, err := s.hsm.Reconcile(ctx)
+	if err != nil {
+		return fmt.Errorf("closing what a crash left open: %w", err)
+	}
+	if n > 0 {
+		s.log.Warn("a crash left operations open; they are closed and their serials revoked", "count", n)
 	}
 	return nil
 }
@@ -182,9 +198,6 @@ func listenOn(key, addr string) (net.Listener, error) {
 	}
 	return l, nil
 }
-
-// databasePath is the file of a SQLite database.
-func databasePath(database string) string { return strings.TrimPrefix(database, "sqlite:") }
 
 func unwrapAll(err error) error {
 	for errors.Unwrap(err) != nil {

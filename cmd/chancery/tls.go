@@ -31,9 +31,10 @@ type ownCert struct {
 
 func (o *ownCert) get(*tls.ClientHelloInfo) (*tls.Certificate, error) { return o.cur.Load(), nil }
 
-// ownCertificate loads the certificate that lies beside the database, or has one issued.
+// ownCertificate loads the certificate that lies beside the intent journal, which is
+// this node's own like the key, or has one issued.
 func (s *server) ownCertificate(ctx context.Context) (*ownCert, error) {
-	dir := filepath.Join(filepath.Dir(databasePath(s.cfg.Database)), "tls")
+	dir := filepath.Join(filepath.Dir(s.cfg.Ledger.Journal), "tls")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("HTTPS key: %w", err)
 	}

@@ -1,0 +1,109 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"chancery/audit"
+	"chancery/web"
+)
+
+func serveCommand() *cobra.Command {
+	var file, level string
+	c := &cobra.Command{
+		Use: "serve --config FILE", Short: "Run the CA that chancery init made",
+		Long: "Serves ACME, the API, CRLs and issuer certificates. It refuses a database without a ledger, a ledger or\n" +
+			"token that chancery dev made, and any SO PIN that it could read: outside a ceremony nobody holds both PINs.",
+		Args: noArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			log, err := newLog(level)
+			if err != nil {
+				return err
+			}
+			cfg, err := loadChecked(file)
+			if err != nil {
+				return err
+			}
+			if err := cfg.production(); err != nil {
+				return err
+			}
+			l, err := listen(cfg)
+			if err != nil {
+				return err
+			}
+			defer l.close()
+			s := &server{cfg: cfg, log: log}
+			if err := s.startServing(c.Context()); err != nil {
+				return errors.Join(err, s.close())
+			}
+			landing := web.Landing{RootFingerprint: fingerprint(s.authority.Roots()[0]), Issuers: []string{rootName, issuingName}}
+			err = s.serve(c.Context(), l, landing, func() {
+				log.Info("serving", "acme", cfg.PublicURL+"/acme/directory", "root_sha256", landing.RootFingerprint)
+				notifyReady()
+			})
+			return errors.Join(err, s.close())
+		},
+	}
+	c.Flags().StringVar(&file, "config", "/etc/chancery/chancery.yaml", "configuration file")
+	c.Flags().StringVar(&level, "log", "info", "what is logged to standard error: debug, info, warn, error")
+	return c
+}
+
+func loadChecked(file string) (*Config, error) {
+	cfg, err := loadConfig(file, "")
+	if err != nil {
+		return nil, err
+	}
+	return cfg, cfg.check()
+}
+
+// production refuses what only dev may have (P5).
+func (c *Config) production() error {
+	for i, m := range c.HSM.Members {
+		at := fmt.Sprintf("config: hsm.members[%d] (%s)", i, m.Name)
+		if path, ok := strings.CutPrefix(m.SOPIN, "file:"); ok {
+			if f, err := os.Open(path); err == nil {
+				f.Close()
+				return &exit{exitConfig, fmt.Errorf("%s: the SO PIN %s can be read by the server; take it away: it is for ceremonies only", at, path)}
+			}
+		}
+		if strings.Contains(m.Token, devTokenLabel) || strings.Contains(m.URI, devTokenLabel) {
+			return &exit{exitConfig, fmt.Errorf("%s: the token was made by chancery dev, whose PINs lie beside it; make one for production", at)}
+		}
+	}
+	return nil
+}
+
+// startServing brings everything up to the point where the listeners may answer.
+func (s *server) startServing(ctx context.Context) error {
+	empty, err := ledgerIsEmpty(ctx, s.cfg.Database)
+	if err != nil {
+		return err
+	}
+	if empty {
+		return &exit{exitConfig, errors.New("the database holds no ledger yet; make the CA first: chancery init --config FILE")}
+	}
+	if err := s.begin(ctx); err != nil {
+		return err
+	}
+	leaf, err := s.ledger.Leaf(ctx, 0)
+	if err != nil {
+		return err
+	}
+	if mode, _ := leaf.Uint(audit.TagMode); mode != 2 {
+		return &exit{exitConfig, errors.New("the ledger was begun by chancery dev and is marked so for ever; use another database")}
+	}
+	whole, err := s.complete(ctx)
+	if err != nil {
+		return err
+	}
+	if !whole {
+		return &exit{exitConfig, errors.New("chancery init was interrupted; run it once more with the same configuration")}
+	}
+	return s.buildCA(ctx)
+}
