@@ -40,3 +40,8 @@ deps-run:
 
 deps-test:
 	@sh deploy/deps.sh test
+
+NFPM := github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
+.PHONY: deb
+deb: build
+	VERSION=0.1.0~$(VERSION) GOARCH=$$(go env GOARCH) go run $(NFPM) package --config deploy/nfpm.yaml --packager deb --target bin/chancery.deb

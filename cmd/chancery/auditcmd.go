@@ -22,17 +22,20 @@ func auditCommand() *cobra.Command {
 }
 
 func auditVerifyCommand() *cobra.Command {
-	var dir string
+	var dir, file string
 	var asJSON bool
 	c := &cobra.Command{
-		Use: "verify --dir DIR", Short: "Recompute the ledger's tree and hold it against everything signed",
+		Use: "verify [--dir DIR | --config FILE]", Short: "Recompute the ledger's tree and hold it against everything signed",
 		Long: "Reads one moment of the database, beside a running server too, and recomputes the Merkle tree\n" +
 			"from its entries; checks tiles, head and every checkpoint's signature; that each intent is closed\n" +
 			"once; and that certificates and done entries match one to one. Exit code 7 and the first bad\n" +
 			"entry if a promise is broken.",
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			cfg, err := loadConfig(filepath.Join(dir, "chancery.yaml"), "")
+			if file == "" {
+				file = filepath.Join(dir, "chancery.yaml")
+			}
+			cfg, err := loadConfig(file, "")
 			if err != nil {
 				return err
 			}
@@ -52,7 +55,7 @@ func auditVerifyCommand() *cobra.Command {
 			}
 			rep, err := audit.Verify(c.Context(), st, journal)
 			if err != nil {
-				return fmt.Errorf("ledger in %s: %w", dir, err)
+				return fmt.Errorf("ledger of %s: %w", file, err)
 			}
 			if asJSON {
 				return json.NewEncoder(c.OutOrStdout()).Encode(rep)
@@ -63,6 +66,7 @@ func auditVerifyCommand() *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&dir, "dir", "./data", "folder of chancery dev")
+	c.Flags().StringVar(&file, "config", "", "configuration of a server in production; instead of --dir")
 	c.Flags().BoolVar(&asJSON, "json", false, "print the report as JSON")
 	return c
 }

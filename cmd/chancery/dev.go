@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/pprof"
 	"strings"
 	"syscall"
 
@@ -53,13 +54,15 @@ func devCommand() *cobra.Command {
 	c.Flags().StringVar(&d.https, "https", "127.0.0.1:8443", "address of ACME and API (first start only)")
 	c.Flags().StringVar(&d.http, "http", "127.0.0.1:8080", "address of CRLs and issuer certificates (first start only)")
 	c.Flags().StringVar(&d.overlay, "config", "", "YAML file that is laid over DIR/chancery.yaml")
+	c.Flags().StringVar(&d.profile, "cpuprofile", "", "write a CPU profile of the serving time to this file (make bench)")
 	c.Flags().StringVar(&d.logLevel, "log", "warn", "what is logged to standard error: debug, info, warn, error")
 	return c
 }
 
 type dev struct {
-	dir, https, http, overlay, logLevel string
-	out                                 io.Writer
+	dir, https, http, overlay, logLevel, profile string
+
+	out io.Writer
 }
 
 func (d *dev) run(ctx context.Context) error {
@@ -100,6 +103,17 @@ func (d *dev) run(ctx context.Context) error {
 		return errors.Join(err, s.close())
 	}
 	landing := web.Landing{RootFingerprint: fingerprint(s.authority.Roots()[0]), CertbotLine: d.certbot(cfg), Issuers: []string{rootName, issuingName}}
+	if d.profile != "" {
+		f, err := os.Create(d.profile)
+		if err != nil {
+			return errors.Join(err, s.close())
+		}
+		defer f.Close()
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return errors.Join(err, s.close())
+		}
+		defer pprof.StopCPUProfile()
+	}
 	err = s.serve(ctx, l, landing, func() { d.banner(cfg, landing) })
 	return errors.Join(err, s.close())
 }
