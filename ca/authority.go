@@ -41,10 +41,11 @@ type Config struct {
 type Authority struct {
 	cfg Config
 
-	mu      sync.RWMutex
-	issuers map[string]*issuer
-	revoked chan struct{} // a CRL is due
-	crlMu   sync.Mutex    // one CRL at a time
+	mu       sync.RWMutex
+	issuers  map[string]*issuer
+	revoked  chan struct{} // a CRL is due
+	keyCerts keyCerts
+	crlMu    sync.Mutex // one CRL at a time
 }
 
 // issuer is an issuer whose certificate exists.
@@ -214,8 +215,8 @@ func (a *Authority) certificate(s *StoredCertificate) *Certificate {
 
 func parseSerial(s string) ([]byte, error) {
 	b, err := hex.DecodeString(s)
-	if err != nil || len(b) == 0 || len(b) > 20 || s != strings.ToLower(s) {
-		return nil, refuse(NotFound, "serial", "%q is no serial; give its octets in lower-case hex, e.g. 4f2a…", clip(s))
+	if err != nil || len(b) == 0 || len(b) > 20 || b[0] == 0 || s != strings.ToLower(s) {
+		return nil, refuse(NotFound, "serial", "%q is no serial; give its octets in lower-case hex without leading zeros, e.g. 4f2a…", clip(s))
 	}
 	return b, nil
 }

@@ -17,6 +17,9 @@ const maxCSR = 64 << 10
 // maxNames bounds the names of one certificate.
 const maxNames = 100
 
+// maxExtensions bounds the extensions of a request; those that are allowed are five.
+const maxExtensions = 32
+
 var (
 	oidExtensionRequest = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 14} // PKCS #9, RFC 2985 §5.4.2
 	oidCommonName       = asn1.ObjectIdentifier{2, 5, 4, 3}
@@ -183,7 +186,7 @@ func checkExtension(id asn1.ObjectIdentifier, value []byte, p *Profile) error {
 	case id.Equal(oidSKI): // computed from the key, whatever is asked for
 		return nil
 	case id.Equal(oidTLSFeature):
-		return refuse(BadCSR, "csr.tlsFeature", "it asks for OCSP must-staple (RFC 7633), which profile %s does not give; leave it out", p.Name)
+		return nil // certbot and mod_md can ask for must-staple; without an OCSP responder it would break their site, so it is left out
 	case id.Equal(oidBasicConstraints):
 		if !slices.Contains(noCA, string(value)) {
 			return refuse(BadCSR, "csr.basicConstraints", "it asks for a CA certificate or a path length; profile %s issues end-entity certificates", p.Name)
@@ -261,6 +264,9 @@ func eachOnce(exts cryptobyte.String) error {
 		var id asn1.ObjectIdentifier
 		if !exts.ReadASN1(&ext, cbasn1.SEQUENCE) || !ext.ReadASN1ObjectIdentifier(&id) || !ext.SkipOptionalASN1(cbasn1.BOOLEAN) || !ext.SkipASN1(cbasn1.OCTET_STRING) || !ext.Empty() {
 			return refuse(BadCSR, "csr.extensions", "the requested extensions cannot be read (RFC 5280 §4.1)")
+		}
+		if len(seen) == maxExtensions {
+			return refuse(BadCSR, "csr.extensions", "there are more than %d extensions", maxExtensions)
 		}
 		if seen[id.String()] {
 			return refuse(BadCSR, "csr.extensions", "extension %s stands there twice", id)

@@ -27,21 +27,40 @@ func FuzzCSR(f *testing.F) {
 		} else if at < 0 || at > len(der) {
 			t.Errorf("offset %d of %d", at, len(der))
 		}
-		names, err := ca.CSRNames(der)
-		if err != nil {
-			var r *ca.Refusal
-			if !errors.As(err, &r) || r.Field == "" || r.Detail == "" || names != nil {
-				t.Errorf("refused with %v", err)
-			}
-			return
-		}
-		if len(names) > 100 {
-			t.Errorf("%d names", len(names))
-		}
-		for i, n := range names {
-			if again, err := ca.ParseName(n.Kind, n.Value); err != nil || again != n || slices.Contains(names[:i], n) {
-				t.Errorf("name %v: %v, %v", n, again, err)
-			}
-		}
+		checkNames(t, der)
 	})
+}
+
+// FuzzCSRNames is FuzzCSR behind the signature: the request is well formed and signed,
+// whatever stands in its subject and in the value of its SAN extension.
+func FuzzCSRNames(f *testing.F) {
+	f.Add([]byte{0x30, 0}, sanValue(dns("a.lab", "*.xn--bcher-kva.lab")...))
+	f.Add(subject("a.lab"), sanValue(append(dns("A.lab"), ip("192.0.2.1", "::1")...)...))
+	f.Add(subject("192.0.2.1"), sanValue(general{1, "a@b"}, general{6, "https://a/"}, general{8, "\x2a"}))
+	f.Add(subject("a.lab", "b.lab"), nested(9))
+	f.Fuzz(func(t *testing.T, name, san []byte) {
+		if len(name)+len(san) > 1<<15 {
+			return // longer ones are FuzzCSR's
+		}
+		checkNames(t, request{subject: name, attrs: [][]byte{extensions(ext(oidSAN, san))}}.der())
+	})
+}
+
+func checkNames(t *testing.T, der []byte) {
+	names, err := ca.CSRNames(der)
+	if err != nil {
+		var r *ca.Refusal
+		if !errors.As(err, &r) || r.Field == "" || r.Detail == "" || names != nil {
+			t.Errorf("refused with %v", err)
+		}
+		return
+	}
+	if len(names) > 100 {
+		t.Errorf("%d names", len(names))
+	}
+	for i, n := range names {
+		if again, err := ca.ParseName(n.Kind, n.Value); err != nil || again != n || slices.Contains(names[:i], n) {
+			t.Errorf("name %v: %v, %v", n, again, err)
+		}
+	}
 }

@@ -1,6 +1,7 @@
 package ca_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -9,6 +10,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"math/big"
 	"net"
 	"os"
 	"os/exec"
@@ -83,11 +85,13 @@ func TestGoldenPath(t *testing.T) {
 		file := writePEM(t, "leaf.pem", "CERTIFICATE", tc.c.DER)
 		tool(t, true, "openssl", "verify", "-x509_strict", "-purpose", "sslserver", "-attime", at, "-CAfile", root, "-untrusted", issuing, file)
 		tool(t, tc.ok, "openssl", "verify", "-x509_strict", "-crl_check_all", "-attime", at, "-CAfile", root, "-untrusted", issuing, "-CRLfile", crls, file)
-		chain := writePEM(t, "chain.pem", "CERTIFICATE", tc.c.DER, issuingDER)
-		when := "--attime=" + h.now().UTC().Format("2006-01-02 15:04:05")
-		tool(t, true, "certtool", "--verify", when, "--load-ca-certificate", root, "--infile", chain)
-		tool(t, tc.ok, "certtool", "--verify", when, "--load-ca-certificate", root, "--load-crl", crls, "--infile", chain)
 	}
+	// certtool knows no other time than now.
+	now := h.issue(t, h.another(t, "issuing", time.Now, h.db), r.der())
+	chain := writePEM(t, "chain.pem", "CERTIFICATE", now.DER, issuingDER)
+	tool(t, true, "certtool", "--verify", "--load-ca-certificate", root, "--infile", chain)
+	tool(t, true, "certtool", "--verify", "--verify-hostname", "www.lab.example", "--load-ca-certificate", root, "--infile", chain)
+	tool(t, false, "certtool", "--verify", "--verify-hostname", "evil.example", "--load-ca-certificate", root, "--infile", chain)
 	for name, by := range map[string]string{"root": root, "issuing": issuing} {
 		one := filepath.Join(t.TempDir(), "crl.der")
 		if err := os.WriteFile(one, must2(h.authority.CRL(t.Context(), name)), 0o600); err != nil {
@@ -101,7 +105,17 @@ func TestGoldenPath(t *testing.T) {
 	if err != nil || got.Serial != c.Serial || got.Done != c.Done || c.Receipt.Index != c.Done || c.Receipt.Origin != h.ledger.Origin() {
 		t.Errorf("%+v, %v", got, err)
 	}
+	other := must(x509.CreateCertificate(rand.Reader, leaf, leaf, ecKey().Public(), ecKey())) // same serial, other bytes
+	for what, der := range map[string][]byte{"octet behind": append(bytes.Clone(c.DER), 0), "nothing": nil, "no certificate": good(), "same serial": other, "unknown": h.foreign()} {
+		h.refuses(t, what, func() error { _, err := h.authority.CertificateByDER(context.Background(), der); return err }, ca.NotFound)
+	}
 	h.verify(t)
+}
+
+// foreign is a certificate of another CA.
+func (h *house) foreign() []byte {
+	c := &x509.Certificate{SerialNumber: new(big.Int).SetBytes(ca.NewSerial()), NotAfter: h.now()}
+	return must(x509.CreateCertificate(rand.Reader, c, c, ecKey().Public(), ecKey()))
 }
 
 func must2[T, U any](v T, _ U, err error) T { return must(v, err) }
@@ -148,7 +162,8 @@ func TestLintCatchesBadTemplate(t *testing.T) {
 	h := home(t)
 	for what, change := range map[string]func(*x509.Certificate){
 		"CN beside the names": func(c *x509.Certificate) { c.RawSubject = subject("evil.com") },
-		"no CRL, bad AIA":     func(c *x509.Certificate) { c.IssuingCertificateURL = []string{"ldap://x"} },
+		"underscore":          func(c *x509.Certificate) { c.DNSNames = []string{"a_b.lab"} },
+		"AIA that is no URI":  func(c *x509.Certificate) { c.IssuingCertificateURL = []string{"ca.example/ca.cer"} },
 		"no usage":            func(c *x509.Certificate) { c.KeyUsage = 0 },
 		"certSign":            func(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageCertSign },
 		"CA":                  func(c *x509.Certificate) { c.IsCA = true },
@@ -208,10 +223,11 @@ func TestParallelIssue(t *testing.T) {
 	from := h.ledger.Head().Size
 	const workers, each = 2, 100
 	serials := make([][]string, workers)
+	run := strings.ToLower(rand.Text()) + ".example"
 	var wg sync.WaitGroup
 	for w := range workers {
 		wg.Go(func() {
-			csr := good("w" + strconv.Itoa(w) + ".lab.example")
+			csr := good("w" + strconv.Itoa(w) + "." + run)
 			for range each {
 				p, err := h.authority.Prepare(context.Background(), ca.Request{Profile: "tls-server", CSR: csr, Requester: "test"})
 				if err != nil {
@@ -242,7 +258,7 @@ func TestParallelIssue(t *testing.T) {
 	if r := h.verify(t); r.Open != 0 {
 		t.Errorf("%d intents are open", r.Open)
 	}
-	page, err := h.authority.Certificates(t.Context(), ca.Query{Limit: 500, Name: "w1.lab.example"})
+	page, err := h.authority.Certificates(t.Context(), ca.Query{Limit: 500, Name: "w1." + run})
 	if err != nil || len(page) != each {
 		t.Errorf("%d certificates listed, %v", len(page), err)
 	}

@@ -2,7 +2,6 @@ package ca
 
 import (
 	"crypto"
-	"crypto/dsa"
 	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -28,8 +27,6 @@ func algorithmOf(pub crypto.PublicKey) KeyAlgorithm {
 		return "Ed25519"
 	case *ecdh.PublicKey:
 		return "X25519"
-	case *dsa.PublicKey:
-		return "DSA"
 	}
 	return "of an unknown kind"
 }
@@ -77,23 +74,40 @@ func checkRSA(field string, k *rsa.PublicKey) error {
 	if k.N.Bit(0) == 0 || new(big.Int).GCD(nil, nil, k.N, smallPrimes).Cmp(big.NewInt(1)) != 0 {
 		return bad("the RSA modulus has a small factor; make a new key")
 	}
-	// Fermat: N = a² - b² for small a - √N.
-	a := new(big.Int).Sqrt(k.N)
-	one, b2, b := big.NewInt(1), new(big.Int), new(big.Int)
-	for range fermatRounds {
-		a.Add(a, one)
-		b2.Mul(a, a)
-		b2.Sub(b2, k.N)
-		if b2.Sign() >= 0 {
-			if b.Sqrt(b2); new(big.Int).Mul(b, b).Cmp(b2) == 0 {
-				return bad("the RSA primes lie too close together; make a new key")
-			}
-		}
+	if fermat(k.N) {
+		return bad("the RSA primes lie too close together; make a new key")
 	}
 	if roca(k.N) {
 		return bad("the RSA key has the ROCA fingerprint (CVE-2017-15361); make a new key with other firmware")
 	}
 	return nil
+}
+
+// fermat tells whether n = a² - b² for an a close to √n.
+func fermat(n *big.Int) bool {
+	a, one, b2 := new(big.Int).Sqrt(n), big.NewInt(1), new(big.Int)
+	if b2.Mul(a, a).Cmp(n) == 0 {
+		return true
+	}
+	for range fermatRounds {
+		a.Add(a, one)
+		if b2.Sub(b2.Mul(a, a), n); square(b2) {
+			return true
+		}
+	}
+	return false
+}
+
+// square tells whether n ≥ 0 is a square. Squares are 0, 1, 4, 9, 16, 17, 25, 33, 36,
+// 41, 49 or 57 modulo 64, which spares most numbers the root.
+func square(n *big.Int) bool {
+	const residues = 1<<0 | 1<<1 | 1<<4 | 1<<9 | 1<<16 | 1<<17 | 1<<25 | 1<<33 | 1<<36 | 1<<41 | 1<<49 | 1<<57
+	low := n.Bit(0) | n.Bit(1)<<1 | n.Bit(2)<<2 | n.Bit(3)<<3 | n.Bit(4)<<4 | n.Bit(5)<<5
+	if residues>>low&1 == 0 {
+		return false
+	}
+	root := new(big.Int).Sqrt(n)
+	return root.Mul(root, root).Cmp(n) == 0
 }
 
 // roca tells whether N is a power of 65537 modulo each of many small primes, as all

@@ -78,6 +78,9 @@ func dnsName(s string) (string, error) {
 			if back, err := idnaStrict.ToASCII(u); err != nil || back != label {
 				return bad("an xn-- label is no valid A-label (RFC 5891 §4)")
 			}
+			if !letters(u) {
+				return bad("an xn-- label has a character that is no letter, mark or digit (RFC 5892 §2)")
+			}
 			if mixed(u) {
 				return bad("an xn-- label mixes alphabets that look alike (UTS #39 §5)")
 			}
@@ -87,6 +90,21 @@ func dnsName(s string) (string, error) {
 		return bad("its last label is a number (RFC 1123 §2.1)")
 	}
 	return name, nil
+}
+
+// contextual are the characters that are neither and yet allowed in their place (RFC
+// 5892 appendix A).
+const contextual = "-\u00b7\u0375\u05f3\u05f4\u30fb\u200c\u200d"
+
+// letters tells whether a label has nothing but what IDNA2008 allows; x/net/idna lets
+// symbols pass, as UTS #46 does.
+func letters(label string) bool {
+	for _, r := range label {
+		if !unicode.In(r, unicode.L, unicode.Mn, unicode.Mc, unicode.Nd) && !strings.ContainsRune(contextual, r) {
+			return false
+		}
+	}
+	return true
 }
 
 // lookalikes are the alphabets whose letters can pass for one another's.

@@ -53,7 +53,7 @@ func (p *Prepared) NotAfter() time.Time { return p.tmpl.NotAfter }
 func (a *Authority) Prepare(_ context.Context, r Request) (*Prepared, error) {
 	// 1. The profile.
 	prof, ok := profiles[r.Profile]
-	if !ok || prof.isCA {
+	if !ok || prof.isCA || prof.clusterKey {
 		return nil, refuse(BadProfile, "profile", "there is no profile %q for requests; allowed: tls-server", clip(r.Profile))
 	}
 	is, err := a.issuer("")
@@ -209,7 +209,7 @@ func (a *Authority) template(prof *Profile, parent *x509.Certificate, spki []byt
 	}
 	t := &x509.Certificate{
 		NotBefore: from, NotAfter: from.Add(prof.Validity - time.Second),
-		KeyUsage: prof.KeyUsage, ExtKeyUsage: prof.ExtKeyUsage, BasicConstraintsValid: true, IsCA: prof.isCA,
+		KeyUsage: prof.KeyUsage, ExtKeyUsage: prof.ExtKeyUsage, UnknownExtKeyUsage: prof.otherEKU, BasicConstraintsValid: true, IsCA: prof.isCA,
 		SubjectKeyId: keyID(spki),
 	}
 	if prof.isCA {
@@ -236,14 +236,14 @@ func keyID(spki []byte) []byte {
 func (a *Authority) checkIssuer(is *issuer, tmpl *x509.Certificate) error {
 	now, parent := a.cfg.Now(), is.cert
 	switch {
+	case tmpl.IsCA && parent.MaxPathLenZero:
+		return refuse(IssuerUnavailable, "issuer", "the issuer may not have CAs below it (pathLen 0)")
 	case now.Before(parent.NotBefore) || now.After(parent.NotAfter):
 		return refuse(IssuerUnavailable, "issuer", "the issuer's certificate is valid from %s to %s only", parent.NotBefore.Format(time.RFC3339), parent.NotAfter.Format(time.RFC3339))
 	case tmpl.NotAfter.After(parent.NotAfter):
 		return refuse(IssuerUnavailable, "issuer", "the certificate would outlive its issuer, which ends at %s; renew the issuer first", parent.NotAfter.Format(time.RFC3339))
 	case tmpl.NotBefore.Before(parent.NotBefore):
 		return refuse(IssuerUnavailable, "issuer", "the certificate would begin before its issuer, which begins at %s", parent.NotBefore.Format(time.RFC3339))
-	case tmpl.IsCA && parent.MaxPathLenZero:
-		return refuse(IssuerUnavailable, "issuer", "the issuer may not have CAs below it (pathLen 0)")
 	}
 	for {
 		if is.revoked.Load() {
@@ -338,7 +338,7 @@ func (p *Prepared) compare(der, issuerName []byte) error {
 		return errors.New("reading back the certificate: other names")
 	case !c.NotBefore.Equal(p.tmpl.NotBefore) || !c.NotAfter.Equal(p.tmpl.NotAfter) || c.NotAfter.Sub(c.NotBefore) != p.profile.Validity-time.Second:
 		return errors.New("reading back the certificate: other validity")
-	case c.IsCA != p.profile.isCA || c.KeyUsage != p.profile.KeyUsage || !slices.Equal(c.ExtKeyUsage, p.profile.ExtKeyUsage) || len(c.UnknownExtKeyUsage) > 0:
+	case c.IsCA != p.profile.isCA || c.KeyUsage != p.profile.KeyUsage || !slices.Equal(c.ExtKeyUsage, p.profile.ExtKeyUsage) || !slices.EqualFunc(c.UnknownExtKeyUsage, p.profile.otherEKU, asn1.ObjectIdentifier.Equal):
 		return errors.New("reading back the certificate: other usage")
 	case !bytes.Equal(c.SerialNumber.Bytes(), p.serial):
 		return errors.New("reading back the certificate: other serial")

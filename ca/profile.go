@@ -20,6 +20,8 @@ type Profile struct {
 	Wildcards   bool
 
 	allowedEKU []asn1.ObjectIdentifier // what a CSR may ask for in vain or not
+	otherEKU   []asn1.ObjectIdentifier // usages that crypto/x509 has no name for
+	clusterKey bool                    // for keys of the cluster only, never for a request
 	isCA       bool
 	maxPathLen int // with isCA; -1: no limit
 }
@@ -34,6 +36,8 @@ var leafKeys = []KeyAlgorithm{"P-256", "P-384", "P-521", "RSA-2048", "RSA-3072",
 var (
 	oidServerAuth = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 3, 1}
 	oidClientAuth = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 3, 2}
+
+	oidDocumentSigning = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 3, 36} // RFC 9336 §3.1
 )
 
 // profiles are the shipped profiles by name. Validity is inclusive of both ends: 90
@@ -44,6 +48,10 @@ var profiles = map[string]*Profile{
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, Kinds: []NameKind{DNS, IP}, Wildcards: true,
 		// clients commonly ask for both usages (certbot's and cert-manager's CSRs); the certificate carries serverAuth alone
 		allowedEKU: []asn1.ObjectIdentifier{oidServerAuth, oidClientAuth},
+	},
+	"document-signing": {
+		Name: "document-signing", Keys: []KeyAlgorithm{"P-256", "P-384", "RSA-3072", "RSA-4096"}, Validity: 365 * day,
+		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageContentCommitment, otherEKU: []asn1.ObjectIdentifier{oidDocumentSigning}, clusterKey: true,
 	},
 	"root": {
 		Name: "root", Keys: []KeyAlgorithm{"P-384", "P-256", "RSA-3072", "RSA-4096"}, Validity: 20 * 365 * day,
@@ -59,10 +67,10 @@ var profiles = map[string]*Profile{
 func (p *Profile) digest() [32]byte {
 	b, err := json.Marshal(struct {
 		*Profile
-		AllowedEKU []asn1.ObjectIdentifier
-		IsCA       bool
-		MaxPathLen int
-	}{p, p.allowedEKU, p.isCA, p.maxPathLen})
+		AllowedEKU, OtherEKU []asn1.ObjectIdentifier
+		ClusterKey, IsCA     bool
+		MaxPathLen           int
+	}{p, p.allowedEKU, p.otherEKU, p.clusterKey, p.isCA, p.maxPathLen})
 	if err != nil {
 		panic("ca: profile cannot be encoded: " + err.Error()) // plain data
 	}

@@ -118,6 +118,9 @@ type Storage interface {
 	Issuers(ctx context.Context) ([]IssuerRecord, error)
 	// Certificate finds a certificate by issuer and serial, or audit.ErrNotFound.
 	Certificate(ctx context.Context, issuer [32]byte, serial []byte) (*StoredCertificate, error)
+	// CertificateOfKey finds the newest certificate for a key (SHA-256 of its SPKI) of a
+	// profile that is not revoked, or audit.ErrNotFound.
+	CertificateOfKey(ctx context.Context, spki [32]byte, profile string) (*StoredCertificate, error)
 	Certificates(ctx context.Context, q Query) ([]StoredCertificate, error)
 	// Revocations returns, from one snapshot, the ledger size and every revocation
 	// of the issuer below it whose certificate has not expired at the given time.

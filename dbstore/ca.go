@@ -185,6 +185,18 @@ func (s *Store) Certificate(ctx context.Context, issuer [32]byte, serial []byte)
 	return &c, nil
 }
 
+// CertificateOfKey implements [ca.Storage].
+func (s *Store) CertificateOfKey(ctx context.Context, spki [32]byte, profile string) (*ca.StoredCertificate, error) {
+	var r certificateRow
+	err := s.certificates(ctx).Where("certificate.spki_hash = ? AND certificate.profile = ? AND revocation.serial IS NULL", spki[:], profile).
+		Order("certificate.done DESC").Take(&r).Error
+	if err != nil {
+		return nil, mapError(err)
+	}
+	c := r.stored()
+	return &c, nil
+}
+
 // Certificates implements [ca.Storage].
 func (s *Store) Certificates(ctx context.Context, q ca.Query) ([]ca.StoredCertificate, error) {
 	db := s.certificates(ctx).Order("certificate.done DESC").Limit(q.Limit)

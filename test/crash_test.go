@@ -228,6 +228,7 @@ func TestCrashDuringGenesis(t *testing.T) {
 		case <-ready:
 			t.Logf("round %d: ready before the kill", round)
 		case err := <-s.exited:
+			s.cmd = nil
 			t.Fatalf("round %d: the server ended by itself: %v\n%s", round, err, s.log)
 		case <-time.After(time.Duration(random.IntN(300*(round+1))) * time.Millisecond): // the moment of the crash
 		}

@@ -148,7 +148,7 @@ func (s *site) launch() (ready <-chan struct{}) {
 	}
 	is := make(chan struct{})
 	s.exited = make(chan error, 1)
-	go func(cmd *exec.Cmd, exited chan error) {
+	go func(cmd *exec.Cmd, exited chan<- error) {
 		sc := bufio.NewScanner(out)
 		var text strings.Builder
 		for sc.Scan() {

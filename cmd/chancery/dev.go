@@ -14,6 +14,7 @@ import (
 	"runtime/pprof"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/goccy/go-yaml"
 	"github.com/spf13/cobra"
@@ -244,7 +245,7 @@ func (d *dev) tokens(ctx context.Context, s *server) error {
 		if m.Env["SOFTHSM2_CONF"] != d.path("hsm", m.Name, "softhsm2.conf") {
 			continue // a token of the user's own
 		}
-		if err := os.RemoveAll(d.path("hsm", m.Name)); err != nil {
+		if err := removeAll(ctx, d.path("hsm", m.Name)); err != nil {
 			return fmt.Errorf("member %s: %w", m.Name, err)
 		}
 		if _, err := hsmstore.WriteSoftHSMConf(d.dir, m.Name); err != nil {
@@ -258,6 +259,22 @@ func (d *dev) tokens(ctx context.Context, s *server) error {
 		}
 	}
 	return nil
+}
+
+// removeAll removes a token's folder. A ceremony of a killed start may still write
+// into it until its call into the module returns and it sees that its server is gone.
+func removeAll(ctx context.Context, dir string) error {
+	for end := time.Now().Add(15 * time.Second); ; {
+		err := os.RemoveAll(dir)
+		if !errors.Is(err, syscall.ENOTEMPTY) || time.Now().After(end) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 func ledgerIsEmpty(ctx context.Context, database string) (bool, error) {

@@ -13,7 +13,8 @@ var floors = [][]string{
 	{"admin"},
 	{"hsmstore"},
 	{"ca"},
-	{"acme"},
+	{"acme", "signing"},
+	{"web/console"},
 	{"web", "dbstore"},
 	{"cmd/chancery"},
 }
