@@ -57,6 +57,11 @@ func (s *Server) newAccount(ctx context.Context, q *request) (*reply, error) {
 	if err := checkContacts(in.Contact); err != nil {
 		return nil, err
 	}
+	if ok, wait := s.arrivals.admit(sourceOf(q.http), s.now(), s.cfg.AccountsPerHour); !ok {
+		p := problem(http.StatusTooManyRequests, RateLimited, "more than %d accounts were made from this address within an hour; use one account for many orders, or repeat the request later", s.cfg.AccountsPerHour)
+		p.retryAfter = wait
+		return nil, p
+	}
 	a := Account{ID: newID(), Thumbprint: q.key.thumbprint, JWK: q.key.json(), Contact: in.Contact, Status: Valid, TermsAgreed: in.TermsAgreed, Created: s.now()}
 	err = s.cfg.Ledger.Write(ctx, CreateAccount{a})
 	if errors.Is(err, audit.ErrExists) { // the same key registered in this very moment

@@ -9,8 +9,8 @@ import (
 
 // addressPolicy says which addresses the server may reach out to. A stranger names
 // them, so whatever is special to this host or its cloud is out: loopback,
-// link-local, multicast, unspecified and reserved addresses, unless the operator
-// names them; metadata services and the server's own listeners, always. Private
+// link-local, shared, multicast, unspecified and reserved addresses, unless the
+// operator names them; metadata services and the server's own listeners, always. Private
 // networks (RFC 1918, RFC 4193) are in: they are what a private CA is for.
 type addressPolicy struct {
 	allow  []netip.Prefix // operator's exceptions; win over deny and the special networks
@@ -27,9 +27,12 @@ var special = []struct {
 	what    string
 }{
 	{netip.MustParsePrefix("0.0.0.0/8"), "unspecified addresses"},
+	{netip.MustParsePrefix("100.64.0.0/10"), "shared addresses of carriers and clouds (RFC 6598)"},
 	{netip.MustParsePrefix("127.0.0.0/8"), "loopback addresses"},
 	{netip.MustParsePrefix("169.254.0.0/16"), "link-local addresses"},
 	{netip.MustParsePrefix("192.0.0.0/24"), "addresses of protocol assignments"},
+	{netip.MustParsePrefix("192.88.99.0/24"), "relay anycast addresses (RFC 7526)"},
+	{netip.MustParsePrefix("198.18.0.0/15"), "benchmarking addresses (RFC 2544)"},
 	{netip.MustParsePrefix("224.0.0.0/4"), "multicast addresses"},
 	{netip.MustParsePrefix("240.0.0.0/4"), "reserved addresses"},
 	{netip.MustParsePrefix("::/128"), "unspecified addresses"},
@@ -38,6 +41,9 @@ var special = []struct {
 	{netip.MustParsePrefix("64:ff9b:1::/48"), "local translation addresses (RFC 8215)"},
 	{netip.MustParsePrefix("100::/64"), "discard addresses"},
 	{netip.MustParsePrefix("2001::/32"), "Teredo addresses"},
+	{netip.MustParsePrefix("2001:2::/48"), "benchmarking addresses (RFC 5180)"},
+	{netip.MustParsePrefix("2001:10::/28"), "overlay identifiers (RFC 4843)"},
+	{netip.MustParsePrefix("2001:20::/28"), "overlay identifiers (RFC 7343)"},
 	{netip.MustParsePrefix("5f00::/16"), "segment-routing addresses"},
 	{netip.MustParsePrefix("fe80::/10"), "link-local addresses"},
 	{netip.MustParsePrefix("fec0::/10"), "site-local addresses"},
@@ -69,13 +75,18 @@ func unwrap(a netip.Addr) (netip.Addr, bool) {
 		return netip.AddrFrom4([4]byte(b[12:])), true
 	case sixTo4.Contains(a):
 		return netip.AddrFrom4([4]byte(b[2:6])), true
+	case b[8]&^2 == 0 && b[9] == 0 && b[10] == 0x5e && b[11] == 0xfe: // ISATAP, RFC 5214 §6.1
+		return netip.AddrFrom4([4]byte(b[12:])), true
 	}
 	return a, false
 }
 
 // forbidden returns what kind of address it is that must not be reached, or "".
 func (p *addressPolicy) forbidden(ap netip.AddrPort) string {
-	a := ap.Addr().WithZone("")
+	a := ap.Addr()
+	if a.Zone() != "" {
+		return "addresses of one of its interfaces"
+	}
 	if inner, ok := unwrap(a); ok {
 		if why := p.forbidden(netip.AddrPortFrom(inner, ap.Port())); why != "" {
 			return why
@@ -90,7 +101,7 @@ func (p *addressPolicy) forbidden(ap netip.AddrPort) string {
 		}
 	}
 	for _, l := range p.listen {
-		if l.Port() == ap.Port() && (l.Addr() == a || l.Addr().IsUnspecified() && local(a)) {
+		if l.Port() == ap.Port() && (l.Addr() == a || (l.Addr().IsUnspecified() || a.IsUnspecified()) && local(a)) {
 			return "its own listeners"
 		}
 	}

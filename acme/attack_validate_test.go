@@ -34,13 +34,16 @@ func TestAddressPolicy(t *testing.T) {
 		listen  []string
 		refused bool
 	}{
-		{addr: "10.0.0.1"}, {addr: "172.16.3.4"}, {addr: "192.168.1.1"}, {addr: "100.64.0.1"}, {addr: "fd12:3456::1"}, {addr: "203.0.113.5"}, {addr: "2001:db8::1"}, {addr: "8.8.8.8"},
+		{addr: "10.0.0.1"}, {addr: "172.16.3.4"}, {addr: "192.168.1.1"}, {addr: "fd12:3456::1"}, {addr: "203.0.113.5"}, {addr: "2001:db8::1"}, {addr: "8.8.8.8"},
 		{addr: "127.0.0.1", refused: true}, {addr: "127.255.255.254", refused: true}, {addr: "::1", refused: true}, {addr: "0.0.0.0", refused: true}, {addr: "0.1.2.3", refused: true},
 		{addr: "::", refused: true}, {addr: "169.254.1.1", refused: true}, {addr: "fe80::1", refused: true}, {addr: "224.0.0.1", refused: true}, {addr: "ff02::1", refused: true},
 		{addr: "255.255.255.255", refused: true}, {addr: "240.0.0.1", refused: true}, {addr: "fec0::1", refused: true}, {addr: "100::1", refused: true}, {addr: "2001:0:1::1", refused: true},
 		{addr: "::ffff:127.0.0.1", refused: true}, {addr: "::ffff:10.0.0.1"}, {addr: "::127.0.0.1", refused: true}, {addr: "64:ff9b::7f00:1", refused: true}, {addr: "64:ff9b::a00:1"},
 		{addr: "64:ff9b::a9fe:a9fe", refused: true}, {addr: "64:ff9b:1::1", refused: true}, {addr: "2002:7f00:1::1", refused: true}, {addr: "2002:a00:1::1"}, {addr: "2002:a9fe:a9fe::", refused: true},
-		{addr: "::ffff:0:7f00:1", refused: true},
+		{addr: "::ffff:0:7f00:1", refused: true}, {addr: "fd00::5efe:7f00:1", refused: true}, {addr: "2001:db8::200:5efe:7f00:1", refused: true}, {addr: "fd00::5efe:a00:1"},
+		{addr: "100.64.0.1", refused: true}, {addr: "100.127.255.255", refused: true}, {addr: "100.128.0.1"}, {addr: "100.64.0.1", allow: prefixes("100.64.0.0/10")}, {addr: "192.0.0.8", refused: true},
+		{addr: "198.18.0.1", refused: true}, {addr: "198.19.255.255", refused: true}, {addr: "192.88.99.1", refused: true}, {addr: "2001:2::1", refused: true}, {addr: "2001:10::1", refused: true},
+		{addr: "2001:20::1", refused: true}, {addr: "fd00::1%eth0", refused: true}, {addr: "0.0.0.0", allow: prefixes("0.0.0.0/0"), listen: []string{"127.0.0.1:80"}, refused: true},
 		{addr: "127.0.0.1", allow: loop}, {addr: "::1", allow: loop}, {addr: "::ffff:127.0.0.1", allow: loop}, {addr: "64:ff9b::7f00:1", allow: loop}, {addr: "169.254.1.1", allow: link}, {addr: "fe80::1", allow: link},
 		{addr: "169.254.169.254", allow: link, refused: true}, {addr: "fd00:ec2::254", allow: link, refused: true}, {addr: "::ffff:169.254.169.254", allow: link, refused: true},
 		{addr: "64:ff9b::a9fe:a9fe", allow: link, refused: true}, {addr: "100.100.100.200", refused: true}, {addr: "168.63.129.16", refused: true}, {addr: "169.254.169.254", refused: true}, {addr: "fd00:ec2::254", refused: true},

@@ -57,21 +57,22 @@ func (s *Server) challenge(ctx context.Context, q *request) (*reply, error) {
 	if now := a.At(s.now()); now != Pending {
 		return nil, malformed("the authorization is %s; make a new order", now)
 	}
-	if !s.work.reserve(a.Account) {
+	source := sourceOf(q.http)
+	if !s.work.reserve(a.Account, source) {
 		p := problem(http.StatusServiceUnavailable, RateLimited, "too many validations wait; repeat the request later")
 		p.retryAfter = retrySoon
 		return nil, p
 	}
 	err = s.cfg.Ledger.Write(ctx, ChallengeProcessing{ID: c.ID, Authz: a.ID, Now: s.now()})
 	if err != nil {
-		s.work.release(a.Account)
+		s.work.release(a.Account, source)
 		if !errors.Is(err, audit.ErrConflict) {
 			return nil, fmt.Errorf("storing the begin of a validation: %w", err)
 		}
 	} else {
 		c.Status = Processing
 		select {
-		case <-s.work.start(PendingValidation{Challenge: c, Account: a.Account, Thumbprint: q.account.Thumbprint, Name: a.Name}):
+		case <-s.work.start(PendingValidation{Challenge: c, Account: a.Account, Thumbprint: q.account.Thumbprint, Name: a.Name, source: source}):
 		case <-time.After(settleTime):
 		case <-ctx.Done():
 		}

@@ -2,6 +2,7 @@ package acme
 
 import (
 	"context"
+	"slices"
 	"sync"
 )
 
@@ -12,10 +13,14 @@ const (
 	maxRunningAccount = 32
 	maxWaiting        = 16384
 	maxWaitingAccount = 1024
+	// Accounts cost nothing: whoever makes many at one address still leaves room.
+	maxRunningSource = 192
+	maxWaitingSource = 8192
 )
 
 // dispatcher runs validations: at most one per authorization at a time, and the
-// accounts take turns.
+// accounts take turns. What one source, see sourceOf, has running and waiting is bounded
+// too; validations that a restart found have no source.
 type dispatcher struct {
 	run   func(context.Context, PendingValidation) bool
 	again func() // called after a run that returned false, when it may be started anew
@@ -23,6 +28,7 @@ type dispatcher struct {
 	mu      sync.Mutex
 	ctx     context.Context // nil: closed, what is started waits
 	lanes   map[string]*lane
+	sources map[string]*share
 	turn    []string // accounts with something to start, next first
 	flying  map[string]chan struct{}
 	running int
@@ -38,29 +44,60 @@ type lane struct {
 	queued   bool // stands in turn
 }
 
+// share is what one source occupies.
+type share struct{ waiting, running int }
+
 func newDispatcher(run func(context.Context, PendingValidation) bool, again func()) *dispatcher {
-	return &dispatcher{run: run, again: again, lanes: map[string]*lane{}, flying: map[string]chan struct{}{}}
+	return &dispatcher{run: run, again: again, lanes: map[string]*lane{}, sources: map[string]*share{}, flying: map[string]chan struct{}{}}
 }
 
 // reserve takes a place in the queue, or reports that there is none.
-func (d *dispatcher) reserve(account string) bool {
+func (d *dispatcher) reserve(account, source string) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	l := d.lane(account)
-	if d.waiting >= maxWaiting || len(l.queue)+l.reserved >= maxWaitingAccount {
+	if l := d.lanes[account]; d.waiting >= maxWaiting || l != nil && len(l.queue)+l.reserved >= maxWaitingAccount || d.share(source).waiting >= maxWaitingSource {
 		return false
 	}
-	l.reserved++
-	d.waiting++
+	d.lane(account).reserved++
+	d.wait(source, 1)
 	return true
 }
 
+func (d *dispatcher) share(source string) share {
+	if s := d.sources[source]; s != nil {
+		return *s
+	}
+	return share{}
+}
+
+// wait counts places taken (+1) and left (-1); occupy does so for running ones.
+func (d *dispatcher) wait(source string, n int) {
+	d.waiting += n
+	d.count(source, n, 0)
+}
+
+func (d *dispatcher) occupy(source string, n int) {
+	d.running += n
+	d.count(source, 0, n)
+}
+
+func (d *dispatcher) count(source string, waiting, running int) {
+	if source == "" {
+		return
+	}
+	s := d.share(source)
+	s.waiting, s.running = s.waiting+waiting, s.running+running
+	if d.sources[source] = &s; s == (share{}) {
+		delete(d.sources, source)
+	}
+}
+
 // release gives a reserved place back.
-func (d *dispatcher) release(account string) {
+func (d *dispatcher) release(account, source string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.lane(account).reserved--
-	d.waiting--
+	d.wait(source, -1)
 	d.tidy(account)
 }
 
@@ -86,7 +123,7 @@ func (d *dispatcher) start(v PendingValidation) <-chan struct{} {
 	l := d.lane(v.Account)
 	l.reserved--
 	if ch, ok := d.flying[v.Challenge.Authz]; ok {
-		d.waiting--
+		d.wait(v.source, -1)
 		d.tidy(v.Account)
 		return ch
 	}
@@ -107,16 +144,20 @@ func (d *dispatcher) enqueue(account string, l *lane) {
 
 // pump starts what may start. The caller holds mu.
 func (d *dispatcher) pump() {
-	for d.ctx != nil && d.ctx.Err() == nil && d.running < maxRunning && len(d.turn) > 0 {
-		account := d.turn[0]
-		d.turn = d.turn[1:]
+	for next := 0; d.ctx != nil && d.ctx.Err() == nil && d.running < maxRunning && next < len(d.turn); {
+		account := d.turn[next]
 		l := d.lanes[account]
 		v := l.queue[0]
+		if d.share(v.source).running >= maxRunningSource {
+			next++
+			continue
+		}
+		d.turn = slices.Delete(d.turn, next, next+1)
 		l.queue = l.queue[1:]
 		l.queued = false
 		l.running++
-		d.running++
-		d.waiting--
+		d.wait(v.source, -1)
+		d.occupy(v.source, 1)
 		d.enqueue(account, l)
 		d.wg.Go(func() { d.one(v) })
 	}
@@ -133,7 +174,7 @@ func (d *dispatcher) one(v PendingValidation) {
 	defer d.mu.Unlock()
 	l := d.lanes[v.Account]
 	l.running--
-	d.running--
+	d.occupy(v.source, -1)
 	close(d.flying[v.Challenge.Authz])
 	delete(d.flying, v.Challenge.Authz)
 	d.enqueue(v.Account, l)

@@ -18,6 +18,11 @@
 // sent, dials exactly the address that was judged, and tells the stranger nothing
 // of what it read (resolve.go, address.go, http01.go).
 //
+// Whoever may reach the server may have an account, so what one can occupy is bounded:
+// open orders and the names in them by account, exactly (CreateOrder), new accounts by
+// address (limit.go), validations by account and by address (dispatch.go). Orders that
+// came to nothing are deleted after a while (sweep.go).
+//
 // The package speaks HTTP with net/http and knows neither SQL nor HSMs: it asks
 // an [Authority] for certificates, hands its projections to a [Ledger], and reads
 // through a [Storage].

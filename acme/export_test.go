@@ -42,6 +42,48 @@ func Forbidden(allow, deny []netip.Prefix, listen []string, ap netip.AddrPort) s
 	return p.forbidden(ap)
 }
 
+// SweepOnce deletes a batch of expired orders.
+func (s *Server) SweepOnce(ctx context.Context) (int, error) { return s.sweepOnce(ctx) }
+
+// Queue is a dispatcher whose validations wait until their context or channel ends.
+type Queue struct{ d *dispatcher }
+
+func NewQueue(run func(account string)) Queue {
+	return Queue{newDispatcher(func(_ context.Context, v PendingValidation) bool { run(v.Account); return true }, func() {})}
+}
+
+// Add asks for n validations of an account by a source and returns how many were taken.
+func (q Queue) Add(account, source string, n int) (taken int) {
+	for range n {
+		if q.d.reserve(account, source) {
+			taken++
+			q.d.start(PendingValidation{Challenge: Challenge{Authz: newID()}, Account: account, source: source})
+		}
+	}
+	return taken
+}
+
+func (q Queue) Open(ctx context.Context) { q.d.open(ctx) }
+
+func (q Queue) Drain() { q.d.drain() }
+
+// Empty tells whether nothing is left in any map.
+func (q Queue) Empty() bool {
+	q.d.mu.Lock()
+	defer q.d.mu.Unlock()
+	return len(q.d.lanes)+len(q.d.sources)+len(q.d.flying)+len(q.d.turn)+q.d.running+q.d.waiting == 0
+}
+
+// Arrivals counts new accounts.
+type Arrivals struct{ arrivals }
+
+func (a *Arrivals) Admit(source string, now time.Time, limit int) bool {
+	ok, _ := a.admit(source, now, limit)
+	return ok
+}
+
+func (a *Arrivals) Len() int { return len(a.count) }
+
 // OnDial lets a test see and replace what validation dials.
 func (s *Server) OnDial(f func(ctx context.Context, next func(context.Context, string, string) (net.Conn, error), address string) (net.Conn, error)) {
 	next := s.validate.dial

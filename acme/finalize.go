@@ -246,6 +246,9 @@ func csrNames(r *x509.CertificateRequest) ([]ca.Name, error) {
 	if len(r.EmailAddresses) > 0 || len(r.URIs) > 0 {
 		return nil, badCSR("the CSR asks for e-mail addresses or URIs; only the order's identifiers are allowed")
 	}
+	if n := len(r.DNSNames) + len(r.IPAddresses); n > maxNames { // before each is compared with each
+		return nil, badCSR("subjectAltName of the CSR has %d names; at most %d are allowed in one certificate", n, maxNames)
+	}
 	var names []ca.Name
 	add := func(kind ca.NameKind, s string) bool {
 		n, err := ca.ParseName(kind, s)

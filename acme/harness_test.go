@@ -50,6 +50,7 @@ type house struct {
 	web    *responder
 	clock  *clock
 	cfg    acme.Config
+	path   string // of the database
 	stop   func()
 	pick   atomic.Pointer[func() *acme.Server]
 }
@@ -65,7 +66,8 @@ func (c *clock) advance(d time.Duration) { c.offset.Add(int64(d)) }
 func newHouse(t testing.TB, change ...func(*acme.Config)) *house {
 	t.Helper()
 	h := &house{t: t, clock: &clock{}}
-	store, err := dbstore.Open(t.Context(), "sqlite:"+filepath.Join(t.TempDir(), "chancery.db"))
+	h.path = filepath.Join(t.TempDir(), "chancery.db")
+	store, err := dbstore.Open(t.Context(), "sqlite:"+h.path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -42,6 +42,8 @@ func (v *validator) http01(ctx context.Context, name ca.Name, token, keyAuthoriz
 		switch {
 		case p != nil && ctx.Err() != nil:
 			return problem(400, Connection, "%s did not answer completely within %s", name.Value, v.timeout)
+		case p != nil && hop > 0 && p.Type == IncorrectResponse: // the target may be another's: not even its status
+			return problem(403, IncorrectResponse, "%s redirects to a place that did not answer with status 200 and an uncompressed body", name.Value)
 		case p != nil:
 			return p
 		case next == nil:
@@ -111,7 +113,8 @@ func (v *validator) get(ctx context.Context, u *url.URL, port uint16) (redirect 
 		return nil, nil, p
 	}
 	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })()
+	plain := conn // conn itself becomes the TLS connection, maybe at the same moment
+	defer context.AfterFunc(ctx, func() { plain.SetDeadline(time.Unix(1, 0)) })()
 	if u.Scheme == "https" {
 		secure, err := handshake(ctx, conn, host)
 		if err != nil {

@@ -45,12 +45,16 @@ func readBody(r *http.Request) ([]byte, error) {
 	if r.Header.Get("Content-Encoding") != "" {
 		return nil, problem(http.StatusUnsupportedMediaType, Malformed, "Content-Encoding is not supported; send the JWS as it is")
 	}
+	large := problem(http.StatusRequestEntityTooLarge, Malformed, "the request is larger than %d bytes", maxBody)
+	if r.ContentLength > maxBody {
+		return nil, large
+	}
 	body, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
 	if err != nil {
 		return nil, malformed("the request's body could not be read to its end")
 	}
 	if len(body) > maxBody {
-		return nil, problem(http.StatusRequestEntityTooLarge, Malformed, "the request is larger than %d bytes", maxBody)
+		return nil, large
 	}
 	return body, nil
 }
@@ -130,6 +134,9 @@ func (e *envelope) verify(k *accountKey) error {
 func (e *envelope) object(v any) error {
 	if len(e.content) == 0 {
 		return malformed("the payload is empty, which is a POST-as-GET (RFC 8555 §6.3); this URL needs a JSON object")
+	}
+	if jsontext.Value(e.content).Kind() != jsontext.KindBeginObject { // null would pass for one
+		return malformed("the payload must be one JSON object (RFC 8555 §6.2)")
 	}
 	if err := json.Unmarshal(e.content, v); err != nil {
 		return malformed("the payload is not the JSON object that this URL needs: %s", jsonFault(err))

@@ -17,11 +17,15 @@ import (
 // asked for. Whether one was spent is a bit at its counter, in chunks that exist
 // only once one of their nonces was spent by a request whose signature was good.
 //
-// After a restart with the same key, nonces of earlier processes are still good
-// (RFC 8555 §6.5 asks for it nowhere, dehydrated needs it); those spent are kept in
-// a small set until the last of them has expired.
+// After a restart with the same key, nonces of earlier processes are still good for
+// some minutes (RFC 8555 §6.5 asks for it nowhere, dehydrated needs it); those spent
+// since are kept in a small set until the last of them has expired. What the earlier
+// process saw spent is not known: who has recorded a request of those minutes can
+// repeat it once. That is why they are few; at worst it puts older contacts back or
+// opens another order, as every other change names the state that it starts from.
 const (
 	nonceLife   = time.Hour
+	earlierLife = 10 * time.Minute // of a nonce of an earlier process
 	nonceSize   = 36
 	chunkBits   = 1 << 16 // nonces of one chunk; 8 KiB
 	maxChunks   = 1 << 10 // 2^26 nonces back from the newest: 8 MiB at most
@@ -111,11 +115,12 @@ func (n *nonces) spend(x nonce) bool {
 }
 
 func (n *nonces) spendEarlier(x nonce) bool {
-	if n.now().Sub(n.start) > nonceLife {
+	if n.now().Sub(n.start) > earlierLife {
 		clear(n.earlier) // whatever an earlier process made has expired
 		return false
 	}
-	if _, spent := n.earlier[x]; spent || len(n.earlier) >= maxEarlier {
+	made := time.Unix(int64(binary.BigEndian.Uint32(x[8:])), 0)
+	if _, spent := n.earlier[x]; spent || len(n.earlier) >= maxEarlier || n.now().Sub(made) > earlierLife {
 		return false
 	}
 	n.earlier[x] = struct{}{}

@@ -78,6 +78,11 @@ func (s *Server) newOrder(ctx context.Context, q *request) (*reply, error) {
 		if err == nil {
 			return s.orderReply(http.StatusCreated, p.Order), nil
 		}
+		if many := (*TooManyOrders)(nil); errors.As(err, &many) {
+			p := problem(http.StatusTooManyRequests, RateLimited, "the account has %d orders that are pending or ready, or more than %d names in them; finalize them or deactivate their authorizations first", s.cfg.MaxOpenOrders, s.cfg.MaxOpenOrders*NamesPerOpen)
+			p.retryAfter = min(max(many.Until.Sub(s.now()), retrySoon), time.Hour)
+			return nil, p
+		}
 		if !errors.Is(err, audit.ErrConflict) || try == tries {
 			return nil, fmt.Errorf("storing order: %w", err)
 		}
@@ -108,7 +113,7 @@ func (s *Server) composeOrder(ctx context.Context, account string, names []ca.Na
 		}
 		o.Authzs = append(o.Authzs, a.ID)
 	}
-	return CreateOrder{Order: o, New: fresh}, nil
+	return CreateOrder{Order: o, New: fresh, MaxOpen: s.cfg.MaxOpenOrders}, nil
 }
 
 // ownOrder reads an order of the account that asks.

@@ -28,10 +28,29 @@ type ChangeAccountKey struct {
 
 // CreateOrder stores an order of a valid account with the authorizations that are
 // new. Those of Order.Authzs that are not among them are reused: they must still
-// be the account's, and valid beyond Order.Expires.
+// be the account's, and valid beyond Order.Expires. If the account has MaxOpen open
+// orders already, or would have open ones with more than [NamesPerOpen] times as many
+// names, the error is a [*TooManyOrders].
 type CreateOrder struct {
-	Order Order
-	New   []Authz
+	Order   Order
+	New     []Authz
+	MaxOpen int // 0: any number
+}
+
+// NamesPerOpen is how many names the open orders of an account may have, on average.
+const NamesPerOpen = 10
+
+// TooManyOrders refuses a [CreateOrder].
+type TooManyOrders struct{ Until time.Time } // when the first of the open orders expires
+
+func (e *TooManyOrders) Error() string { return "the account has too many open orders" }
+
+// PurgeOrders deletes those of the orders that never got a certificate and expired
+// before Before, with the authorizations that only they need and that expired before
+// Now. What entitled an account to a certificate stays, for the ledger has its digest.
+type PurgeOrders struct {
+	IDs         []string
+	Before, Now time.Time
 }
 
 // ChallengeProcessing begins a validation: pending → processing. The authorization
@@ -99,6 +118,7 @@ func (UpdateContact) Projection()       {}
 func (DeactivateAccount) Projection()   {}
 func (ChangeAccountKey) Projection()    {}
 func (CreateOrder) Projection()         {}
+func (PurgeOrders) Projection()         {}
 func (ChallengeProcessing) Projection() {}
 func (ChallengeValid) Projection()      {}
 func (ChallengeInvalid) Projection()    {}

@@ -100,7 +100,12 @@ func (r *resolver) query(ctx context.Context, host string, qtype uint16) ([]neti
 	return nil, last
 }
 
-func exchange(ctx context.Context, server string, m *dns.Msg) (*dns.Msg, error) {
+func exchange(ctx context.Context, server string, m *dns.Msg) (in *dns.Msg, err error) {
+	defer func() {
+		if recover() != nil { // in its own goroutine nobody else would catch it
+			in, err = nil, errors.New("the answer cannot be read")
+		}
+	}()
 	m = m.Copy()
 	m.Id = dns.Id()
 	for _, network := range []string{"udp", "tcp"} {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -28,6 +29,9 @@ const (
 func (s *Server) Run(ctx context.Context) error {
 	s.work.open(ctx)
 	defer s.work.drain()
+	var sweeping sync.WaitGroup
+	defer sweeping.Wait()
+	sweeping.Go(func() { s.sweep(ctx) })
 	pause := firstPause
 	for {
 		more, err := s.resume(ctx)
@@ -105,7 +109,7 @@ func (s *Server) resume(ctx context.Context) (more bool, err error) {
 	}
 	more = len(challenges) == resumePage
 	for _, v := range challenges {
-		if !s.work.reserve(v.Account) {
+		if !s.work.reserve(v.Account, v.source) {
 			more = true
 			continue
 		}
@@ -156,7 +160,7 @@ func (s *Server) resumeOrder(ctx context.Context, id string) error {
 	if o.Status != Processing {
 		return nil
 	}
-	_, failed := s.issue(ctx, o, o.CSR)
+	failed := s.protect("resuming order", func() error { _, err := s.issue(ctx, o, o.CSR); return err })
 	if failed == nil {
 		s.log.Info("acme order resumed", "order", id)
 		return nil
@@ -166,6 +170,8 @@ func (s *Server) resumeOrder(ctx context.Context, id string) error {
 	switch {
 	case errors.As(failed, &refusal) && refusal.Code != ca.IssuerUnavailable:
 		why = refused(refusal)
+	case errors.Is(failed, errPanic): // it would fail in the same way for ever
+		why = problem(http.StatusInternalServerError, ServerInternal, "the server failed to issue the certificate; its log says why; make a new order")
 	case errors.Is(failed, audit.ErrConflict):
 		after, err := s.cfg.Storage.ACMEOrder(ctx, id)
 		if err != nil {
@@ -189,10 +195,31 @@ func (s *Server) resumeOrder(ctx context.Context, id string) error {
 	return nil
 }
 
+// errPanic stands for a panic that was logged.
+var errPanic = errors.New("panic")
+
+// protect keeps a panic from ending the process: what Run works on is still there
+// after the restart, so that one poisoned object would end it again and again.
+func (s *Server) protect(what string, f func() error) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			s.log.Error("acme: panic", "at", what, "err", fmt.Sprint(v), "stack", string(debug.Stack()))
+			err = errPanic
+		}
+	}()
+	return f()
+}
+
 // runValidation carries one validation out and stores its result. It reports false
 // if the result could not be stored.
 func (s *Server) runValidation(ctx context.Context, v PendingValidation) bool {
-	p := s.validate.http01(ctx, v.Name, v.Challenge.Token, v.Challenge.Token+"."+v.Thumbprint)
+	var p *Problem
+	if s.protect("validation", func() error {
+		p = s.validate.http01(ctx, v.Name, v.Challenge.Token, v.Challenge.Token+"."+v.Thumbprint)
+		return nil
+	}) != nil {
+		p = problem(http.StatusInternalServerError, ServerInternal, "the server failed to validate the name; its log says why")
+	}
 	c := v.Challenge
 	var result audit.Projection = ChallengeValid{ID: c.ID, Authz: c.Authz, Validated: s.now(), Expires: s.now().Add(s.cfg.AuthzLife)}
 	if p != nil {

@@ -28,6 +28,9 @@ type Config struct {
 	OrderLife time.Duration // to prove the names and finalize; 0: 7 days
 	AuthzLife time.Duration // of a valid authorization; 0: 30 days
 
+	MaxOpenOrders   int // pending and ready ones of an account; 0: 1000, negative: any number
+	AccountsPerHour int // new ones from one address (IPv6: /64) but loopback; 0: 1000, negative: any number
+
 	TermsOfService string // URL; if set, new accounts must agree to it
 	Website        string // URL, for people
 
@@ -45,6 +48,7 @@ type Server struct {
 	routes   map[string]endpoint
 	nonces   *nonces
 	keys     *keyCache
+	arrivals arrivals
 	validate *validator
 	work     *dispatcher
 	issuing  flights
@@ -72,6 +76,12 @@ func New(cfg Config) (*Server, error) {
 	}
 	if cfg.AuthzLife == 0 {
 		cfg.AuthzLife = 30 * 24 * time.Hour
+	}
+	if cfg.MaxOpenOrders == 0 {
+		cfg.MaxOpenOrders = 1000
+	}
+	if cfg.AccountsPerHour == 0 {
+		cfg.AccountsPerHour = 1000
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now

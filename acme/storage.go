@@ -108,6 +108,8 @@ type PendingValidation struct {
 	Account    string
 	Thumbprint string // of the account's key
 	Name       ca.Name
+
+	source string // who asked for it, see sourceOf; "" after a restart
 }
 
 // Authority issues and revokes. [FromCA] makes one of package ca's.
@@ -154,6 +156,9 @@ type Storage interface {
 	// ACMEValidAuthz returns an authorization of the account for the name that is
 	// valid until after the given time, without its challenges.
 	ACMEValidAuthz(ctx context.Context, account string, name ca.Name, until time.Time) (Authz, error)
+	// ACMEStaleOrders lists orders that never got a certificate and expired before the
+	// given time, oldest first.
+	ACMEStaleOrders(ctx context.Context, before time.Time, limit int) ([]string, error)
 	// ACMEProcessingOrders lists orders that a crash or a fault left in processing.
 	ACMEProcessingOrders(ctx context.Context, limit int) ([]Order, error)
 	// ACMEProcessingChallenges lists challenges whose validation has no result yet.

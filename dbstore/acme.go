@@ -30,6 +30,8 @@ func (t *tx) applyACME(p audit.Projection) (handled bool, err error) {
 			p.Thumbprint, p.JWK, p.ID, p.Old)
 	case acme.CreateOrder:
 		err = t.createOrder(p)
+	case acme.PurgeOrders:
+		err = t.purgeOrders(p)
 	case acme.ChallengeProcessing:
 		err = t.cas(`UPDATE acme_challenge SET status = 'processing' WHERE id = ? AND authz = ? AND status = 'pending'
 			AND EXISTS (SELECT 1 FROM acme_authz a WHERE a.id = ? AND a.status = 'pending' AND a.expires > ?)
@@ -64,8 +66,30 @@ func (t *tx) createAccount(a acme.Account) error {
 	return err
 }
 
+// openOrders are those that the partial index acme_order_open has.
+const openOrders = "FROM acme_order WHERE account = ? AND status IN ('pending', 'ready') AND expires > ?"
+
+// room refuses an account that has too many open orders, or too many names in them. It
+// reads the index alone, and at most as many entries of it as are allowed. An id has 22
+// characters, and a comma is between two.
+func (t *tx) room(o acme.Order, most int) error {
+	var n, names int
+	var first int64
+	err := t.row([]any{&n, &names, &first}, "SELECT count(*), coalesce(sum(len + 1) / 23, 0), coalesce(min(expires), 0) FROM (SELECT expires, length(authzs) AS len "+openOrders+" ORDER BY expires LIMIT ?)",
+		o.Account, micros(o.Created), most)
+	if err == nil && n > 0 && (n >= most || names+len(o.Names) > most*acme.NamesPerOpen) {
+		return &acme.TooManyOrders{Until: fromMicros(first)}
+	}
+	return err
+}
+
 func (t *tx) createOrder(p acme.CreateOrder) error {
 	o := p.Order
+	if p.MaxOpen > 0 {
+		if err := t.room(o, p.MaxOpen); err != nil {
+			return err
+		}
+	}
 	n, err := t.exec(`INSERT INTO acme_order (id, account, status, names, authzs, created, expires, serial, error)
 		SELECT ?, id, ?, ?, ?, ?, ?, '', '' FROM acme_account WHERE id = ? AND status = 'valid'`,
 		o.ID, string(o.Status), joinNames(o.Names), strings.Join(o.Authzs, ","), micros(o.Created), micros(o.Expires), o.Account)
@@ -113,6 +137,41 @@ func (t *tx) createAuthz(a acme.Authz) error {
 	}
 	return nil
 }
+
+func (t *tx) purgeOrders(p acme.PurgeOrders) error {
+	for _, id := range p.IDs {
+		n, err := t.exec("DELETE FROM acme_order WHERE id = ? AND status IN ('pending', 'ready', 'invalid') AND expires < ?", id, micros(p.Before))
+		if err != nil {
+			return err
+		}
+		if n == 1 {
+			if err := t.purgeAuthzs(id, micros(p.Now)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// purgeAuthzs deletes the expired authorizations that no order but this one needs.
+func (t *tx) purgeAuthzs(order string, now int64) error {
+	for _, q := range []struct {
+		query string
+		args  []any
+	}{
+		{"DELETE FROM acme_challenge WHERE authz IN (SELECT a.id " + lastNeeded + ")", []any{order, now}},
+		{"DELETE FROM acme_authz WHERE id IN (SELECT a.id " + lastNeeded + ")", []any{order, now}},
+		{"DELETE FROM acme_order_authz WHERE order_id = ?", []any{order}},
+	} {
+		if _, err := t.exec(q.query, q.args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+const lastNeeded = `FROM acme_order_authz oa JOIN acme_authz a ON a.id = oa.authz WHERE oa.order_id = ? AND a.expires < ?
+	AND NOT EXISTS (SELECT 1 FROM acme_order_authz other WHERE other.authz = oa.authz AND other.order_id <> oa.order_id)`
 
 func (t *tx) challengeValid(p acme.ChallengeValid) error {
 	if err := t.cas("UPDATE acme_challenge SET status = 'valid', validated = ? WHERE id = ? AND authz = ? AND status = 'processing'", micros(p.Validated), p.ID, p.Authz); err != nil {
@@ -321,6 +380,14 @@ func (s *Store) ACMEOrders(ctx context.Context, account string, after acme.Curso
 	var rows []acmeOrderRow
 	err := q.Order("created DESC, id DESC").Limit(limit).Find(&rows).Error
 	return acmeOrders(rows), mapError(err)
+}
+
+// ACMEStaleOrders implements [acme.Storage].
+func (s *Store) ACMEStaleOrders(ctx context.Context, before time.Time, limit int) ([]string, error) {
+	var ids []string
+	err := s.ro.WithContext(ctx).Model(&acmeOrderRow{}).Where("status IN ('pending', 'ready', 'invalid') AND expires < ?", micros(before)).
+		Order("expires").Limit(limit).Pluck("id", &ids).Error
+	return ids, mapError(err)
 }
 
 // ACMEProcessingOrders implements [acme.Storage].

@@ -296,6 +296,9 @@ func TestACMEPlans(t *testing.T) {
 		"SELECT * FROM acme_authz WHERE account = ? AND name = ? AND expires > ? AND status = 'valid' ORDER BY expires DESC LIMIT 1",
 		"SELECT * FROM acme_order WHERE account = ? AND status <> 'invalid' AND created <= ? AND (created < ? OR id < ?) ORDER BY created DESC, id DESC LIMIT 100",
 		"SELECT * FROM acme_order WHERE status = 'processing' ORDER BY created LIMIT 100",
+		"SELECT expires, length(authzs) FROM acme_order WHERE account = ? AND status IN ('pending', 'ready') AND expires > ? ORDER BY expires LIMIT ?",
+		"SELECT id FROM acme_order WHERE status IN ('pending', 'ready', 'invalid') AND expires < ? ORDER BY expires LIMIT ?",
+		"DELETE FROM acme_authz WHERE id IN (SELECT a.id FROM acme_order_authz oa JOIN acme_authz a ON a.id = oa.authz WHERE oa.order_id = ? AND a.expires < ? AND NOT EXISTS (SELECT 1 FROM acme_order_authz other WHERE other.authz = oa.authz AND other.order_id <> oa.order_id))",
 		"SELECT acme_challenge.* FROM acme_challenge JOIN acme_authz ON acme_authz.id = acme_challenge.authz JOIN acme_account ON acme_account.id = acme_authz.account WHERE acme_challenge.status = 'processing' ORDER BY acme_challenge.id LIMIT 1",
 		"SELECT * FROM acme_challenge WHERE authz IN (?, ?)",
 		`UPDATE acme_order SET status = 'ready' WHERE id IN (SELECT order_id FROM acme_order_authz WHERE authz = ?) AND status = 'pending'
@@ -319,11 +322,60 @@ func TestACMEPlans(t *testing.T) {
 			plan = append(plan, detail)
 		}
 		rows.Close()
+		if strings.Contains(q, "length(authzs)") && !strings.Contains(plan[0], "COVERING INDEX acme_order_open") {
+			t.Errorf("%s\n%s", q, plan)
+		}
 		for _, line := range plan {
 			if strings.HasPrefix(line, "SCAN") && !strings.Contains(line, "_processing") || strings.Contains(line, "TEMP B-TREE") {
 				t.Errorf("%s\n%s", q, strings.Join(plan, "\n"))
 				break
 			}
+		}
+	}
+}
+
+// The bound of open orders is exact, names when a place becomes free, and what expired
+// or ended takes none.
+func TestACMEOpenOrders(t *testing.T) {
+	r := newACMERoom(t)
+	a := r.account()
+	add := func(fits bool, life time.Duration) acme.CreateOrder {
+		t.Helper()
+		p := r.newOrder(a.ID, nil, "a.lab")
+		p.Order.Expires, p.MaxOpen = r.now.Add(life), 3
+		err := r.led.Write(t.Context(), p)
+		var many *acme.TooManyOrders
+		if fits && err != nil || !fits && !errors.As(err, &many) {
+			t.Fatalf("%v", err)
+		}
+		if many != nil && !many.Until.Equal(r.now.Add(time.Hour)) {
+			t.Fatalf("until %s", many.Until)
+		}
+		return p
+	}
+	first := add(true, 2*time.Hour)
+	add(true, 3*time.Hour)
+	add(true, time.Minute)
+	r.now = r.now.Add(2 * time.Minute) // the third has expired
+	add(true, time.Hour)
+	add(false, time.Hour)
+	r.write(nil, acme.DeactivateAuthz{ID: first.New[0].ID, Account: a.ID})
+	add(true, 4*time.Hour)
+	add(false, time.Hour)
+	other := r.account().ID
+	names := func(n int) (out []string) {
+		for i := range n {
+			out = append(out, fmt.Sprintf("n%d.lab", i))
+		}
+		return out
+	}
+	for i, n := range []int{20, 11, 10, 1} {
+		p := r.newOrder(other, nil, names(n)...)
+		p.MaxOpen = 3
+		err := r.led.Write(t.Context(), p)
+		var many *acme.TooManyOrders
+		if full := errors.As(err, &many); full != (i%2 == 1) || !full && err != nil {
+			t.Errorf("order %d with %d names: %v", i, n, err)
 		}
 	}
 }

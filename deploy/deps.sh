@@ -25,6 +25,11 @@ if [ "$what" = test ]; then
 	have openssl openssl
 	have pkcs11-tool opensc
 	have certtool gnutls-bin
+	have softhsm2-util softhsm2
+	have dpkg dpkg
+	ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || need="$need postgresql"
+	have chromium chromium
+	have curl curl
 fi
 backports=
 if ! go_ok; then

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"chancery/ca"
@@ -400,5 +401,47 @@ func TestCSRForms(t *testing.T) {
 	}
 	if strings.Contains(f.logged.String(), "PRIVATE KEY") {
 		t.Error("a private key was logged")
+	}
+}
+
+// One address that keeps a thousand requests under way gets no more, and others are
+// served all the same.
+func TestAttack_WEB_14_RequestsUnderWay(t *testing.T) {
+	hold, entered := make(chan struct{}), make(chan struct{}, 1024)
+	f := newFixture(t, func(c *web.Config) {
+		c.ACME = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/acme/hold" {
+				entered <- struct{}{}
+				<-hold
+			}
+		})
+	})
+	from := func(remote, path string) *httptest.ResponseRecorder {
+		r := httptest.NewRequest("POST", publicURL+path, nil)
+		r.RemoteAddr = remote
+		w := httptest.NewRecorder()
+		f.HTTPS().ServeHTTP(w, r)
+		return w
+	}
+	var wg sync.WaitGroup
+	for i := range 1024 {
+		wg.Go(func() { from(fmt.Sprintf("[2001:db8::%x]:9", i), "/acme/hold") }) // one /64
+	}
+	for range 1024 {
+		<-entered
+	}
+	w := from("[2001:db8::ffff]:9", "/acme/directory")
+	if m := decode(t, w); w.Code != 503 || m["type"] != "urn:ietf:params:acme:error:rateLimited" || w.Header().Get("Retry-After") != "1" {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	for _, other := range []string{"[2001:db8:0:1::1]:9", "203.0.113.9:9", "127.0.0.1:9"} {
+		if w := from(other, "/acme/directory"); w.Code != 200 {
+			t.Errorf("%s: %d", other, w.Code)
+		}
+	}
+	close(hold)
+	wg.Wait()
+	if w := from("[2001:db8::1]:9", "/acme/directory"); w.Code != 200 {
+		t.Errorf("locked out for good: %d", w.Code)
 	}
 }

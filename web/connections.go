@@ -10,15 +10,11 @@ import (
 // that a crowd of idle peers cannot take every file descriptor of the process.
 type limitedListener struct {
 	net.Listener
-	total, each int
-
-	mu   sync.Mutex
-	open int
-	from map[string]int
+	*tally
 }
 
 func limited(l net.Listener, total, each int) *limitedListener {
-	return &limitedListener{Listener: l, total: total, each: each, from: map[string]int{}}
+	return &limitedListener{Listener: l, tally: newTally(total, each)}
 }
 
 func (l *limitedListener) Accept() (net.Conn, error) {
@@ -27,26 +23,41 @@ func (l *limitedListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		peer, exempt := peerOf(c.RemoteAddr())
-		if l.enter(peer, exempt) {
-			return &limitedConn{Conn: c, leave: sync.OnceFunc(func() { l.exit(peer) })}, nil
+		if leave := l.enter(c.RemoteAddr().String()); leave != nil {
+			return &limitedConn{Conn: c, leave: leave}, nil
 		}
 		c.Close()
 	}
 }
 
-func (l *limitedListener) enter(peer string, exempt bool) bool {
+// tally counts what is open, in all and from each peer.
+type tally struct {
+	total, each int
+
+	mu   sync.Mutex
+	open int
+	from map[string]int
+}
+
+func newTally(total, each int) *tally {
+	return &tally{total: total, each: each, from: map[string]int{}}
+}
+
+// enter counts one more from an address, or returns nil. What it returns may be called
+// more than once.
+func (l *tally) enter(addr string) (leave func()) {
+	peer, exempt := peerOf(addr)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.open >= l.total || !exempt && l.from[peer] >= l.each {
-		return false
+		return nil
 	}
 	l.open++
 	l.from[peer]++
-	return true
+	return sync.OnceFunc(func() { l.exit(peer) })
 }
 
-func (l *limitedListener) exit(peer string) {
+func (l *tally) exit(peer string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.open--
@@ -57,10 +68,10 @@ func (l *limitedListener) exit(peer string) {
 
 // peerOf names who is counted together: an IPv4 address or an IPv6 /64, which is one
 // customer's. Loopback is a proxy of ours or a test and not limited by address.
-func peerOf(a net.Addr) (peer string, exempt bool) {
-	ap, err := netip.ParseAddrPort(a.String())
+func peerOf(addr string) (peer string, exempt bool) {
+	ap, err := netip.ParseAddrPort(addr)
 	if err != nil {
-		return a.String(), false
+		return addr, false
 	}
 	ip := ap.Addr().Unmap()
 	if ip.Is6() {

@@ -96,6 +96,18 @@ func (s *Server) recovered(next echo.HandlerFunc) echo.HandlerFunc {
 	}
 }
 
+// crowded refuses requests beyond what the process can hold at once.
+func (s *Server) crowded(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		leave := s.underWay.enter(c.Request().RemoteAddr)
+		if leave == nil {
+			return problemf(busy, "too many requests are under way, in all or from your address; nothing was changed; repeat the request")
+		}
+		defer leave()
+		return next(c)
+	}
+}
+
 // guarded refuses what no route wants: methods that only reflect or tunnel, and
 // requests that a browser sends on behalf of another site. ACME is left alone, as
 // each of its requests is signed and says for which URL.

@@ -225,6 +225,10 @@ func ofStatus(status int) *Problem {
 	return problemf(internal, "the server failed; its log has the cause under the instance of this problem; tell the operator that instance")
 }
 
+// acmeTypes are for the errors that befall a request to ACME before or in its handler
+// (too many, a panic): ACME's clients know only ACME's types (RFC 8555 §6.7).
+var acmeTypes = map[slug]string{internal: "urn:ietf:params:acme:error:serverInternal", busy: "urn:ietf:params:acme:error:rateLimited"}
+
 // fail is the one place where an error becomes an answer; it is echo's HTTPErrorHandler.
 func (s *Server) fail(err error, c echo.Context) {
 	p := *problemFor(err)
@@ -253,8 +257,8 @@ func (s *Server) fail(err error, c echo.Context) {
 	}
 	var b []byte
 	var encErr error
-	if k.slug == internal && strings.HasPrefix(c.Request().URL.Path, "/acme/") { // a panic in there: ACME's clients know only ACME's types
-		b, encErr = json.Marshal(map[string]any{"type": "urn:ietf:params:acme:error:serverInternal", "status": k.status, "detail": p.Detail, "instance": p.Instance})
+	if t, ok := acmeTypes[k.slug]; ok && strings.HasPrefix(c.Request().URL.Path, "/acme/") {
+		b, encErr = json.Marshal(map[string]any{"type": t, "status": k.status, "detail": p.Detail, "instance": p.Instance})
 	} else {
 		b, encErr = json.Marshal(p)
 	}

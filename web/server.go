@@ -83,13 +83,14 @@ type Server struct {
 	httpBase    string
 	ready       readiness
 	crls        crlCache
+	underWay    *tally
 	crossOrigin *http.CrossOriginProtection
 	https, http *echo.Echo
 }
 
 // New checks cfg and builds both doors.
 func New(cfg Config) (*Server, error) {
-	s := &Server{cfg: cfg, log: cfg.Log, crossOrigin: http.NewCrossOriginProtection(), ready: readiness{check: cfg.Ready}}
+	s := &Server{cfg: cfg, log: cfg.Log, underWay: newTally(requests, requestsPerAddress), crossOrigin: http.NewCrossOriginProtection(), ready: readiness{check: cfg.Ready}}
 	if s.log == nil {
 		s.log = slog.Default()
 	}
@@ -128,7 +129,7 @@ func (s *Server) door(d door) (*echo.Echo, error) {
 	e.Logger.SetOutput(io.Discard) // what is worth a line goes to slog
 	e.IPExtractor = echo.ExtractIPDirect()
 	e.HTTPErrorHandler = s.fail
-	e.Use(s.identify(d), s.logged(d), s.recovered, s.guarded(d))
+	e.Use(s.identify(d), s.logged(d), s.recovered, s.crowded, s.guarded(d))
 	for _, r := range s.routes() {
 		if r.doors&d == 0 {
 			continue
@@ -168,6 +169,11 @@ const (
 	connections  = 4096 // open at each door
 	perAddress   = 512  // of them from one address; loopback is exempt
 	http2Streams = 100
+
+	// Requests under way at both doors. Each may hold a body of 64 KiB, and 512
+	// connections with 100 streams each would else be 3 GiB.
+	requests           = 16384
+	requestsPerAddress = 1024
 )
 
 // Run serves both listeners until ctx is done, then lets requests in flight finish

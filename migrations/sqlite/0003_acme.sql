@@ -24,6 +24,8 @@ CREATE TABLE acme_order (
   error    TEXT   NOT NULL                   -- problem document, or ''
 );
 CREATE INDEX acme_order_account ON acme_order (account, created, id);
+CREATE INDEX acme_order_open ON acme_order (account, expires, status, length(authzs)) WHERE status IN ('pending', 'ready');
+CREATE INDEX acme_order_stale ON acme_order (expires) WHERE status IN ('pending', 'ready', 'invalid');
 CREATE INDEX acme_order_processing ON acme_order (created) WHERE status = 'processing';
 
 CREATE TABLE acme_authz (

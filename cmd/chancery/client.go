@@ -1,0 +1,115 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// exitAuth: the server did not accept who asks.
+const exitAuth = 4
+
+// remote says how a command reaches the running server.
+type remote struct{ dir, server, tokenFile, roots string }
+
+func (r *remote) flags(c *cobra.Command) {
+	c.Flags().StringVar(&r.dir, "dir", "./data", "folder of chancery dev: gives server, token and roots")
+	c.Flags().StringVar(&r.server, "server", "", "base URL of the server, e.g. https://ca.example; instead of --dir")
+	c.Flags().StringVar(&r.tokenFile, "token-file", "", "file that holds the API token; with --server")
+	c.Flags().StringVar(&r.roots, "roots", "", "PEM file of the trusted roots; with --server")
+}
+
+// resolve fills in what the folder of dev knows.
+func (r *remote) resolve() error {
+	if r.server == "" {
+		cfg, err := loadConfig(filepath.Join(r.dir, "chancery.yaml"), "")
+		if err != nil {
+			return err
+		}
+		r.server = cfg.PublicURL
+		if r.tokenFile == "" {
+			r.tokenFile = filepath.Join(r.dir, "admin.token")
+		}
+		if r.roots == "" {
+			r.roots = filepath.Join(r.dir, "root.pem")
+		}
+	}
+	if r.roots == "" || r.tokenFile == "" {
+		return &exit{exitUsage, errors.New("--server needs --token-file and --roots")}
+	}
+	return nil
+}
+
+func (r *remote) pool() (*x509.CertPool, error) { return rootPool(r.roots) }
+
+func rootPool(path string) (*x509.CertPool, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("trusted roots: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(b) {
+		return nil, fmt.Errorf("trusted roots: %s holds no PEM certificate", path)
+	}
+	return pool, nil
+}
+
+// post sends JSON to the API and decodes the answer. A problem document (RFC 9457)
+// becomes one line.
+func (r *remote) post(ctx context.Context, path string, body, into any) error {
+	if err := r.resolve(); err != nil {
+		return err
+	}
+	pool, err := r.pool()
+	if err != nil {
+		return err
+	}
+	token, err := os.ReadFile(r.tokenFile)
+	if err != nil {
+		return &exit{exitAuth, fmt.Errorf("API token: %w", err)}
+	}
+	b, err := json.Marshal(body)
+	if err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, strings.TrimSuffix(r.server, "/")+path, bytes.NewReader(b))
+	if err != nil {
+		return &exit{exitUsage, fmt.Errorf("--server %q is no URL", r.server)}
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
+	c := &http.Client{Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}}
+	resp, err := c.Do(req)
+	if err != nil {
+		return fmt.Errorf("asking %s: %w; is the server running?", r.server, unwrapAll(err))
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, 4<<20))
+	if err != nil {
+		return fmt.Errorf("asking %s: %w", r.server, err)
+	}
+	if resp.StatusCode/100 == 2 {
+		return json.Unmarshal(answer, into)
+	}
+	var p struct{ Title, Detail string }
+	if json.Unmarshal(answer, &p) != nil || p.Title == "" {
+		p.Title, p.Detail = resp.Status, "the answer is no problem document"
+	}
+	code := exitError
+	if resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden {
+		code = exitAuth
+	}
+	return &exit{code, fmt.Errorf("%s: %s", p.Title, p.Detail)}
+}
