@@ -14,6 +14,9 @@ func (t *tx) Apply(p audit.Projection, at *audit.StoredLeaf) error {
 	if ok, err := t.applyKeys(p, at); ok {
 		return err
 	}
+	if ok, err := t.applySigning(p, at); ok {
+		return err
+	}
 	if ok, err := t.applyACME(p); ok {
 		return err
 	}

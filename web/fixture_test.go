@@ -10,6 +10,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json/v2"
 	"encoding/pem"
+	"fmt"
 	"io"
 	"log/slog"
 	"math/big"
@@ -22,6 +23,7 @@ import (
 
 	"chancery/audit"
 	"chancery/ca"
+	"chancery/signing"
 	"chancery/web"
 )
 
@@ -234,6 +236,16 @@ func newFixture(t testing.TB, edit ...func(*web.Config)) *fixture {
 			}
 			return nil, &ca.Refusal{Code: ca.NotFound, Field: "serial", Detail: "no certificate has this serial"}
 		},
+		LeafProof: func(_ context.Context, index uint64) ([]byte, error) {
+			switch {
+			case index < 30:
+				return []byte("c2sp.org/tlog-proof@v1\nindex 7\n"), nil
+			case index < 40:
+				return nil, web.ErrProofPending
+			}
+			return nil, audit.ErrNotFound
+		},
+		Documents:  f.ca,
 		Ready:      func(context.Context) error { return nil },
 		AdminToken: func(s string) bool { return s == token },
 		PublicURL:  publicURL, PublicHTTPURL: publicHTTP,
@@ -335,4 +347,17 @@ func decode(t *testing.T, w *httptest.ResponseRecorder) map[string]any {
 		t.Fatalf("%v in %s", err, w.Body)
 	}
 	return m
+}
+
+// SignCMS makes the fake a web.Documents: it knows one key.
+func (f *fakeCA) SignCMS(_ context.Context, r signing.Request) (*signing.Signature, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fail != nil {
+		return nil, f.fail
+	}
+	if r.Key != "document" {
+		return nil, fmt.Errorf("%w: %q", signing.ErrNoKey, r.Key)
+	}
+	return &signing.Signature{CMS: []byte{0x30, 0}, Time: time.Unix(1790000000, 0).UTC(), Receipt: audit.Receipt{Origin: "ca.example/ledger/00", Index: 7, Leaf: []byte{1}, ProofURL: publicURL + "/ledger/proof/7"}}, nil
 }

@@ -69,7 +69,7 @@ func TestOpenAPIDescribesExactlyTheRoutes(t *testing.T) {
 
 func TestEveryRouteIsServedWhereTheTableSays(t *testing.T) {
 	f := newFixture(t)
-	fill := strings.NewReplacer("{serial}", f.leaf, "{issuer}", "issuing", "{slug}", "bad-csr", "{path}", "directory")
+	fill := strings.NewReplacer("{serial}", f.leaf, "{issuer}", "issuing", "{slug}", "bad-csr", "{path}", "directory", "{index}", "7")
 	for _, r := range f.Routes() {
 		for _, plain := range []bool{false, true} {
 			here := r.HTTPS && !plain || r.HTTP && plain
@@ -161,6 +161,18 @@ func TestAnswersMatchOpenAPI(t *testing.T) {
 		{"proof", call{path: certs + "/4f2a/proof", noToken: true}, nil, 200, ""},
 		{"proof too early", call{path: certs + "/4f2b/proof", noToken: true}, nil, 503, "proof-pending"},
 		{"proof of none", call{path: certs + "/00/proof", noToken: true}, nil, 404, "not-found"},
+		{"sign", call{method: post, path: "/api/v1/sign/cms", body: `{"sha256": "` + strings.Repeat("ab", 32) + `"}`}, nil, 201, ""},
+		{"sign with key", call{method: post, path: "/api/v1/sign/cms", body: `{"sha256": "` + strings.Repeat("AB", 32) + `", "key": "document"}`}, nil, 201, ""},
+		{"sign SHA-1", call{method: post, path: "/api/v1/sign/cms", body: `{"sha256": "` + strings.Repeat("ab", 20) + `"}`}, nil, 400, "bad-digest"},
+		{"sign with an issuer's key", call{method: post, path: "/api/v1/sign/cms", body: `{"sha256": "` + strings.Repeat("ab", 32) + `", "key": "issuing"}`}, nil, 404, "not-found"},
+		{"sign a whole document", call{method: post, path: "/api/v1/sign/cms", body: `{"document": "x"}`}, nil, 400, "bad-json"},
+		{"sign without token", call{method: post, path: "/api/v1/sign/cms", body: `{}`, noToken: true}, nil, 401, "unauthorized"},
+		{"sign without HSM", call{method: post, path: "/api/v1/sign/cms", body: `{"sha256": "` + strings.Repeat("ab", 32) + `"}`}, hsmstore.ErrUnavailable, 503, "unavailable"},
+		{"leaf proof", call{path: "/ledger/proof/7"}, nil, 200, ""},
+		{"leaf proof too early", call{path: "/ledger/proof/31"}, nil, 503, "proof-pending"},
+		{"leaf proof beyond", call{path: "/ledger/proof/99"}, nil, 404, "not-found"},
+		{"leaf proof of nonsense", call{path: "/ledger/proof/07"}, nil, 404, "not-found"},
+		{"leaf proof without token", call{path: "/ledger/proof/7", noToken: true}, nil, 401, "unauthorized"},
 		{"openapi", call{path: "/api/v1/openapi.yaml", noToken: true}, nil, 200, ""},
 		{"checkpoint", call{path: "/ledger/checkpoint", noToken: true}, nil, 200, ""},
 		{"healthz", call{path: "/healthz", noToken: true}, nil, 200, ""},

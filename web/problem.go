@@ -69,6 +69,7 @@ const (
 	rejectedName         slug = "rejected-name"
 	badProfile           slug = "bad-profile"
 	badReason            slug = "bad-revocation-reason"
+	badDigest            slug = "bad-digest"
 	unauthorized         slug = "unauthorized"
 	crossOrigin          slug = "cross-origin"
 	needsOfficers        slug = "needs-officers"
@@ -106,6 +107,7 @@ var kinds = []kind{
 	{rejectedName, 400, "Name refused", "A name in the request is malformed or this CA may not certify it.", "Ask for names that the operator's policy allows, in their usual written form.", 0},
 	{badProfile, 400, "Unknown profile", "The request names a profile that does not exist or is not for requests.", "Use a profile that the detail lists.", 0},
 	{badReason, 400, "Bad revocation reason", "The reason is none of RFC 5280 §5.3.1 that may be asked for.", "Use one of the reasons that the detail lists.", 0},
+	{badDigest, 400, "Bad digest", "The document's digest is missing or is no SHA-256.", "Hash the document with SHA-256 and send the 64 hex digits, e.g. of sha256sum FILE; chancery sign FILE does all of it.", 0},
 	{unauthorized, 401, "Not authorized", "The request needs the admin token and has none, or a wrong one.", "Send Authorization: Bearer followed by the content of admin.token, over HTTPS only.", 0},
 	{crossOrigin, 403, "Cross-origin request refused", "A browser sent this request on behalf of a page of another site.", "Use this server's own pages, or a program that is no browser.", 0},
 	{needsOfficers, 403, "Officers must approve this", "This act is so grave that the admin token does not suffice: several officers must approve it.", "Propose it with the command line tool (chancery approve --help) and have it approved.", 0},

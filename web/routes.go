@@ -59,9 +59,11 @@ func (s *Server) routes() []route {
 		{get, "/api/v1/certificates/{serial}", doorHTTPS, admin, s.show},
 		{post, "/api/v1/certificates/{serial}/revoke", doorHTTPS, admin, s.revoke},
 		{get, "/api/v1/certificates/{serial}/proof", doorHTTPS, public, s.proof},
+		{post, "/api/v1/sign/cms", doorHTTPS, admin, s.signCMS},
 		{get, "/api/v1/openapi.yaml", doorHTTPS, public, s.openAPI},
 
 		{get, "/ledger/checkpoint", doorHTTPS, public, s.checkpoint},
+		{get, "/ledger/proof/{index}", doorHTTPS, admin, s.leafProof},
 		{get, "/healthz", doorHTTPS | doorHTTP, public, s.healthz},
 		{get, "/readyz", doorHTTPS, public, s.readyz},
 		{get, "/roots.pem", doorHTTPS | doorHTTP, public, s.roots},

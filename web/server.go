@@ -58,6 +58,10 @@ type Config struct {
 	// Proof is the inclusion proof of a certificate's done leaf (C2SP tlog-proof), or
 	// ErrProofPending while no checkpoint covers it, or a *ca.Refusal.
 	Proof func(ctx context.Context, serial string) ([]byte, error)
+	// LeafProof is the inclusion proof of any entry: as Proof; audit.ErrNotFound beyond the end.
+	LeafProof func(ctx context.Context, index uint64) ([]byte, error)
+	// Documents signs documents.
+	Documents Documents
 	// Ready returns nil only while the server can sign and commit; a *NotReady says to
 	// the public which part cannot. It is called at most once a second.
 	Ready func(ctx context.Context) error
@@ -101,8 +105,8 @@ func New(cfg Config) (*Server, error) {
 	if s.httpBase, err = baseURL(cfg.PublicHTTPURL, "http"); err != nil {
 		return nil, fmt.Errorf("web: PublicHTTPURL: %w", err)
 	}
-	if cfg.CA == nil || cfg.ACME == nil || cfg.Checkpoint == nil || cfg.Proof == nil || cfg.Ready == nil || cfg.AdminToken == nil {
-		return nil, errors.New("web: CA, ACME, Checkpoint, Proof, Ready and AdminToken must be set")
+	if cfg.CA == nil || cfg.ACME == nil || cfg.Checkpoint == nil || cfg.Proof == nil || cfg.LeafProof == nil || cfg.Documents == nil || cfg.Ready == nil || cfg.AdminToken == nil {
+		return nil, errors.New("web: CA, ACME, Checkpoint, Proof, LeafProof, Documents, Ready and AdminToken must be set")
 	}
 	if s.https, err = s.door(doorHTTPS); err != nil {
 		return nil, err

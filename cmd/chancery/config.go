@@ -35,6 +35,7 @@ type Config struct {
 	} `yaml:"hsm"`
 	ACME struct {
 		Validation ValidationConfig `yaml:"validation"`
+		Names      NamesConfig      `yaml:"names"`
 	} `yaml:"acme"`
 }
 
@@ -61,6 +62,14 @@ type ValidationConfig struct {
 	HTTPPort      int      `yaml:"http_port"`
 	Resolvers     []string `yaml:"resolvers"`      // host:port; default: the system's
 	AllowNetworks []string `yaml:"allow_networks"` // CIDRs that may be reached besides public and private ones
+	DenyNetworks  []string `yaml:"deny_networks"`  // CIDRs that may not: those of HSMs and databases
+}
+
+// NamesConfig says which names may be ordered. A domain stands for itself and all
+// below it, a CIDR for its addresses.
+type NamesConfig struct {
+	Permit []string `yaml:"permit"` // empty: all
+	Deny   []string `yaml:"deny"`
 }
 
 // loadConfig reads the file at path, with the maps of overlay merged in, lists and
@@ -191,13 +200,13 @@ func secret(s string) (hsmstore.Secret, error) {
 	return nil, fmt.Errorf("kind %q is not known; allowed: file:PATH, env:NAME, credential:NAME", kind)
 }
 
-// networks gives the typed form of acme.validation.allow_networks.
-func (v ValidationConfig) networks() ([]netip.Prefix, error) {
+// networks gives the typed form of a list of networks.
+func networks(key string, list []string) ([]netip.Prefix, error) {
 	var out []netip.Prefix
-	for i, s := range v.AllowNetworks {
+	for i, s := range list {
 		p, err := netip.ParsePrefix(s)
 		if err != nil {
-			return nil, &exit{exitConfig, fmt.Errorf("config: acme.validation.allow_networks[%d]: %q is no network; write e.g. 10.0.0.0/8", i, s)}
+			return nil, &exit{exitConfig, fmt.Errorf("config: acme.validation.%s[%d]: %q is no network; write e.g. 10.0.0.0/8", key, i, s)}
 		}
 		out = append(out, p)
 	}
@@ -232,6 +241,11 @@ func (c *Config) check() error {
 	}
 	if p := c.ACME.Validation.HTTPPort; p < 1 || p > 65535 {
 		return bad("acme.validation.http_port: %d is no port; the RFC's is 80", p)
+	}
+	for key, list := range map[string][]string{"allow_networks": c.ACME.Validation.AllowNetworks, "deny_networks": c.ACME.Validation.DenyNetworks} {
+		if _, err := networks(key, list); err != nil {
+			return err
+		}
 	}
 	for i, a := range c.Ledger.Anchors {
 		if !strings.HasPrefix(a, "file:") || len(a) == len("file:") {

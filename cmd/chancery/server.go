@@ -22,6 +22,7 @@ import (
 	"chancery/ca"
 	"chancery/dbstore"
 	"chancery/hsmstore"
+	"chancery/signing"
 	"chancery/web"
 )
 
@@ -216,13 +217,19 @@ func (s *server) serve(ctx context.Context, l listeners, landing web.Landing, re
 	if err != nil {
 		return fmt.Errorf("reading the hash of the admin token: %w", err)
 	}
-	networks, err := s.cfg.ACME.Validation.networks()
+	v := s.cfg.ACME.Validation
+	allow, err := networks("allow_networks", v.AllowNetworks)
+	if err != nil {
+		return err
+	}
+	deny, err := networks("deny_networks", v.DenyNetworks)
 	if err != nil {
 		return err
 	}
 	acmeServer, err := acme.New(acme.Config{
 		PublicURL: s.cfg.PublicURL, Authority: acme.FromCA(s.authority), Ledger: s.ledger, Storage: s.db, NonceKey: nonceKey, Log: s.log,
-		Validation: acme.Validation{HTTPPort: uint16(s.cfg.ACME.Validation.HTTPPort), Resolvers: s.cfg.ACME.Validation.Resolvers, AllowNetworks: networks,
+		Names: acme.Names{Permit: s.cfg.ACME.Names.Permit, Deny: s.cfg.ACME.Names.Deny},
+		Validation: acme.Validation{HTTPPort: uint16(v.HTTPPort), Resolvers: v.Resolvers, AllowNetworks: allow, DenyNetworks: deny,
 			DenyAddrs: own(l), LocalhostToLoopback: s.dev},
 	})
 	if err != nil {
@@ -232,8 +239,9 @@ func (s *server) serve(ctx context.Context, l listeners, landing web.Landing, re
 	if err != nil {
 		return err
 	}
+	documents := signing.New(signing.Config{Keys: s.hsm, CA: s.authority, Ledger: s.ledger, API: s.cfg.PublicURL})
 	edge, err := web.New(web.Config{
-		CA: s.authority, ACME: acmeServer.Handler(), PublicURL: s.cfg.PublicURL, PublicHTTPURL: s.cfg.PublicHTTPURL, Dev: s.dev, Landing: landing, Log: s.log,
+		CA: s.authority, Documents: documents, LeafProof: s.leafProof, ACME: acmeServer.Handler(), PublicURL: s.cfg.PublicURL, PublicHTTPURL: s.cfg.PublicHTTPURL, Dev: s.dev, Landing: landing, Log: s.log,
 		Checkpoint: s.checkpoint.Latest, Proof: s.proof, Ready: s.ready, GetCertificate: own.get,
 		AdminToken: func(token string) bool {
 			sum := sha256.Sum256([]byte(token))
@@ -291,8 +299,13 @@ func (s *server) proof(ctx context.Context, serial string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	proof, err := s.checkpoint.ProofText(ctx, c.Done)
-	if errors.Is(err, audit.ErrNotFound) {
+	return s.leafProof(ctx, c.Done)
+}
+
+// leafProof is the inclusion proof of any leaf.
+func (s *server) leafProof(ctx context.Context, index uint64) ([]byte, error) {
+	proof, err := s.checkpoint.ProofText(ctx, index)
+	if errors.Is(err, audit.ErrNotFound) && index < s.ledger.Head().Size {
 		return nil, web.ErrProofPending
 	}
 	return proof, err
