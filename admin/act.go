@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"strings"
 )
@@ -10,8 +11,13 @@ import (
 
 // GenerateKeyAct allows the birth of one key, its copies and its proofs. purpose
 // is the text of an audit.Purpose, algorithm a name such as "P-256" or "RSA-3072".
-func GenerateKeyAct(name, purpose, algorithm string) string {
-	return act("generate-key", name, purpose, algorithm)
+// subject is the issuer Name (DER) that an issuer key is bound to for ever, else
+// nil: it stands in the act as its SHA-256.
+func GenerateKeyAct(name, purpose, algorithm string, subject []byte) string {
+	if len(subject) == 0 {
+		return act("generate-key", name, purpose, algorithm)
+	}
+	return act("generate-key", name, purpose, algorithm, fmt.Sprintf("%x", sha256.Sum256(subject)))
 }
 
 // SignRootAct allows the self-signed certificate of one root.

@@ -26,7 +26,7 @@ func TestGenesisOnlyWhileEmpty(t *testing.T) {
 }
 
 func TestSpendOnce(t *testing.T) {
-	act := admin.GenerateKeyAct("root", "issuer", "P-384")
+	act := admin.GenerateKeyAct("root", "issuer", "P-384", []byte{0x30, 0})
 	g, err := admin.Genesis(audit.Head{}, []string{act, admin.SignRootAct("root")})
 	if err != nil {
 		t.Fatal(err)
@@ -52,13 +52,13 @@ func TestSpendOnce(t *testing.T) {
 }
 
 func TestActsCannotPassForAnother(t *testing.T) {
-	if admin.GenerateKeyAct("a b", "c", "d") == admin.GenerateKeyAct("a", "b", "c d") || admin.SignRootAct("") == "sign-root " {
+	if admin.GenerateKeyAct("a b", "c", "d", nil) == admin.GenerateKeyAct("a", "b", "c d", nil) || admin.SignRootAct("") == "sign-root " {
 		t.Fatal("two acts have one text")
 	}
 }
 
 func TestResumeGenesis(t *testing.T) {
-	acts := []string{admin.GenerateKeyAct("a", "issuer", "P-256"), admin.SignRootAct("a")}
+	acts := []string{admin.GenerateKeyAct("a", "issuer", "P-256", []byte{0x30, 0}), admin.SignRootAct("a")}
 	g, err := admin.Genesis(audit.Head{}, acts)
 	if err != nil {
 		t.Fatal(err)

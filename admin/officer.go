@@ -66,7 +66,10 @@ func (k *OfficerKey) Save(path string) error {
 		return fmt.Errorf("saving the key of officer %s: %w", k.Name, err)
 	}
 	err = pem.Encode(f, &pem.Block{Type: "PRIVATE KEY", Bytes: der})
-	return errors.Join(err, f.Sync(), f.Close())
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return errors.Join(fmt.Errorf("saving the key of officer %s: %w", k.Name, err), os.Remove(path)) // half a key would be in the way of a whole one
+	}
+	return nil
 }
 
 // LoadOfficerKey reads what [OfficerKey.Save] wrote. A file that others may read

@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,7 +27,8 @@ import (
 type CheckpointSigner interface {
 	Public() crypto.PublicKey
 	// SignCheckpoint signs the body of a checkpoint (C2SP tlog-checkpoint). The
-	// worker refuses another origin and a size below one it has signed.
+	// worker refuses another origin, a size below one it has signed, and a second
+	// body of one size: that is ErrTampered, as the ledger is not what it was.
 	SignCheckpoint(ctx context.Context, body []byte) (sig []byte, err error)
 }
 
@@ -130,6 +130,7 @@ type Checkpointer struct {
 
 	mu   sync.Mutex
 	last uint64
+	owed string // signed note that the anchor does not hold yet
 }
 
 // NewCheckpointer makes the checkpointer of l. Each signed note is also appended
@@ -138,9 +139,17 @@ func NewCheckpointer(l *Ledger, s CheckpointSigner, anchor string) *Checkpointer
 	return &Checkpointer{ledger: l, signer: s, anchor: anchor, log: l.opt.Log}
 }
 
-// Run signs checkpoints until ctx is done, and one last one then.
+// Run signs checkpoints until ctx is done, and one last one then. When the ledger is
+// closed nothing is signed any more; if that is because a disk failed, Run returns
+// the error, as only a restart helps.
 func (c *Checkpointer) Run(ctx context.Context) error {
 	for {
+		if err := c.ledger.Broken(); errors.Is(err, ErrDisk) {
+			return err
+		} else if err != nil {
+			<-ctx.Done()
+			return nil
+		}
 		select {
 		case <-c.ledger.changed:
 		case <-ctx.Done():
@@ -169,10 +178,25 @@ func (c *Checkpointer) retry() {
 	}
 }
 
-// Sign signs the present head unless its size is signed already.
+// Sign signs the present head unless its size is signed already. A head that
+// contradicts what was signed before closes the ledger.
 func (c *Checkpointer) Sign(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	err := c.payAnchor()
+	if err == nil {
+		err = c.sign(ctx)
+	}
+	if errors.Is(err, ErrTampered) || errors.Is(err, ErrDisk) {
+		c.ledger.fence(err)
+	}
+	return err
+}
+
+func (c *Checkpointer) sign(ctx context.Context) error {
+	if err := c.ledger.Broken(); err != nil {
+		return err
+	}
 	head := c.ledger.Head()
 	if head.Size == 0 || head.Size == c.last {
 		return nil
@@ -192,28 +216,25 @@ func (c *Checkpointer) Sign(ctx context.Context) error {
 	}
 	id := sha256.Sum256(spki)
 	signed := string(body) + "\n\u2014 " + origin + " " + base64.StdEncoding.EncodeToString(append(bytes.Clone(id[:4]), sig...)) + "\n"
-	if _, err := OpenCheckpoint(signed, origin, [][]byte{spki}); err != nil {
+	if _, err := OpenCheckpoint(signed, origin, c.ledger.checkpointKeys()); err != nil {
 		return err
 	}
 	if err := c.ledger.st.PutCheckpoint(ctx, head.Size, string(body), signed); err != nil {
 		return fmt.Errorf("storing signed checkpoint %d: %w", head.Size, err)
 	}
-	c.last = head.Size
-	return c.writeAnchor(signed)
+	c.last, c.owed = head.Size, signed
+	return c.payAnchor()
 }
 
-func (c *Checkpointer) writeAnchor(signed string) error {
-	if c.anchor == "" {
+// payAnchor appends the note that the anchor lacks.
+func (c *Checkpointer) payAnchor() error {
+	if c.anchor == "" || c.owed == "" {
 		return nil
 	}
-	f, err := os.OpenFile(c.anchor, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-	if err != nil {
+	if err := appendAnchor(c.anchor, c.owed); err != nil {
 		return fmt.Errorf("writing anchor: %w", err)
 	}
-	defer f.Close()
-	if _, err := f.WriteString(signed + "\n"); err != nil {
-		return fmt.Errorf("writing anchor: %w", err)
-	}
+	c.owed = ""
 	return nil
 }
 

@@ -2,14 +2,18 @@ package audit
 
 import (
 	"bufio"
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
+	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
 )
@@ -19,34 +23,77 @@ import (
 // rolled back it still knows the serials that the database lost.
 //
 // One line per leaf: "<size before the batch> <index> <leaf hash> <issuer> <serial>";
-// issuer and serial are "-" where the leaf is not a certificate's intent. Lines of a
-// batch that was never committed are possible at any place and do no harm: their
-// index comes again. A size before the batch is the size of a committed tree.
+// issuer and serial are "-" where the leaf is not a certificate's intent. A sequencer
+// that ends writes "<size> - - - -". Lines of a batch that was never committed are
+// possible at any place and do no harm: their index comes again. A batch is known to
+// be committed when the next line begins where it ended.
+//
+// The file is locked: a second server with the same journal does not start.
 type Journal struct {
 	mu   sync.Mutex
 	f    *os.File
 	path string
+	size int64  // of the file
 	base uint64 // largest committed size that the journal knows
 }
 
 type journalRecord struct {
-	index uint64
-	hash  tlog.Hash
-	leaf  *StoredLeaf
+	index          uint64
+	hash           tlog.Hash
+	issuer, serial string // hex, or "-"
 }
+
+// journalWait is how long the journal waits for a process that is ending.
+const journalWait = 5 * time.Second
+
+// journalTail is how much of the journal is looked at when it is opened.
+const journalTail = 1 << 20
 
 // OpenJournal opens or makes the journal file (mode 0600).
 func OpenJournal(path string) (*Journal, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
+	f, err := openAppend(path, os.O_RDWR)
 	if err != nil {
 		return nil, fmt.Errorf("opening the intent journal (ledger.journal): %w", err)
 	}
 	j := &Journal{f: f, path: path}
-	if err := j.scan(); err != nil {
+	if err := errors.Join(j.lock(), j.scan()); err != nil {
 		f.Close()
 		return nil, err
 	}
 	return j, nil
+}
+
+// openAppend opens a file to be appended to; one that is made here is there after a
+// power failure too.
+func openAppend(path string, mode int) (*os.File, error) {
+	f, err := os.OpenFile(path, mode|os.O_APPEND, 0o600)
+	if !errors.Is(err, os.ErrNotExist) {
+		return f, err
+	}
+	if f, err = os.OpenFile(path, mode|os.O_APPEND|os.O_CREATE, 0o600); err != nil {
+		return nil, err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err == nil {
+		err = errors.Join(dir.Sync(), dir.Close())
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func (j *Journal) lock() error {
+	for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		err := syscall.Flock(int(j.f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		switch {
+		case err == nil:
+			return nil
+		case !errors.Is(err, syscall.EWOULDBLOCK) || time.Since(began) > journalWait:
+			return fmt.Errorf("locking the intent journal %s: %w; does another server run on it?", j.path, err)
+		}
+	}
 }
 
 // scan reads the largest committed size from the last lines. A last line without
@@ -56,77 +103,153 @@ func (j *Journal) scan() error {
 	if err != nil {
 		return err
 	}
-	const tail = 1 << 20
-	off := max(st.Size()-tail, 0)
-	sc := bufio.NewScanner(io.NewSectionReader(j.f, off, st.Size()-off))
-	for first := off > 0; sc.Scan(); first = false {
-		if first {
-			continue
-		}
-		if base, _, ok := strings.Cut(sc.Text(), " "); ok {
-			if n, err := strconv.ParseUint(base, 10, 64); err == nil {
-				j.base = max(j.base, n)
-			}
-		}
-	}
-	if err := sc.Err(); err != nil {
+	j.size = st.Size()
+	if j.base, err = readJournal(j.tail(), func(uint64, tlog.Hash) {}); err != nil {
 		return fmt.Errorf("reading the intent journal %s: %w", j.path, err)
 	}
-	if st.Size() == 0 {
+	if j.size == 0 {
 		return nil
 	}
 	last := make([]byte, 1)
-	if _, err := j.f.ReadAt(last, st.Size()-1); err != nil {
+	if _, err := j.f.ReadAt(last, j.size-1); err != nil {
 		return err
 	}
 	if last[0] != '\n' {
-		_, err = j.f.WriteString("\n")
+		return j.append([]byte{'\n'})
 	}
-	return err
+	return nil
 }
 
-// compare refuses a database that is older than the journal.
-func (j *Journal) compare(h Head) error {
+func (j *Journal) tail() io.Reader {
+	off := max(j.size-journalTail, 0)
+	return io.NewSectionReader(j.f, off, j.size-off)
+}
+
+// readJournal calls fn for each leaf of the batches that are known to be committed,
+// in their order, and returns the largest committed size. It may begin within a line.
+func readJournal(r io.Reader, fn func(index uint64, hash tlog.Hash)) (base uint64, err error) {
+	var batch []journalRecord
+	var began uint64
+	sc := bufio.NewScanner(r)
+	for sc.Scan() {
+		f := strings.Fields(sc.Text())
+		if len(f) != 5 {
+			continue
+		}
+		b, err := strconv.ParseUint(f[0], 10, 63)
+		if err != nil {
+			continue
+		}
+		n, nerr := strconv.ParseUint(f[1], 10, 63)
+		h, herr := hex.DecodeString(f[2])
+		record := nerr == nil && herr == nil && len(h) == tlog.HashSize
+		if !record && f[1] != "-" {
+			continue
+		}
+		base = max(base, b)
+		if b == began+uint64(len(batch)) && (len(batch) == 0 || batch[0].index == began) {
+			for _, r := range batch {
+				fn(r.index, r.hash)
+			}
+		}
+		if b != began || !record || len(batch) > 0 && n <= batch[len(batch)-1].index {
+			batch, began = batch[:0], b
+		}
+		if record {
+			batch = append(batch, journalRecord{index: n, hash: tlog.Hash(h)})
+		}
+	}
+	return base, sc.Err()
+}
+
+// compare refuses a database that is older than the journal, or whose newest leaves
+// are others.
+func (j *Journal) compare(ctx context.Context, r Reader, h Head) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	if h.Size < j.base {
 		return fmt.Errorf("%w: the intent journal %s knows a ledger of %d entries, the database holds %d: it was rolled back. Put the newer database back; nothing is signed before", ErrTampered, j.path, j.base, h.Size)
 	}
-	return nil
+	kept := map[uint64]tlog.Hash{}
+	from := h.Size
+	if _, err := readJournal(j.tail(), func(i uint64, hash tlog.Hash) { kept[i] = hash; from = min(from, i) }); err != nil {
+		return fmt.Errorf("reading the intent journal %s: %w", j.path, err)
+	}
+	return r.Leaves(ctx, from, h.Size, func(i uint64, leaf []byte) error {
+		if want, ok := kept[i]; ok && want != LeafHash(leaf) {
+			return fmt.Errorf("%w: entry %d is not the one that the intent journal %s kept", ErrTampered, i, j.path)
+		}
+		return nil
+	})
 }
 
-// append makes the records of a batch durable. base is the committed size before it.
-func (j *Journal) append(base uint64, recs []journalRecord) error {
+// write hands the records of a batch to the operating system; sync makes them
+// durable. base is the committed size before the batch. When it fails, nothing of
+// them is in the file.
+func (j *Journal) write(base uint64, recs []journalRecord) error {
 	var b []byte
 	for _, r := range recs {
-		issuer, serial := "-", "-"
-		if r.leaf.Kind == KindIntent {
-			if leaf, err := DecodeLeaf(r.leaf.Bytes); err == nil {
-				if s, ok := leaf.Get(TagSerial); ok {
-					serial = hex.EncodeToString(s)
-				}
-				if is, ok := leaf.Get(TagIssuer); ok {
-					issuer = hex.EncodeToString(is)
-				}
-			}
-		}
-		b = fmt.Appendf(b, "%d %d %x %s %s\n", base, r.index, r.hash[:], issuer, serial)
+		b = fmt.Appendf(b, "%d %d %x %s %s\n", base, r.index, r.hash[:], r.issuer, r.serial)
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.f == nil {
-		return errors.New("intent journal is closed")
-	}
-	if _, err := j.f.Write(b); err != nil {
+	if err := j.append(b); err != nil {
 		return err
-	}
-	if err := j.f.Sync(); err != nil {
-		// A failed fsync may have dropped the pages: a second try would say "fine"
-		// and be wrong. The file is closed for good; a restart is needed.
-		j.f.Close()
-		j.f = nil
-		return fmt.Errorf("%w (the journal is closed; restart after mending the disk)", err)
 	}
 	j.base = max(j.base, base)
 	return nil
+}
+
+func (j *Journal) append(b []byte) error {
+	if j.f == nil {
+		return fmt.Errorf("%w: the intent journal %s is closed", ErrUnavailable, j.path)
+	}
+	if _, err := j.f.Write(b); err != nil {
+		// What fitted on the full disk must not become the head of the next line.
+		if terr := j.f.Truncate(j.size); terr != nil {
+			return errors.Join(j.giveUp(terr), err)
+		}
+		return fmt.Errorf("%w: writing the intent journal: %w", ErrUnavailable, err)
+	}
+	j.size += int64(len(b))
+	return nil
+}
+
+func (j *Journal) sync() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.f == nil {
+		return fmt.Errorf("%w: the intent journal %s is closed", ErrDisk, j.path)
+	}
+	if err := j.f.Sync(); err != nil {
+		return j.giveUp(err)
+	}
+	return nil
+}
+
+// giveUp closes the file for good. A failed fsync may have dropped the pages: a
+// second try would say "fine" and be wrong.
+func (j *Journal) giveUp(err error) error {
+	j.f.Close()
+	j.f = nil
+	return fmt.Errorf("%w: intent journal %s: %w", ErrDisk, j.path, err)
+}
+
+// seal says that a tree of this size is committed and the writer has ended.
+func (j *Journal) seal(size uint64) error {
+	if size == 0 {
+		return nil
+	}
+	j.mu.Lock()
+	err := j.append(fmt.Appendf(nil, "%d - - - -\n", size))
+	if err == nil {
+		j.base = max(j.base, size)
+	}
+	j.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return j.sync()
 }
 
 // Close closes the file.
@@ -142,4 +265,8 @@ func (j *Journal) Close() error {
 }
 
 // Base is the largest committed ledger size that the journal knows.
-func (j *Journal) Base() uint64 { return j.base }
+func (j *Journal) Base() uint64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.base
+}

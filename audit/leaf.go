@@ -174,8 +174,16 @@ func (l Leaf) check() error {
 }
 
 func (s shape) check(v []byte) error {
-	size := map[shape]int{shapeHash: 32, shapeU8: 1, shapeU64: 8}
-	if n, fixed := size[s]; fixed && len(v) != n {
+	n := len(v)
+	switch s {
+	case shapeHash:
+		n = 32
+	case shapeU8:
+		n = 1
+	case shapeU64:
+		n = 8
+	}
+	if len(v) != n {
 		return fmt.Errorf("%d octets, must be %d", len(v), n)
 	}
 	switch {
@@ -189,7 +197,20 @@ func (s shape) check(v []byte) error {
 	return nil
 }
 
+// plain tells whether text is printable ASCII, as nearly all of it is.
+func plain(s string) bool {
+	for i := range len(s) {
+		if s[i] < 0x20 || s[i] > 0x7e {
+			return false
+		}
+	}
+	return true
+}
+
 func checkText(v []byte) error {
+	if plain(string(v)) {
+		return nil
+	}
 	if !utf8.Valid(v) || !norm.NFC.IsNormal(v) {
 		return errors.New("not UTF-8 in NFC")
 	}
@@ -203,6 +224,9 @@ func checkText(v []byte) error {
 
 // Text makes s fit for a text field: NFC, no controls, at most max octets.
 func Text(s string, max int) string {
+	if len(s) <= max && plain(s) {
+		return s
+	}
 	s = norm.NFC.String(string([]rune(s))) // []rune replaces invalid UTF-8
 	out := make([]rune, 0, len(s))
 	n := 0

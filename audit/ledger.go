@@ -2,6 +2,7 @@ package audit
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,6 +16,7 @@ type Options struct {
 	Node    string // node_id, in every intent
 	Build   string // version of the program, in every intent
 	Journal *Journal
+	Anchor  string // file of anchored checkpoints (see [NewCheckpointer]): Open holds the ledger against the newest; "" for none
 	Log     *slog.Logger
 	Now     func() time.Time // nil: time.Now
 	Queue   int              // entries that may wait; 0: 4,096
@@ -31,16 +33,21 @@ type Ledger struct {
 
 	mu     sync.RWMutex
 	id     LedgerID
-	domain string
-	head   Head // last committed by this process
+	origin string
+	keys   [][]byte // checkpoint keys of the genesis leaf, SPKI DER
+	head   Head     // last committed by this process
 	broken error
 
-	edge    *edge // only the sequencer
+	edge    *edge     // only the sequencer
+	newest  time.Time // of the newest entry; only the sequencer
 	changed chan struct{}
 }
 
 type item struct {
 	leaf     *StoredLeaf // nil: only projections
+	at       time.Time   // of the leaf
+	issuer   string      // of a certificate's intent, for the journal: hex, or "-"
+	serial   string
 	proj     []Projection
 	err      error
 	finished chan struct{}
@@ -76,9 +83,12 @@ func Open(ctx context.Context, st Storage, opt Options) (*Ledger, error) {
 		}
 	}
 	if opt.Journal != nil {
-		if err := opt.Journal.compare(head); err != nil {
+		if err := opt.Journal.compare(ctx, st, head); err != nil {
 			return nil, err
 		}
+	}
+	if err := l.compareAnchor(ctx); err != nil {
+		return nil, err
 	}
 	return l, nil
 }
@@ -98,14 +108,20 @@ func (l *Ledger) readGenesis(ctx context.Context) error {
 		return fmt.Errorf("%w: leaf 0 is no genesis of this ledger", ErrTampered)
 	}
 	domain, _ := g.Get(TagDomain)
+	list, _ := g.Get(TagCheckpointKeys)
+	keys, err := ParseList(list)
+	if err != nil {
+		return fmt.Errorf("%w: leaf 0: %v", ErrTampered, err)
+	}
 	l.mu.Lock()
-	l.id, l.domain = g.Ledger, string(domain)
+	l.id, l.origin, l.keys = g.Ledger, Origin(string(domain), g.Ledger), keys
 	l.mu.Unlock()
 	return nil
 }
 
 // Run is the sequencer. It ends when ctx is done and everything that was queued
-// before is committed, or when the ledger was tampered with.
+// before is committed; or with an error, when the ledger was tampered with or a
+// disk can no longer be believed. It takes a restart to go on after that.
 func (l *Ledger) Run(ctx context.Context) error {
 	defer func() {
 		l.ended.Store(true)
@@ -133,11 +149,20 @@ func (l *Ledger) Run(ctx context.Context) error {
 						return err
 					}
 				default:
-					return nil
+					return l.seal()
 				}
 			}
 		}
 	}
+}
+
+// seal tells the journal the last size, so that it also knows the last batch to be
+// a committed one.
+func (l *Ledger) seal() error {
+	if l.opt.Journal == nil || l.Broken() != nil {
+		return nil
+	}
+	return l.opt.Journal.seal(l.Head().Size)
 }
 
 func (l *Ledger) fill(first *item) []*item {
@@ -156,76 +181,19 @@ func (l *Ledger) fill(first *item) []*item {
 func (it *item) fail(err error) { it.err = err; close(it.finished) }
 
 // commit makes one batch durable. Whoever waits for an item of the batch learns
-// its outcome only after COMMIT and the intent journal are both on disk.
+// its outcome only after COMMIT and the intent journal are both on disk. An error
+// ends the sequencer.
 func (l *Ledger) commit(batch []*item) error {
-	ctx := context.Background() // never abandoned half-way: the outcome must be known
-	var next *edge
-	var journal chan error
-	err := l.st.Update(ctx, func(tx Tx) error {
-		head, err := tx.Head()
-		if err != nil {
-			return err
-		}
-		if head.Size != l.edge.size() || !l.edge.equal(head) {
-			return fmt.Errorf("%w: head has size %d, this process committed %d", ErrTampered, head.Size, l.edge.size())
-		}
-		next = l.edge.clone()
-		var tiles []Tile
-		var recs []journalRecord
-		for _, it := range batch {
-			it.err = nil
-			if it.leaf != nil {
-				it.leaf.Index = next.size()
-			}
-			if it.err = tx.Item(func() error { return it.apply(tx) }); it.err != nil {
-				if errors.Is(it.err, ErrUnavailable) || errors.Is(it.err, ErrTampered) {
-					return it.err
-				}
-				continue
-			}
-			if it.leaf != nil {
-				h := LeafHash(it.leaf.Bytes)
-				tiles = append(tiles, next.add(h)...)
-				recs = append(recs, journalRecord{index: it.leaf.Index, hash: h, leaf: it.leaf})
-			}
-		}
-		if next.size() == head.Size {
-			return nil
-		}
-		if err := tx.PutTiles(tiles); err != nil {
-			return err
-		}
-		if l.opt.Journal != nil {
-			journal = make(chan error, 1)
-			go func() { journal <- l.opt.Journal.append(l.edge.size(), recs) }()
-		}
-		return tx.SetHead(next.head())
-	})
-	var jerr error
-	if journal != nil {
-		jerr = <-journal
-	}
+	next, err := l.write(batch)
 	switch {
-	case errors.Is(err, ErrTampered):
+	case err == nil:
+		l.advance(next)
+	case errors.Is(err, ErrTampered), errors.Is(err, ErrDisk):
 		l.fence(err)
-	case err != nil:
-		err = fmt.Errorf("%w: committing: %v", ErrUnavailable, err)
-	case jerr != nil:
-		// The batch is committed, but a rollback of the database could no longer be
-		// noticed: nothing of it may be acted upon.
-		err = fmt.Errorf("%w: writing the intent journal: %v", ErrUnavailable, jerr)
-	}
-	if err == nil || jerr != nil && next != nil {
-		l.mu.Lock()
-		grew := next.size() > l.head.Size
-		l.edge, l.head = next, next.head()
-		l.mu.Unlock()
-		if grew {
-			select {
-			case l.changed <- struct{}{}:
-			default:
-			}
-		}
+		err = fmt.Errorf("%w: %w", ErrUnavailable, err)
+	default:
+		l.opt.Log.Error("ledger cannot be written", "err", err)
+		err = fmt.Errorf("%w: %v", ErrUnavailable, err)
 	}
 	for _, it := range batch {
 		if err != nil {
@@ -233,23 +201,159 @@ func (l *Ledger) commit(batch []*item) error {
 		}
 		close(it.finished)
 	}
-	if errors.Is(err, ErrTampered) {
-		return err
+	return l.Broken()
+}
+
+// write carries out one transaction and gives the edge behind it. When it returns
+// an error, nothing of the batch was committed; unless the error wraps ErrDisk:
+// then that is not known, and the next start closes what is found open.
+func (l *Ledger) write(batch []*item) (next *edge, err error) {
+	if err := l.Broken(); err != nil {
+		return nil, err
+	}
+	var synced chan error                                       // result of the journal's fsync, if there is anything to sync
+	err = l.st.Update(context.Background(), func(tx Tx) error { // never abandoned half-way: the outcome must be known
+		head, err := tx.Head()
+		if err != nil {
+			return err
+		}
+		if !l.edge.equal(head) {
+			return fmt.Errorf("%w: head has size %d, this process committed %d", ErrTampered, head.Size, l.edge.size())
+		}
+		next = l.edge.clone()
+		tiles, recs, err := l.apply(tx, next, batch)
+		if err != nil || len(recs) == 0 {
+			return err
+		}
+		if err := tx.PutTiles(tiles); err != nil {
+			return err
+		}
+		if err := tx.SetHead(next.head()); err != nil {
+			return err
+		}
+		if l.opt.Journal == nil {
+			return nil
+		}
+		// A journal on a full disk undoes the batch. Only its fsync runs beside COMMIT.
+		if err := l.opt.Journal.write(head.Size, recs); err != nil {
+			return err
+		}
+		synced = make(chan error, 1)
+		go func() { synced <- l.opt.Journal.sync() }()
+		return nil
+	})
+	var serr error
+	if synced != nil {
+		serr = <-synced
+	}
+	if errors.Is(err, ErrUncertain) && !errors.Is(err, ErrDisk) {
+		err = l.decide(next, err)
+	}
+	if serr != nil {
+		// Committed or not: a rollback of the database could no longer be noticed, so
+		// nothing of the batch may be acted upon.
+		return nil, errors.Join(serr, err)
 	}
 	if err != nil {
-		l.opt.Log.Error("ledger cannot be written", "err", err)
+		return nil, err
 	}
-	return nil
+	return next, nil
 }
 
+// apply applies the items that can be applied, in order, to tx and to the tree.
+func (l *Ledger) apply(tx Tx, next *edge, batch []*item) (tiles []Tile, recs []journalRecord, err error) {
+	for _, it := range batch {
+		if it.leaf != nil {
+			it.leaf.Index = next.size()
+		}
+		it.err = tx.Item(func() error { return it.apply(tx) })
+		if errors.Is(it.err, ErrUnavailable) || errors.Is(it.err, ErrTampered) {
+			return nil, nil, it.err
+		}
+		if it.err != nil || it.leaf == nil {
+			continue
+		}
+		h := LeafHash(it.leaf.Bytes)
+		tiles = append(tiles, next.add(h)...)
+		recs = append(recs, journalRecord{index: it.leaf.Index, hash: h, issuer: it.issuer, serial: it.serial})
+		if back := l.newest.Sub(it.at); back > maxBackward {
+			l.opt.Log.Error("the clock went back; entries are ordered by index, not by time", "entry", it.leaf.Index, "back", back)
+		}
+		l.newest = it.at
+	}
+	return tiles, recs, nil
+}
+
+// maxBackward is how far an entry may lie before its predecessor without an alarm.
+const maxBackward = 2 * time.Second
+
+// decideFor is how long the head is asked after a COMMIT without a clear answer.
+const decideFor = 5 * time.Second
+
+// decide finds out what became of a COMMIT that gave no clear answer: the batch is
+// never written again, the head is read. A head that cannot be read for decideFor
+// is ErrDisk. Rows without a leaf leave no trace in the head: whoever wrote them is
+// told that it failed, and finds what was made when trying again.
+func (l *Ledger) decide(next *edge, cause error) error {
+	if next == nil || next.size() == l.edge.size() {
+		return fmt.Errorf("%w: %w", ErrUnavailable, cause)
+	}
+	for began := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+		head, err := l.st.Head(context.Background())
+		switch {
+		case err == nil && next.equal(head):
+			return nil
+		case err == nil && l.edge.equal(head):
+			return fmt.Errorf("%w: COMMIT was not made: %v", ErrUnavailable, cause)
+		case err == nil:
+			return fmt.Errorf("%w: head has size %d, this process committed %d", ErrTampered, head.Size, l.edge.size())
+		case time.Since(began) > decideFor:
+			return fmt.Errorf("%w: %w; reading the head: %v", ErrDisk, cause, err)
+		}
+	}
+}
+
+// advance makes a committed edge the present one.
+func (l *Ledger) advance(next *edge) {
+	l.mu.Lock()
+	grew := next.size() > l.head.Size
+	l.edge, l.head = next, next.head()
+	l.mu.Unlock()
+	if grew {
+		select {
+		case l.changed <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// fence ends all writing until a restart. The first cause stays.
 func (l *Ledger) fence(err error) {
 	l.mu.Lock()
-	l.broken = err
-	l.mu.Unlock()
+	defer l.mu.Unlock()
+	if l.broken == nil {
+		l.broken = err
+		l.opt.Log.Error("the ledger is closed until a restart; nothing is signed", "err", err)
+		select { // the checkpointer learns of it too
+		case l.changed <- struct{}{}:
+		default:
+		}
+	}
 }
 
-func (it *item) apply(tx Tx) error {
-	for _, p := range it.proj {
+// apply carries out the projections and appends the leaf. A projection that panics
+// fails like one that cannot be stored: alone.
+func (it *item) apply(tx Tx) (err error) {
+	var p Projection
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("storing %T panicked: %v", p, r)
+		}
+	}()
+	if it.leaf != nil && (it.leaf.Kind == KindGenesis) != (it.leaf.Index == 0) {
+		return fmt.Errorf("%w: a genesis leaf is leaf 0, and no other is", ErrExists)
+	}
+	for _, p = range it.proj {
 		if err := tx.Apply(p, it.leaf); err != nil {
 			return err
 		}
@@ -260,13 +364,10 @@ func (it *item) apply(tx Tx) error {
 	return tx.Append(*it.leaf)
 }
 
-// submit waits for its turn and for the commit. Only the wait for a place in the
-// queue can be given up; once queued, the outcome is awaited.
+// submit queues an item, unless ctx has ended or the queue is full, and waits for
+// the commit; once queued, the outcome is awaited whatever becomes of ctx.
 func (l *Ledger) submit(ctx context.Context, it *item) error {
-	l.mu.RLock()
-	broken := l.broken
-	l.mu.RUnlock()
-	if broken != nil {
+	if broken := l.Broken(); broken != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, broken)
 	}
 	if err := ctx.Err(); err != nil {
@@ -312,7 +413,10 @@ func (l *Ledger) drained(mine *item) bool {
 // Errors: ErrUnavailable, ErrBusy, ErrLeaf, and what a projection returns.
 func (l *Ledger) Append(ctx context.Context, e Entry, p ...Projection) (Appended, error) {
 	leaf := Leaf{Kind: e.Kind, Op: e.Op, Ledger: l.ID(), ID: e.ID, Time: l.opt.Now().UTC().Truncate(time.Microsecond), Closes: e.Closes, Fields: e.Fields.sorted()}
-	if leaf.Ledger == (LedgerID{}) && e.Kind != KindGenesis {
+	switch {
+	case e.Kind == KindGenesis:
+		return Appended{}, fmt.Errorf("%w: a genesis leaf comes from Genesis alone", ErrLeaf)
+	case leaf.Ledger == (LedgerID{}):
 		return Appended{}, fmt.Errorf("%w: the ledger has no genesis yet", ErrUnavailable)
 	}
 	if leaf.ID == (OpID{}) {
@@ -323,10 +427,17 @@ func (l *Ledger) Append(ctx context.Context, e Entry, p ...Projection) (Appended
 		return Appended{}, err
 	}
 	sl := &StoredLeaf{Kind: leaf.Kind, Closes: leaf.Closes, Bytes: b}
+	it := &item{leaf: sl, at: leaf.Time, proj: p, issuer: "-", serial: "-"}
 	if leaf.Kind == KindIntent {
 		sl.Node = l.opt.Node
+		if v, ok := leaf.Get(TagIssuer); ok {
+			it.issuer = hex.EncodeToString(v)
+		}
+		if v, ok := leaf.Get(TagSerial); ok {
+			it.serial = hex.EncodeToString(v)
+		}
 	}
-	if err := l.submit(ctx, &item{leaf: sl, proj: p}); err != nil {
+	if err := l.submit(ctx, it); err != nil {
 		return Appended{}, err
 	}
 	return Appended{Index: sl.Index, Bytes: b, Leaf: leaf}, nil
@@ -379,6 +490,9 @@ func (l *Ledger) OpenIntents(ctx context.Context) ([]Opened, error) {
 	var out []Opened
 	for _, s := range leaves {
 		leaf, err := DecodeLeaf(s.Bytes)
+		if err == nil && leaf.Kind != KindIntent {
+			err = fmt.Errorf("a %s leaf is listed as an open intent", leaf.Kind)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("%w: leaf %d: %v", ErrTampered, s.Index, err)
 		}
@@ -408,11 +522,17 @@ func (l *Ledger) Node() string { return l.opt.Node }
 func (l *Ledger) Origin() string {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	return Origin(l.domain, l.id)
+	return l.origin
 }
 
 // Origin is the first line of every checkpoint of a ledger (C2SP tlog-checkpoint).
 func Origin(domain string, id LedgerID) string { return fmt.Sprintf("%s/ledger/%x", domain, id[:8]) }
+
+func (l *Ledger) checkpointKeys() [][]byte {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.keys
+}
 
 // Broken tells why the ledger refuses to go on, or nil.
 func (l *Ledger) Broken() error {
@@ -481,8 +601,8 @@ func (l *Ledger) Genesis(ctx context.Context, g Genesis, p ...Projection) error 
 		return fmt.Errorf("%w: the ledger has its genesis", ErrExists)
 	}
 	sl := &StoredLeaf{Kind: KindGenesis, Closes: NoIndex, Bytes: b}
-	if err := l.submit(ctx, &item{leaf: sl, proj: p}); err != nil {
+	if err := l.submit(ctx, &item{leaf: sl, at: leaf.Time, proj: p, issuer: "-", serial: "-"}); err != nil {
 		return err
 	}
-	return l.readGenesis(ctx)
+	return l.readGenesis(context.WithoutCancel(ctx))
 }

@@ -13,6 +13,8 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -40,12 +42,15 @@ func (s softSigner) SignCheckpoint(_ context.Context, body []byte) ([]byte, erro
 
 type bench struct {
 	testing.TB
-	dir    string
-	db     *dbstore.Store
-	ledger *audit.Ledger
-	signer softSigner
-	spki   []byte
-	stop   func()
+	dir     string
+	db      *dbstore.Store
+	ledger  *audit.Ledger
+	journal *audit.Journal
+	signer  softSigner
+	spki    []byte
+	wrap    func(*dbstore.Store) audit.Storage // nil: the store itself
+	ended   error                              // what Run returned, after stop
+	stop    func()
 }
 
 // newLedger makes a ledger with its genesis in a new folder.
@@ -60,15 +65,24 @@ func newLedger(t testing.TB) *bench {
 		t.Fatal(err)
 	}
 	b := &bench{TB: t, dir: t.TempDir(), signer: softSigner{k}, spki: spki}
-	if err := b.open(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { b.stop() })
-	g := audit.Genesis{Random: [32]byte{1}, Dev: true, Domain: "ca.example", CheckpointKeys: [][]byte{spki}, Roster: [32]byte{2}, Acts: []string{"x"}}
-	if err := b.ledger.Genesis(context.Background(), g); err != nil {
-		t.Fatal(err)
-	}
+	b.begin()
 	return b
+}
+
+// begin opens an empty ledger and writes its genesis.
+func (b *bench) begin() {
+	b.Helper()
+	if err := b.open(); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { b.stop() })
+	if err := b.ledger.Genesis(context.Background(), b.genesis()); err != nil {
+		b.Fatal(err)
+	}
+}
+
+func (b *bench) genesis() audit.Genesis {
+	return audit.Genesis{Random: [32]byte{1}, Dev: true, Domain: "ca.example", CheckpointKeys: [][]byte{b.spki}, Roster: [32]byte{2}, Acts: []string{"x"}}
 }
 
 func (b *bench) path(name string) string { return filepath.Join(b.dir, name) }
@@ -83,17 +97,21 @@ func (b *bench) open() error {
 	if err != nil {
 		return errors.Join(err, db.Close())
 	}
-	l, err := audit.Open(ctx, db, audit.Options{Node: "n", Build: "test", Journal: j})
+	st := audit.Storage(db)
+	if b.wrap != nil {
+		st = b.wrap(db)
+	}
+	l, err := audit.Open(ctx, st, audit.Options{Node: "n", Build: "test", Journal: j, Anchor: b.path("anchor"), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return errors.Join(err, j.Close(), db.Close())
 	}
 	run, cancel := context.WithCancel(ctx)
 	ended := make(chan error, 1)
 	go func() { ended <- l.Run(run) }()
-	b.db, b.ledger = db, l
+	b.db, b.ledger, b.journal = db, l, j
 	b.stop = func() {
 		cancel()
-		<-ended
+		b.ended = <-ended
 		j.Close()
 		db.Close()
 		b.stop = func() {}
@@ -121,12 +139,17 @@ func (b *bench) verify() (audit.Report, error) {
 		b.Fatal(err)
 	}
 	defer db.Close()
-	j, err := os.Open(b.path("journal"))
-	if err != nil {
-		b.Fatal(err)
+	var journal io.Reader
+	if j, err := os.Open(b.path("journal")); err == nil {
+		defer j.Close()
+		journal = j
 	}
-	defer j.Close()
-	return audit.Verify(context.Background(), db, j)
+	var anchors []io.Reader
+	if a, err := os.Open(b.path("anchor")); err == nil {
+		defer a.Close()
+		anchors = append(anchors, a)
+	}
+	return audit.Verify(context.Background(), db, journal, anchors...)
 }
 
 func intent(i int) audit.Intent {
@@ -312,7 +335,7 @@ func TestTamper(t *testing.T) {
 		return b
 	}
 	const drop = "DROP TRIGGER ledger_leaf_keep_u; DROP TRIGGER ledger_leaf_keep_d; DROP TRIGGER ledger_tile_keep_u;"
-	flip := "substr(leaf, 1, 60) || x'00' || substr(leaf, 62)" // a byte of the time
+	flip := "substr(leaf, 1, 56) || x'05' || substr(leaf, 58)" // a byte of the time, which is 6 until 2032
 	for _, c := range []struct {
 		name, sql string
 		want      uint64

@@ -21,6 +21,11 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrTampered: what is stored contradicts itself or what this process has seen.
 	ErrTampered = errors.New("ledger was changed behind the server")
+	// ErrUncertain: COMMIT gave no clear answer. It may have been made; the head tells.
+	ErrUncertain = errors.New("outcome of a commit is not known")
+	// ErrDisk: a disk lost what it had taken (fsync failed). Nothing more is written
+	// until a restart, which reads what is really there.
+	ErrDisk = errors.New("disk failed; mend it, then restart")
 )
 
 // Head is the state of the tree: its size and the compact range of its nodes,
@@ -61,12 +66,14 @@ type Storage interface {
 	// Update runs fn in the one write transaction of the ledger, holding the lock
 	// on the head row, and commits if fn returns nil. When Update returns nil, all
 	// that fn did is durable: it survives the loss of process and power. When it
-	// returns an error that wraps ErrUnavailable, nothing was done.
+	// returns an error, nothing was done; unless the error wraps ErrUncertain or
+	// ErrDisk, then that is not known.
 	Update(ctx context.Context, fn func(Tx) error) error
 	// OpenIntents returns the leaves of this node's intents that nothing closes.
 	OpenIntents(ctx context.Context, node string) ([]StoredLeaf, error)
 	// PutCheckpoint stores the body of a checkpoint before it is signed (note "")
-	// and the signed note afterwards. A size once stored keeps its body.
+	// and the signed note afterwards. A size once stored keeps its body: another one
+	// is ErrTampered, both times.
 	PutCheckpoint(ctx context.Context, size uint64, body, note string) error
 	// LastCheckpoint returns the signed note with the largest size, or ErrNotFound.
 	LastCheckpoint(ctx context.Context) (note string, err error)

@@ -2,27 +2,29 @@ package dbstore
 
 import (
 	"context"
-	"crypto/x509"
 	"database/sql"
 	"errors"
 	"fmt"
 
+	"github.com/mattn/go-sqlite3"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"chancery/audit"
 )
 
-var (
-	_ audit.Storage      = (*Store)(nil)
-	_ audit.VerifySource = (*Store)(nil)
-)
+var _ audit.Storage = (*Store)(nil)
 
 // Update implements [audit.Storage]. The transaction begins as a writing one, so
-// that the head read in it cannot change before it commits.
+// that the head read in it cannot change before it commits. Once begun it is
+// carried through whatever becomes of ctx: a COMMIT or ROLLBACK that is given up
+// would leave the one write connection inside the transaction.
 func (s *Store) Update(ctx context.Context, fn func(audit.Tx) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	t := &tx{ctx: ctx, s: s}
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("%w: %w", audit.ErrUnavailable, err)
+	}
+	t := &tx{ctx: context.WithoutCancel(ctx), s: s}
 	if _, err := t.exec("BEGIN IMMEDIATE"); err != nil {
 		return fmt.Errorf("%w: beginning: %v", audit.ErrUnavailable, err)
 	}
@@ -30,9 +32,26 @@ func (s *Store) Update(ctx context.Context, fn func(audit.Tx) error) error {
 		return errors.Join(err, t.rollback())
 	}
 	if _, err := t.exec("COMMIT"); err != nil {
-		return errors.Join(fmt.Errorf("%w: committing: %v", audit.ErrUnavailable, err), t.rollback())
+		return errors.Join(commitError(err), t.rollback())
 	}
 	return nil
+}
+
+// commitError tells what a failed COMMIT means. A full disk or a lock undo the
+// transaction. After a failed fsync the kernel may have dropped the pages while a
+// second fsync would say "fine", so nothing is written any more (AUD-14). Of
+// anything else SQLite does not say how much of it reached the disk.
+func commitError(err error) error {
+	is := audit.ErrUncertain
+	var se sqlite3.Error
+	switch {
+	case !errors.As(err, &se):
+	case se.ExtendedCode == sqlite3.ErrIoErrFsync, se.ExtendedCode == sqlite3.ErrIoErrDirFsync:
+		is = audit.ErrDisk
+	case se.Code == sqlite3.ErrFull, se.Code == sqlite3.ErrBusy, se.Code == sqlite3.ErrLocked, se.Code == sqlite3.ErrConstraint, se.Code == sqlite3.ErrNomem:
+		is = audit.ErrUnavailable
+	}
+	return fmt.Errorf("%w: COMMIT: %v", is, err)
 }
 
 func (t *tx) rollback() error {
@@ -117,6 +136,9 @@ func (t *tx) Append(l audit.StoredLeaf) error {
 func (t *tx) PutTiles(tiles []audit.Tile) error {
 	for _, x := range tiles {
 		if _, err := t.exec("INSERT INTO ledger_tile (level, n, data) VALUES (?, ?, ?)", x.Level, int64(x.N), x.Data); err != nil {
+			if errors.Is(err, audit.ErrExists) {
+				return fmt.Errorf("%w: tile %d/%d is there already", audit.ErrTampered, x.Level, x.N)
+			}
 			return err
 		}
 	}
@@ -209,14 +231,17 @@ func (s *Store) PutCheckpoint(ctx context.Context, size uint64, body, note strin
 		if _, err := t.exec("INSERT INTO ledger_checkpoint (size, body, note) VALUES (?, ?, '') ON CONFLICT (size) DO NOTHING", int64(size), body); err != nil {
 			return err
 		}
+		var have string
+		if err := t.row([]any{&have}, "SELECT body FROM ledger_checkpoint WHERE size = ?", int64(size)); err != nil {
+			return err
+		}
+		if have != body {
+			return fmt.Errorf("%w: checkpoint %d has another body", audit.ErrTampered, size)
+		}
 		if note == "" {
 			return nil
 		}
-		n, err := t.exec("UPDATE ledger_checkpoint SET note = ? WHERE size = ? AND body = ?", note, int64(size), body)
-		if err == nil && n != 1 {
-			err = fmt.Errorf("%w: checkpoint %d has another body", audit.ErrTampered, size)
-		}
-		return err
+		return t.cas("UPDATE ledger_checkpoint SET note = ? WHERE size = ?", note, int64(size))
 	})
 }
 
@@ -225,54 +250,4 @@ func (s *Store) LastCheckpoint(ctx context.Context) (string, error) {
 	var note string
 	err := s.rodb.QueryRowContext(ctx, "SELECT note FROM ledger_checkpoint WHERE note <> '' ORDER BY size DESC LIMIT 1").Scan(&note)
 	return note, mapError(err)
-}
-
-// Checkpoints calls fn for every signed checkpoint, smallest first.
-func (s *Store) Checkpoints(ctx context.Context, fn func(note string) error) error {
-	rows, err := s.rodb.QueryContext(ctx, "SELECT note FROM ledger_checkpoint WHERE note <> '' ORDER BY size")
-	if err != nil {
-		return mapError(err)
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var note string
-		if err := rows.Scan(&note); err != nil {
-			return mapError(err)
-		}
-		if err := fn(note); err != nil {
-			return err
-		}
-	}
-	return mapError(rows.Err())
-}
-
-// Artefacts implements [audit.VerifySource].
-func (s *Store) Artefacts(ctx context.Context, from, to uint64, fn func(audit.Artefact) error) error {
-	rows, err := s.rodb.QueryContext(ctx, "SELECT done, intent, issuer, serial, der FROM certificate WHERE done >= ? AND done < ? ORDER BY done", int64(from), int64(to))
-	if err != nil {
-		return mapError(err)
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var a audit.Artefact
-		var issuer, der []byte
-		if err := rows.Scan(&a.Done, &a.Intent, &issuer, &a.Serial, &der); err != nil {
-			return mapError(err)
-		}
-		copy(a.Issuer[:], issuer)
-		a.Hash = hashOf(der)
-		if c, err := x509.ParseCertificate(der); err == nil {
-			a.TBS = hashOf(c.RawTBSCertificate)
-		}
-		if err := fn(a); err != nil {
-			return err
-		}
-	}
-	return mapError(rows.Err())
-}
-
-// Beyond implements [audit.VerifySource].
-func (s *Store) Beyond(ctx context.Context, size uint64) (n int, err error) {
-	err = s.rodb.QueryRowContext(ctx, "SELECT count(*) FROM ledger_leaf WHERE idx >= ? OR idx < 0", int64(size)).Scan(&n)
-	return n, mapError(err)
 }

@@ -52,6 +52,14 @@ func Open(ctx context.Context, database string) (*Store, error) {
 	if err := writable(path); err != nil {
 		return nil, fmt.Errorf("database: %w", err)
 	}
+	// A new file is for our eyes only, and so are -wal and -shm, which SQLite makes like
+	// it. An old one is not touched: closing it here would drop SQLite's locks on it.
+	switch f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); {
+	case err == nil:
+		f.Close()
+	case !errors.Is(err, fs.ErrExist):
+		return nil, fmt.Errorf("database: %w", err)
+	}
 	// synchronous(FULL): a commit is on the disk when it returns, P1 rests on it.
 	const common = "_journal_mode=WAL&_synchronous=FULL&_busy_timeout=10000&_foreign_keys=on"
 	file := (&url.URL{Scheme: "file", Opaque: filepath.Clean(path)}).String()
@@ -229,7 +237,7 @@ func mapError(err error) error {
 	case errors.As(err, &se) && (se.ExtendedCode == sqlite3.ErrConstraintUnique || se.ExtendedCode == sqlite3.ErrConstraintPrimaryKey):
 		return fmt.Errorf("%w", audit.ErrExists)
 	case errors.As(err, &se) && se.Code != sqlite3.ErrConstraint:
-		return fmt.Errorf("%w: %v", audit.ErrUnavailable, err) // full disk, I/O error, lock: nobody's fault
+		return fmt.Errorf("%w: %w", audit.ErrUnavailable, err) // full disk, I/O error, lock: nobody's fault
 	}
 	return err
 }

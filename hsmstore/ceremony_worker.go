@@ -55,7 +55,7 @@ type keyObject struct {
 
 func (o keyObject) label() string { return keyLabel(o.Purpose, o.Name) }
 func (o keyObject) act() string {
-	return admin.GenerateKeyAct(o.Name, o.Purpose.String(), o.Algorithm)
+	return admin.GenerateKeyAct(o.Name, o.Purpose.String(), o.Algorithm, o.Subject)
 }
 
 // bornKey is what came to be, with the attributes that the token shows for it.

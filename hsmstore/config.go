@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -131,5 +132,36 @@ func checkModule(path string) error {
 	if st.Mode().Perm()&0o022 != 0 && (st.Mode().Perm()&0o002 != 0 || sys.Gid != 0) {
 		return fmt.Errorf("%w: %s can be written by others (mode %04o); chmod it to 0644", ErrModule, path, st.Mode().Perm())
 	}
-	return nil
+	// Nor can others put another file, or a link to one, in its place.
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return fmt.Errorf("%w: %v", ErrModule, err)
+	}
+	if err := checkFolders(filepath.Dir(path)); err != nil {
+		return err
+	}
+	return checkFolders(filepath.Dir(real))
+}
+
+// checkFolders refuses a folder in which, or above which, anyone can rename what is
+// not theirs.
+func checkFolders(dir string) error {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return fmt.Errorf("%w: %v", ErrModule, err)
+	}
+	for {
+		st, err := os.Stat(dir)
+		if err != nil {
+			return fmt.Errorf("%w: %v", ErrModule, err)
+		}
+		if st.Mode().Perm()&0o002 != 0 && st.Mode()&os.ModeSticky == 0 {
+			return fmt.Errorf("%w: anyone can write to the folder %s of the module (mode %04o); chmod it to 0755", ErrModule, dir, st.Mode().Perm())
+		}
+		up := filepath.Dir(dir)
+		if up == dir {
+			return nil
+		}
+		dir = up
+	}
 }

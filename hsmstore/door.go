@@ -17,7 +17,7 @@ import (
 // SignRequest is everything that the intent says about one use of a key.
 type SignRequest struct {
 	Op          audit.Op
-	Message     []byte   // the whole message; it must not change until the operation is closed
+	Message     []byte   // the whole message; Begin takes a copy, which alone is signed
 	Issuer      [32]byte // SHA-256 of the issuer's SPKI; zero for an issuer key: its own
 	Serial      []byte   // of the certificate: big-endian, no leading zero; must be the one in Message
 	Profile     [32]byte
@@ -61,6 +61,7 @@ func (k *Key) Begin(ctx context.Context, req SignRequest) (*Operation, error) {
 // begin is Begin, also for a key that is to be proved on one member.
 func (k *Key) begin(ctx context.Context, req SignRequest, pinned *member) (*Operation, error) {
 	s := k.store
+	req.Message = bytes.Clone(req.Message) // whatever the caller does with its own later
 	if err := k.fits(req); err != nil {
 		return nil, err
 	}
@@ -102,6 +103,9 @@ func (k *Key) fits(req SignRequest) error {
 	want, known := opKinds[req.Op]
 	if !known {
 		return fmt.Errorf("%w: operation %s signs no message", ErrRefused, req.Op)
+	}
+	if len(req.Message) > maxMessage {
+		return fmt.Errorf("%w: a message of %d octets; at most %d are signed", ErrRefused, len(req.Message), maxMessage)
 	}
 	b := k.binding()
 	p, err := b.inspect(req.Message)
@@ -234,7 +238,7 @@ func (op *Operation) Commit(ctx context.Context, done audit.Done, p ...audit.Pro
 		return err
 	})
 	if err != nil {
-		op.unsure = errors.Is(err, audit.ErrUnavailable)
+		op.unsure = op.unsure || errors.Is(err, audit.ErrUnavailable)
 		return audit.Appended{}, fmt.Errorf("committing what was signed under intent %d: %w", op.opened.Index, err)
 	}
 	op.close()
@@ -245,7 +249,7 @@ func (op *Operation) Commit(ctx context.Context, done audit.Done, p ...audit.Pro
 // failed if no HSM can have signed, else as orphan; an orphan with a serial
 // carries [Orphaned]. Close after Commit, and a second Close, do nothing. If the
 // ledger does not take the leaf the intent stays open, is logged, and is closed
-// by [Store.Reconcile] at the next start.
+// by [Store.Run] later, or by [Store.Reconcile] at the next start.
 func (op *Operation) Close() error {
 	op.mu.Lock()
 	defer op.mu.Unlock()
@@ -271,7 +275,7 @@ func (op *Operation) Close() error {
 	}
 	op.close()
 	if err != nil {
-		s.log.Error("intent stays open until the next start", "intent", op.opened.Index, "err", err)
+		s.log.Error("intent stays open for now", "intent", op.opened.Index, "err", err)
 		return fmt.Errorf("closing intent %d: %w", op.opened.Index, err)
 	}
 	return nil
@@ -305,22 +309,47 @@ func orphaned(o audit.Opened) []audit.Projection {
 
 // Reconcile closes as orphan every intent of this node that a crash left open,
 // and returns how many. Operations of this process are left alone. Call it at
-// start, once the node holds its lock.
+// start, once the node holds its lock and before any key is used.
 func (s *Store) Reconcile(ctx context.Context) (int, error) {
+	return s.closeOpen(ctx, "left open by a crash; a signature may exist", 0)
+}
+
+// closeOpen closes the open intents of this node that no operation of this process
+// will close, if they have reached an age.
+func (s *Store) closeOpen(ctx context.Context, why string, age time.Duration) (int, error) {
 	open, err := s.ledger.OpenIntents(ctx)
 	if err != nil {
 		return 0, err
 	}
 	n := 0
 	for _, o := range open {
-		if _, ours := s.opens.Load(o.Index); ours {
+		if _, ours := s.opens.Load(o.Index); ours || age > 0 && time.Since(o.Leaf.Time) < age {
 			continue
 		}
-		_, err := s.ledger.Orphan(ctx, o, "left open by a crash; a signature may exist", nil, orphaned(o)...)
+		_, err := s.ledger.Orphan(ctx, o, why, nil, orphaned(o)...)
 		if err != nil && !errors.Is(err, audit.ErrConflict) {
 			return n, fmt.Errorf("closing intent %d: %w", o.Index, err)
 		}
 		n++
 	}
 	return n, nil
+}
+
+const (
+	sweepInterval = 30 * time.Second
+	// sweepAge is longer than any caller needs from the commit of an intent to the
+	// note of its operation.
+	sweepAge = time.Minute
+)
+
+// sweep closes what the ledger did not take when its operation ended: the disk was
+// full then.
+func (s *Store) sweep(ctx context.Context, age time.Duration) {
+	n, err := s.closeOpen(ctx, "left open when the ledger could not be written; a signature may exist", age)
+	if err != nil && ctx.Err() == nil {
+		s.log.Error("open intents could not be closed", "err", err)
+	}
+	if n > 0 {
+		s.log.Warn("intents left open by failed operations are closed", "count", n)
+	}
 }

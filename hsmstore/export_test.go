@@ -76,3 +76,13 @@ func Inspect(purpose audit.Purpose, subject []byte, origin string, ledger audit.
 
 // SetPinned makes the store expect the signatures of another key.
 func (k *Key) SetPinned(pub crypto.PublicKey) { k.pub = pub }
+
+// Sweep closes open intents without waiting for its turn or for their age.
+func (s *Store) Sweep(ctx context.Context) { s.sweep(ctx, 0) }
+
+// Waiting tells how many operations are begun and how many signatures may start.
+func (s *Store) Waiting() (begun int64, free int) {
+	s.queue.mu.Lock()
+	defer s.queue.mu.Unlock()
+	return s.begun.Load(), s.queue.free
+}

@@ -18,6 +18,8 @@ const (
 	frameHeader = 4 + 8 + 1
 	// maxFrame bounds one message: a CRL of about a million entries fits.
 	maxFrame = 64 << 20
+	// maxMessage is the longest message whose signing request fits.
+	maxMessage = maxFrame - (frameHeader - 4) - signHeader
 )
 
 // Operations of the signing worker.

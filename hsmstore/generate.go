@@ -22,7 +22,9 @@ type KeySpec struct {
 }
 
 // Act is the act that a grant must list for the key.
-func (p KeySpec) Act() string { return admin.GenerateKeyAct(p.Name, p.Purpose.String(), p.Algorithm) }
+func (p KeySpec) Act() string {
+	return admin.GenerateKeyAct(p.Name, p.Purpose.String(), p.Algorithm, p.Subject)
+}
 
 func (p KeySpec) validate() error {
 	if err := checkName("key", p.Name); err != nil {

@@ -140,7 +140,7 @@ func (s *Store) ActDone(act string) bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for _, k := range s.keys {
-		if k.usable.Load() && admin.GenerateKeyAct(k.name, k.purpose.String(), k.alg.name) == act {
+		if k.usable.Load() && admin.GenerateKeyAct(k.name, k.purpose.String(), k.alg.name, k.subject) == act {
 			return true
 		}
 	}

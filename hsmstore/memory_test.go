@@ -2,7 +2,7 @@ package hsmstore_test
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"slices"
 	"sync"
 
@@ -85,7 +85,7 @@ func (m *memory) Update(_ context.Context, fn func(audit.Tx) error) error {
 	m.head, m.applied = tx.head, append(m.applied, tx.applied...)
 	if m.lose {
 		m.lose = false
-		return errors.New("connection lost after commit")
+		return fmt.Errorf("%w: connection lost after commit", audit.ErrUncertain)
 	}
 	return nil
 }

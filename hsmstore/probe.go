@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -115,12 +116,16 @@ func (s *Store) CheckpointSigner() audit.CheckpointSigner { return checkpointSig
 func (c checkpointSigner) key() (*Key, error) {
 	c.store.mu.RLock()
 	defer c.store.mu.RUnlock()
+	var eldest *Key // the one of leaf 0
 	for _, k := range c.store.keys {
-		if k.purpose == audit.PurposeCheckpoint && k.usable.Load() {
-			return k, nil
+		if k.purpose == audit.PurposeCheckpoint && k.usable.Load() && (eldest == nil || k.birth < eldest.birth) {
+			eldest = k
 		}
 	}
-	return nil, fmt.Errorf("%w: a proved key of purpose checkpoint", ErrNoKey)
+	if eldest == nil {
+		return nil, fmt.Errorf("%w: a proved key of purpose checkpoint", ErrNoKey)
+	}
+	return eldest, nil
 }
 
 // Public is nil while there is no proved checkpoint key.
@@ -149,5 +154,9 @@ func (c checkpointSigner) SignCheckpoint(ctx context.Context, body []byte) ([]by
 		return nil, fmt.Errorf("%w: waiting to sign a checkpoint: %w", ErrUnavailable, err)
 	}
 	defer c.store.queue.release()
-	return c.store.sign(ctx, &signature{key: k, intent: audit.NoIndex, message: body, digest: k.alg.digest(body), attempts: defaultAttempts, exempt: kindCheckpoint})
+	sig, err := c.store.sign(ctx, &signature{key: k, intent: audit.NoIndex, message: body, digest: k.alg.digest(body), attempts: defaultAttempts, exempt: kindCheckpoint})
+	if errors.Is(err, ErrRefused) { // the worker has signed a later tree, or another one of that size
+		err = fmt.Errorf("%w: %w", audit.ErrTampered, err)
+	}
+	return sig, err
 }

@@ -27,6 +27,9 @@ const (
 	ceremonyCommand = "hsm-ceremony"
 )
 
+// maxSecret is the longest PIN; both fit into a pipe that nobody reads yet.
+const maxSecret = 4096
+
 // Descriptors that a child finds open.
 const (
 	childSocket  = 3 // frames, both ways
@@ -173,6 +176,9 @@ func startProcess(command string, m MemberConfig, secrets ...string) (*process, 
 	defer pr.Close()
 	var b []byte
 	for _, s := range secrets {
+		if len(s) > maxSecret {
+			return nil, fmt.Errorf("%w: a PIN of %d octets", ErrPIN, len(s))
+		}
 		b = binary.BigEndian.AppendUint16(b, uint16(len(s)))
 		b = append(b, s...)
 	}
@@ -194,6 +200,7 @@ func startProcess(command string, m MemberConfig, secrets ...string) (*process, 
 	}
 	if p.conn, err = net.FileConn(ours); err != nil {
 		p.kill()
+		p.wait()
 		return nil, err
 	}
 	p.r = bufio.NewReaderSize(p.conn, 64<<10)

@@ -110,7 +110,7 @@ func parseTBSCertificate(b *binding, s cryptobyte.String) (parsed, error) {
 	if !s.ReadASN1(&v, versionTag) || !v.ReadASN1Integer(&version) || !v.Empty() || version != 2 {
 		return parsed{}, fmt.Errorf("TBSCertificate: version must be 3")
 	}
-	if !s.ReadASN1Integer(&serial) || len(serial) == 0 || len(serial) > 20 || bytes.Equal(serial, []byte{0}) {
+	if !s.ReadASN1Integer(&serial) || len(serial) == 0 || len(serial) > 20 || len(serial) == 20 && serial[0] >= 0x80 || bytes.Equal(serial, []byte{0}) {
 		return parsed{}, fmt.Errorf("TBSCertificate: serialNumber must be positive and of at most 20 octets")
 	}
 	if err := readAlgIssuer(b, &s, &alg, &issuer, "TBSCertificate"); err != nil {

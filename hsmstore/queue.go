@@ -28,6 +28,9 @@ type queue struct {
 
 // acquire waits for a place until ctx ends.
 func (q *queue) acquire(ctx context.Context, c Class) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	if int(c) >= len(q.waiting) {
 		c = ClassBulk
 	}

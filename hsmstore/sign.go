@@ -101,6 +101,9 @@ func (s *Store) try(m *member, l *link, r *signature) ([]byte, error) {
 // equals, and not the one that failed just now if there is another. If none is
 // up it waits for one, for at most one SignTimeout.
 func (s *Store) pick(ctx context.Context, r *signature, not *member) (*member, *link, error) {
+	if m, l := s.choose(r, not); m != nil {
+		return m, l, nil
+	}
 	deadline := time.NewTimer(s.cfg.SignTimeout)
 	defer deadline.Stop()
 	for {

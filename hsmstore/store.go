@@ -224,8 +224,9 @@ func (s *Store) reload(ctx context.Context) error {
 	return nil
 }
 
-// Run probes members that are idle, and writes the hourly counts of exempt
-// signatures, until ctx ends; then it writes the last counts. The ledger must
+// Run probes members that are idle, closes intents that a full ledger left open, and
+// writes the hourly counts of exempt signatures, until ctx ends; then it writes the
+// last counts. The ledger must
 // still run when ctx ends, or the last counts wait for the next hour that never
 // comes: they are logged then.
 func (s *Store) Run(ctx context.Context) error {
@@ -233,10 +234,14 @@ func (s *Store) Run(ctx context.Context) error {
 	defer probes.Stop()
 	hour := time.NewTicker(countsInterval)
 	defer hour.Stop()
+	sweep := time.NewTicker(sweepInterval)
+	defer sweep.Stop()
 	for {
 		select {
 		case <-probes.C:
 			s.probeIdle(ctx)
+		case <-sweep.C:
+			s.sweep(ctx, sweepAge)
 		case <-hour.C:
 			s.HourlyCounts(ctx)
 		case <-ctx.Done():

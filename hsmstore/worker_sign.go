@@ -40,14 +40,13 @@ func (w *worker) findKey(p pin) (*workerKey, error) {
 		}
 		return nil, fmt.Errorf("not on the token: %v", err)
 	}
-	pub, alg, err := parseSPKI(p.SPKI)
+	_, alg, err := parseSPKI(p.SPKI)
 	if err != nil {
 		return nil, err
 	}
 	if spki, err := x509.MarshalPKIXPublicKey(signer.Public()); err != nil || !bytes.Equal(spki, p.SPKI) {
 		return nil, fmt.Errorf("public key on the token is not the pinned one")
 	}
-	_ = pub
 	as, err := w.ctx.GetAttributes(signer, []crypto11.AttributeType{pkcs11.CKA_LABEL, pkcs11.CKA_SUBJECT, pkcs11.CKA_SENSITIVE, pkcs11.CKA_EXTRACTABLE, pkcs11.CKA_WRAP_WITH_TRUSTED, pkcs11.CKA_MODIFIABLE, pkcs11.CKA_DECRYPT, pkcs11.CKA_UNWRAP})
 	if err != nil {
 		return nil, classify("reading a key's attributes", err)

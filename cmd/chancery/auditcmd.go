@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -44,24 +45,43 @@ func auditVerifyCommand() *cobra.Command {
 				return err
 			}
 			defer st.Close()
-			var journal io.ReadSeeker
-			f, err := os.Open(cfg.Ledger.Journal)
-			switch {
-			case err == nil:
+			// The witnesses outside the database, where they are.
+			var journal io.Reader
+			if f, err := witness(cfg.Ledger.Journal); err != nil {
+				return err
+			} else if f != nil {
 				defer f.Close()
 				journal = f
-			case !errors.Is(err, fs.ErrNotExist):
-				return err
 			}
-			rep, err := audit.Verify(c.Context(), st, journal)
+			var anchors []io.Reader
+			for _, a := range cfg.Ledger.Anchors {
+				f, err := witness(strings.TrimPrefix(a, "file:"))
+				if err != nil {
+					return err
+				}
+				if f != nil {
+					defer f.Close()
+					anchors = append(anchors, f)
+				}
+			}
+			rep, err := audit.Verify(c.Context(), st, journal, anchors...)
 			if err != nil {
 				return fmt.Errorf("ledger of %s: %w", file, err)
 			}
 			if asJSON {
 				return json.NewEncoder(c.OutOrStdout()).Encode(rep)
 			}
-			fmt.Fprintf(c.OutOrStdout(), "ledger      %s\nentries     %d, root %s\nintents     %d: %d done, %d failed, %d orphaned, %d in flight\ncertificates %d, each with its own done entry\ncheckpoints %d, newest covers %d entries\nOK\n",
-				rep.Origin, rep.Size, rep.Root, rep.Intents, rep.Done, rep.Failed, rep.Orphans, rep.Open, rep.Certificates, rep.Checkpoints, rep.Signed)
+			fmt.Fprintf(c.OutOrStdout(), `ledger       %s
+entries      %d, root %s
+intents      %d: %d done, %d failed, %d orphaned, %d in flight
+certificates %d, each with its own done entry; %d revocations, each with its entry
+checkpoints  %d, the newest covers %d entries
+witnesses    %d entries of the intent journal and %d anchored checkpoints agree
+OK
+`, rep.Origin, rep.Size, rep.Root, rep.Intents, rep.Done, rep.Failed, rep.Orphans, rep.Open, rep.Certificates, rep.Revocations, rep.Checkpoints, rep.Signed, rep.Journaled, rep.Anchored)
+			if rep.Backward > 0 {
+				fmt.Fprintf(c.OutOrStdout(), "note: the clock went back %d times; the order of entries is their index\n", rep.Backward)
+			}
 			return nil
 		},
 	}
@@ -69,4 +89,16 @@ func auditVerifyCommand() *cobra.Command {
 	c.Flags().StringVar(&file, "config", "", "configuration of a server in production; instead of --dir")
 	c.Flags().BoolVar(&asJSON, "json", false, "print the report as JSON")
 	return c
+}
+
+// witness opens a file outside the database; one that is not there is nil.
+func witness(path string) (*os.File, error) {
+	if path == "" {
+		return nil, nil
+	}
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return f, err
 }

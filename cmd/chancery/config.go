@@ -247,12 +247,23 @@ func (c *Config) check() error {
 			return err
 		}
 	}
+	if len(c.Ledger.Anchors) > 1 {
+		return bad("ledger.anchors: one is supported today; keep one")
+	}
 	for i, a := range c.Ledger.Anchors {
 		if !strings.HasPrefix(a, "file:") || len(a) == len("file:") {
 			return bad("ledger.anchors[%d]: %q is not known; allowed: file:PATH", i, a)
 		}
 	}
 	return nil
+}
+
+// anchor is the file of anchored checkpoints, or "".
+func (c *Config) anchor() string {
+	if len(c.Ledger.Anchors) == 0 {
+		return ""
+	}
+	return strings.TrimPrefix(c.Ledger.Anchors[0], "file:")
 }
 
 // host is the host of public_url.

@@ -16,6 +16,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"chancery/audit"
 	"chancery/hsmstore"
@@ -46,6 +47,7 @@ func main() {
 	hsmstore.RunIfWorker() // does not return in an HSM worker
 	// PINs pass through this process on their way to the workers: no core dump keeps them.
 	_ = syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{}) // may only be lowered, which never fails
+	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)              // nor can another process of this user read them
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	if err := root().ExecuteContext(ctx); err != nil {

@@ -12,7 +12,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -65,7 +64,7 @@ func (s *server) open(ctx context.Context) (err error) {
 	if s.journal, err = audit.OpenJournal(s.cfg.Ledger.Journal); err != nil {
 		return err
 	}
-	s.ledger, err = audit.Open(ctx, s.db, audit.Options{Node: s.cfg.NodeID, Build: build(), Journal: s.journal, Log: s.log})
+	s.ledger, err = audit.Open(ctx, s.db, audit.Options{Node: s.cfg.NodeID, Build: build(), Journal: s.journal, Anchor: s.cfg.anchor(), Log: s.log})
 	if err != nil {
 		return err
 	}
@@ -164,11 +163,7 @@ func (s *server) close() error {
 
 // buildCA builds the upper floors on an open cluster: checkpoints and the authority.
 func (s *server) buildCA(ctx context.Context) error {
-	anchor := ""
-	for _, a := range s.cfg.Ledger.Anchors {
-		anchor = strings.TrimPrefix(a, "file:")
-	}
-	s.checkpoint = audit.NewCheckpointer(s.ledger, s.hsm.CheckpointSigner(), anchor)
+	s.checkpoint = audit.NewCheckpointer(s.ledger, s.hsm.CheckpointSigner(), s.cfg.anchor())
 	var err error
 	s.authority, err = ca.New(ctx, ca.Config{Keys: s.hsm, Ledger: s.ledger, Storage: s.db, URL: s.cfg.PublicHTTPURL, API: s.cfg.PublicURL, Issuer: issuingName, Log: s.log})
 	return err
@@ -260,6 +255,15 @@ func (s *server) serve(ctx context.Context, l listeners, landing web.Landing, re
 	g.Go(func() error { return acmeServer.Run(back) })
 	g.Go(func() error { return s.checkpoint.Run(back) })
 	g.Go(func() error { return own.run(back, s) })
+	g.Go(func() error { // a ledger that has ended by itself takes the server with it
+		select {
+		case err := <-s.ledgerDone:
+			s.ledgerDone <- err // for close
+			return err
+		case <-back.Done():
+			return nil
+		}
+	})
 	g.Go(func() error {
 		defer stopBack()
 		front, stopFront := context.WithCancel(ctx)

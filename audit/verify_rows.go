@@ -1,0 +1,291 @@
+package audit
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"slices"
+	"time"
+)
+
+// VerifySource is a snapshot of a stored ledger and of the rows that its leaves
+// brought about.
+type VerifySource interface {
+	Reader
+	// StoredLeaves calls fn for the leaves from..to-1 that are there, in order, with
+	// what stands beside their bytes. Node is not filled in.
+	StoredLeaves(ctx context.Context, from, to uint64, fn func(StoredLeaf) error) error
+	// OpenRows calls fn for each intent that is listed as open.
+	OpenRows(ctx context.Context, fn func(index uint64, node string) error) error
+	// Checkpoints calls fn for each checkpoint, smallest first; note is "" if it is not signed.
+	Checkpoints(ctx context.Context, fn func(size uint64, body, note string) error) error
+	// Artefacts calls fn for each certificate whose done leaf is in from..to-1, in that order.
+	Artefacts(ctx context.Context, from, to uint64, fn func(Artefact) error) error
+	SerialRows(ctx context.Context, fn func(issuer [32]byte, serial []byte, intent uint64) error) error
+	RevocationRows(ctx context.Context, fn func(RevocationRow) error) error
+	IssuerRows(ctx context.Context, fn func(IssuerRow) error) error
+	KeyRows(ctx context.Context, fn func(KeyRow) error) error
+	MemberRows(ctx context.Context, fn func(name, serial string) error) error
+	// Beyond counts leaves and tiles that do not belong to a tree of a size.
+	Beyond(ctx context.Context, size uint64) (int, error)
+}
+
+// Artefact is a finished certificate as its row shows it.
+type Artefact struct {
+	Done      uint64 // index of its done leaf
+	Intent    uint64
+	Issuer    [32]byte
+	Serial    []byte
+	Requester string
+	Hash      [32]byte // SHA-256 of the certificate
+	TBS       [32]byte // SHA-256 of its TBSCertificate
+	Odd       string   // a column that contradicts the certificate itself, or ""
+}
+
+// RevocationRow is a revoked serial as its row shows it.
+type RevocationRow struct {
+	Issuer   [32]byte
+	Serial   []byte
+	Leaf     uint64
+	Reason   string // name of RFC 5280 §5.3.1
+	At       time.Time
+	NotAfter time.Time
+	Expires  time.Time // of the certificate, or of the reserved serial
+}
+
+// IssuerRow is an issuer as its row shows it.
+type IssuerRow struct {
+	Name      string
+	SPKI      [32]byte // SHA-256
+	DER       []byte
+	CRLNumber uint64    // of the last CRL intended
+	CRLThis   time.Time // thisUpdate of that
+	CRLCovers uint64    // of the CRL below
+	CRL       []byte    // nil if there is none
+}
+
+// KeyRow is a key of the cluster as its row shows it.
+type KeyRow struct {
+	Name    string
+	Purpose Purpose
+	SPKI    []byte
+}
+
+// rows is what the leaves say that the rows of the database must be.
+type rows struct {
+	serials     map[uint64][16]byte // by intent: digest of issuer and serial
+	revoked     map[string]revoked  // by issuer and serial
+	scopes      map[[32]byte]CRLScope
+	crls        map[[32]byte]recordedCRL
+	issuers     map[[32]byte]bool // SHA-256 of issuers' certificates: a done leaf names it
+	keys        map[[32]byte]bornOn
+	members     map[string]bool // name, line feed, token serial
+	revocations uint64
+}
+
+type revoked struct {
+	leaf   uint64
+	reason string
+	at     uint64 // seconds since 1970; 0: the leaf does not say
+}
+
+type recordedCRL struct {
+	leaf   uint64
+	hash   [32]byte
+	covers uint64
+}
+
+type bornOn struct {
+	name    string
+	purpose Purpose
+}
+
+func newRows() rows {
+	return rows{serials: map[uint64][16]byte{}, revoked: map[string]revoked{}, scopes: map[[32]byte]CRLScope{}, crls: map[[32]byte]recordedCRL{},
+		issuers: map[[32]byte]bool{}, keys: map[[32]byte]bornOn{}, members: map[string]bool{}}
+}
+
+// want notes the issuers' certificates, so that they are looked for among all.
+func (r *rows) want(ctx context.Context, src VerifySource) error {
+	return src.IssuerRows(ctx, func(i IssuerRow) error { r.issuers[sha256.Sum256(i.DER)] = false; return nil })
+}
+
+func (r *rows) certificate(artefact [32]byte) {
+	if _, issuer := r.issuers[artefact]; issuer {
+		r.issuers[artefact] = true
+	}
+}
+
+func serialDigest(issuer [32]byte, serial []byte) [16]byte {
+	sum := sha256.Sum256(append(issuer[:], serial...))
+	return [16]byte(sum[:16])
+}
+
+// intent follows reserved serials, and the numbers of CRLs, which only rise (P4).
+func (r *rows) intent(index uint64, l Leaf) error {
+	issuer, _ := l.Hash(TagIssuer)
+	if serial, ok := l.Get(TagSerial); ok && l.Op == OpCertificate {
+		r.serials[index] = serialDigest(issuer, serial)
+	}
+	number, ok := l.Uint(TagCRLNumber)
+	if !ok || l.Op != OpCRL {
+		return nil
+	}
+	this, _ := l.Uint(TagThisUpdate)
+	scope := CRLScope{Number: number, ThisUpdate: time.Unix(int64(this), 0)}
+	scope.Covers, _ = l.Uint(TagCovers)
+	last, again := r.scopes[issuer]
+	if again && (scope.Number <= last.Number || !scope.ThisUpdate.After(last.ThisUpdate) || scope.Covers < last.Covers) || scope.Covers > index {
+		return violate(index, "CRL %d goes back behind CRL %d, or covers what does not exist yet", scope.Number, last.Number)
+	}
+	r.scopes[issuer] = scope
+	return nil
+}
+
+// event follows revocations, births of keys and members that joined.
+func (r *rows) event(index uint64, l Leaf) error {
+	text := func(t Tag) string { b, _ := l.Get(t); return string(b) }
+	switch l.Op {
+	case OpRevoke:
+		issuer, _ := l.Hash(TagIssuer)
+		serial, _ := l.Get(TagSerial)
+		at, _ := l.Uint(TagRevokedAt)
+		r.revoke(issuer, serial, revoked{index, text(TagReason), at})
+	case OpKeyGenerate:
+		key, _ := l.Hash(TagKey)
+		purpose, _ := l.Uint(TagPurpose)
+		r.keys[key] = bornOn{text(TagKeyName), Purpose(purpose)}
+	case OpMemberAdd:
+		r.members[text(TagMember)+"\n"+text(TagSerialNumber)] = true
+	}
+	return nil
+}
+
+// revoke: a later reason replaces the first, the date stays.
+func (r *rows) revoke(issuer [32]byte, serial []byte, now revoked) {
+	k := string(issuer[:]) + string(serial)
+	if before, again := r.revoked[k]; again {
+		now.at = before.at
+	}
+	r.revoked[k] = now
+}
+
+// orphan: a certificate that may exist and was given to nobody is revoked (P3).
+func (r *rows) orphan(index uint64, in Leaf) {
+	if serial, ok := in.Get(TagSerial); ok {
+		issuer, _ := in.Hash(TagIssuer)
+		r.revoke(issuer, serial, revoked{leaf: index, reason: "unspecified"})
+	}
+}
+
+func (r *rows) crl(index uint64, in, done Leaf) {
+	if _, numbered := in.Get(TagCRLNumber); !numbered {
+		return
+	}
+	issuer, _ := in.Hash(TagIssuer)
+	c := recordedCRL{leaf: index}
+	c.hash, _ = done.Hash(TagArtefact)
+	c.covers, _ = in.Uint(TagCovers)
+	r.crls[issuer] = c
+}
+
+// finish holds the rows against what the leaves have said.
+func (r *rows) finish(ctx context.Context, src VerifySource, checkpointKeys [][]byte) error {
+	err := src.SerialRows(ctx, func(issuer [32]byte, serial []byte, intent uint64) error {
+		if want, ok := r.serials[intent]; ok && want == serialDigest(issuer, serial) {
+			delete(r.serials, intent)
+		}
+		return nil // one that no entry names blocks a serial and does no other harm
+	})
+	if err != nil {
+		return err
+	}
+	for intent := range r.serials {
+		return violate(intent, "the serial that it reserved is not stored: it could be given again")
+	}
+	byIssuer := map[[32]byte][]RevocationRow{}
+	err = src.RevocationRows(ctx, func(row RevocationRow) error {
+		r.revocations++
+		byIssuer[row.Issuer] = append(byIssuer[row.Issuer], row)
+		k := string(row.Issuer[:]) + string(row.Serial)
+		want, ok := r.revoked[k]
+		if !ok {
+			return violate(row.Leaf, "the database revokes %x, which no entry does", row.Serial)
+		}
+		if row.Leaf != want.leaf || row.Reason != want.reason || want.at != 0 && row.At.Unix() != int64(want.at) || !row.NotAfter.Equal(row.Expires) {
+			return violate(want.leaf, "the row of its revocation of %x says something else", row.Serial)
+		}
+		delete(r.revoked, k)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for k, left := range r.revoked {
+		return violate(left.leaf, "it revokes %x, which the database does not", k[32:])
+	}
+	if err := r.issuerRows(ctx, src, byIssuer); err != nil {
+		return err
+	}
+	return r.clusterRows(ctx, src, checkpointKeys)
+}
+
+func (r *rows) issuerRows(ctx context.Context, src VerifySource, revocations map[[32]byte][]RevocationRow) error {
+	return src.IssuerRows(ctx, func(i IssuerRow) error {
+		last := r.scopes[i.SPKI]
+		c, err := x509.ParseCertificate(i.DER)
+		switch {
+		case err != nil || sha256.Sum256(c.RawSubjectPublicKeyInfo) != i.SPKI || !r.issuers[sha256.Sum256(i.DER)]:
+			return violate(0, "no entry records the certificate of issuer %q", i.Name)
+		case i.CRLNumber != last.Number || last.Number > 0 && !i.CRLThis.Equal(last.ThisUpdate):
+			return violate(0, "issuer %q is at CRL %d of %s, the entries are at %d of %s", i.Name, i.CRLNumber, i.CRLThis.UTC().Format(time.RFC3339), last.Number, last.ThisUpdate.UTC().Format(time.RFC3339))
+		}
+		recorded, done := r.crls[i.SPKI]
+		if !done && i.CRL == nil {
+			return nil
+		}
+		if sha256.Sum256(i.CRL) != recorded.hash || i.CRLCovers != recorded.covers {
+			return violate(recorded.leaf, "the stored CRL of issuer %q is not the one that was recorded", i.Name)
+		}
+		return holdsAll(i, recorded, revocations[i.SPKI])
+	})
+}
+
+// holdsAll: a CRL contains every unexpired revocation below the size that it covers.
+func holdsAll(i IssuerRow, c recordedCRL, revocations []RevocationRow) error {
+	l, err := x509.ParseRevocationList(i.CRL)
+	if err != nil {
+		return violate(c.leaf, "the CRL of issuer %q cannot be read: %v", i.Name, err)
+	}
+	listed := make(map[string]bool, len(l.RevokedCertificateEntries))
+	for _, e := range l.RevokedCertificateEntries {
+		listed[string(e.SerialNumber.Bytes())] = true
+	}
+	for _, row := range revocations {
+		if row.Leaf < c.covers && !row.Expires.Before(l.ThisUpdate) && !listed[string(row.Serial)] {
+			return violate(c.leaf, "the CRL of issuer %q covers entry %d and does not list %x", i.Name, row.Leaf, row.Serial)
+		}
+	}
+	return nil
+}
+
+// clusterRows holds keys and members against their births and joinings.
+func (r *rows) clusterRows(ctx context.Context, src VerifySource, checkpointKeys [][]byte) error {
+	err := src.KeyRows(ctx, func(k KeyRow) error {
+		born, ok := r.keys[sha256.Sum256(k.SPKI)]
+		genesis := k.Purpose == PurposeCheckpoint && slices.ContainsFunc(checkpointKeys, func(c []byte) bool { return string(c) == string(k.SPKI) })
+		if !genesis && (!ok || born != (bornOn{k.Name, k.Purpose})) {
+			return violate(0, "no entry tells the birth of key %q for %s", k.Name, k.Purpose)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return src.MemberRows(ctx, func(name, serial string) error {
+		if !r.members[Text(name, 1024)+"\n"+Text(serial, 1024)] {
+			return violate(0, "no entry tells that HSM member %q joined with token %q", name, serial)
+		}
+		return nil
+	})
+}
