@@ -152,14 +152,20 @@ func (s *Server) issue(ctx context.Context, o Order, csr []byte) (serial string,
 	if err != nil {
 		return "", err
 	}
-	p, err := s.cfg.Authority.Prepare(ctx, ca.Request{Profile: s.cfg.Profile, CSR: csr, Names: o.Names, Requester: requester(o.Account), Evidence: evidence})
-	if err != nil {
-		return "", fmt.Errorf("preparing certificate: %w", err)
+	var p Prepared
+	for try := 0; ; try++ {
+		p, err = s.cfg.Authority.Prepare(ctx, ca.Request{Profile: s.cfg.Profile, CSR: csr, Names: o.Names, Requester: requester(o.Account), Evidence: evidence})
+		if err != nil {
+			return "", fmt.Errorf("preparing certificate: %w", err)
+		}
+		_, err = s.cfg.Authority.Issue(ctx, p, ca.Projections{
+			Intent: []audit.Projection{OrderProcessing{ID: o.ID, Account: o.Account, CSR: csr, Serial: p.Serial(), Old: o.Serial, Now: s.now()}},
+			Done:   []audit.Projection{OrderValid{ID: o.ID, Serial: p.Serial()}},
+		})
+		if !errors.Is(err, ca.ErrSerialTaken) || try == 2 {
+			break
+		}
 	}
-	_, err = s.cfg.Authority.Issue(ctx, p, ca.Projections{
-		Intent: []audit.Projection{OrderProcessing{ID: o.ID, Account: o.Account, CSR: csr, Serial: p.Serial(), Old: o.Serial, Now: s.now()}},
-		Done:   []audit.Projection{OrderValid{ID: o.ID, Serial: p.Serial()}},
-	})
 	if err != nil {
 		return p.Serial(), fmt.Errorf("issuing certificate: %w", err)
 	}

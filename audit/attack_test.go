@@ -224,9 +224,11 @@ func tmpfs(t *testing.T, dir, size string) (resize func(size string)) {
 // A full disk under the database, the journal, or both, as with chancery dev:
 // intents are refused, nothing is half written, and it goes on when there is room.
 func TestAttack_AUD_10(t *testing.T) {
+	onlySQLite(t)
 	for _, where := range []string{"both", "database", "journal"} {
 		t.Run(where, func(t *testing.T) {
 			b := &bench{TB: t, dir: t.TempDir()}
+			b.url = "sqlite:" + b.path("x.db")
 			small := filepath.Join(b.dir, "small")
 			if err := os.Mkdir(small, 0o700); err != nil {
 				t.Fatal(err)
@@ -360,6 +362,7 @@ func TestAttack_AUD_03(t *testing.T) {
 // backup copies the database; restore puts it back.
 func (b *bench) backup() (restore func()) {
 	b.Helper()
+	onlySQLite(b)
 	old, err := os.ReadFile(b.path("x.db"))
 	if err != nil {
 		b.Fatal(err)
@@ -503,7 +506,7 @@ func TestUpdateOutlivesContext(t *testing.T) {
 // One genesis, however many try.
 func TestGenesisOnce(t *testing.T) {
 	whole := newLedger(t)
-	b := &bench{TB: t, dir: t.TempDir(), signer: whole.signer, spki: whole.spki}
+	b := &bench{TB: t, dir: t.TempDir(), url: database(t), signer: whole.signer, spki: whole.spki}
 	if err := b.open(); err != nil {
 		t.Fatal(err)
 	}

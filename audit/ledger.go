@@ -142,6 +142,7 @@ func (l *Ledger) Run(ctx context.Context) error {
 				return err
 			}
 		case <-ctx.Done():
+			l.ended.Store(true) // from here on nobody queues anything new
 			for {
 				select {
 				case it := <-l.queue:

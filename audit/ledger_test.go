@@ -30,6 +30,7 @@ import (
 	"chancery/audit"
 	"chancery/ca"
 	"chancery/dbstore"
+	"chancery/test/pgcluster"
 )
 
 // softSigner signs checkpoints with a software key.
@@ -40,9 +41,26 @@ func (s softSigner) SignCheckpoint(_ context.Context, body []byte) ([]byte, erro
 	return crypto.SignMessage(s.key, rand.Reader, body, crypto.SHA256)
 }
 
+// database is the setting "database" of a new database; the tests run with SQLite
+// first, then with PostgreSQL.
+var database func(testing.TB) string
+
+func TestMain(m *testing.M) {
+	os.Exit(pgcluster.RunTwice(m, func(db func(testing.TB) string) { database = db }))
+}
+
+// onlySQLite skips what has to do with the file of a SQLite database.
+func onlySQLite(t testing.TB) {
+	t.Helper()
+	if !strings.HasPrefix(database(t), "sqlite:") {
+		t.Skip("about the file of a SQLite database")
+	}
+}
+
 type bench struct {
 	testing.TB
 	dir     string
+	url     string // setting "database"
 	db      *dbstore.Store
 	ledger  *audit.Ledger
 	journal *audit.Journal
@@ -64,7 +82,10 @@ func newLedger(t testing.TB) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &bench{TB: t, dir: t.TempDir(), signer: softSigner{k}, spki: spki}
+	b := &bench{TB: t, dir: t.TempDir(), signer: softSigner{k}, spki: spki, url: database(t)}
+	if path, ok := strings.CutPrefix(b.url, "sqlite:"); ok {
+		b.dir = filepath.Dir(path)
+	}
 	b.begin()
 	return b
 }
@@ -89,7 +110,7 @@ func (b *bench) path(name string) string { return filepath.Join(b.dir, name) }
 
 func (b *bench) open() error {
 	ctx := context.Background()
-	db, err := dbstore.Open(ctx, "sqlite:"+b.path("x.db"))
+	db, err := dbstore.Open(ctx, b.url)
 	if err != nil {
 		return err
 	}
@@ -134,7 +155,7 @@ func (b *bench) checkpoint() string {
 
 func (b *bench) verify() (audit.Report, error) {
 	b.Helper()
-	db, err := dbstore.OpenSnapshot(context.Background(), "sqlite:"+b.path("x.db"))
+	db, err := dbstore.OpenSnapshot(context.Background(), b.url)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -324,6 +345,7 @@ func TestIntentIsClosedOnce(t *testing.T) {
 
 // TestTamper changes what is stored as somebody with full access to the database would.
 func TestTamper(t *testing.T) {
+	onlySQLite(t)
 	setup := func(t *testing.T) *bench {
 		b := newLedger(t)
 		b.fill(400) // three full tiles
@@ -375,6 +397,7 @@ func TestTamper(t *testing.T) {
 
 // TestAttack_AUD_04 starts on yesterday's database: the intent journal knows better.
 func TestAttack_AUD_04(t *testing.T) {
+	onlySQLite(t)
 	b := newLedger(t)
 	b.fill(10)
 	b.stop()

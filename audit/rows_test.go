@@ -138,6 +138,7 @@ func (h *house) crl() {
 // TestTamperRows changes rows that leaves brought about, and leaves alone, as
 // somebody with full access to the database would: each change is noticed.
 func TestTamperRows(t *testing.T) {
+	onlySQLite(t)
 	const drop = "DROP TRIGGER ledger_leaf_keep_u;"
 	for what, change := range map[string]string{
 		"revocation removed":               "DELETE FROM revocation WHERE serial = x'66'",
@@ -202,6 +203,7 @@ func TestTamperRows(t *testing.T) {
 // A CRL that leaves out what it claims to cover is noticed although all was signed
 // and recorded in good order.
 func TestCRLThatHidesARevocation(t *testing.T) {
+	onlySQLite(t)
 	b := newLedger(t)
 	h := newHouse(b)
 	h.revoke(104, ca.Superseded)

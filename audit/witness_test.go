@@ -57,6 +57,7 @@ func FuzzWitnesses(f *testing.F) {
 // The database holds the key of the nonces and who asked for what: nobody else on
 // the machine reads it.
 func TestFilesAreOurs(t *testing.T) {
+	onlySQLite(t)
 	b := newLedger(t)
 	b.checkpoint()
 	for _, name := range []string{"x.db", "x.db-wal", "x.db-shm", "journal", "anchor"} {

@@ -75,7 +75,7 @@ const openOrders = "FROM acme_order WHERE account = ? AND status IN ('pending', 
 func (t *tx) room(o acme.Order, most int) error {
 	var n, names int
 	var first int64
-	err := t.row([]any{&n, &names, &first}, "SELECT count(*), coalesce(sum(len + 1) / 23, 0), coalesce(min(expires), 0) FROM (SELECT expires, length(authzs) AS len "+openOrders+" ORDER BY expires LIMIT ?)",
+	err := t.row([]any{&n, &names, &first}, "SELECT count(*), CAST(coalesce(sum(len + 1), 0) / 23 AS BIGINT), coalesce(min(expires), 0) FROM (SELECT expires, length(authzs) AS len "+openOrders+" ORDER BY expires LIMIT ?) AS open",
 		o.Account, micros(o.Created), most)
 	if err == nil && n > 0 && (n >= most || names+len(o.Names) > most*acme.NamesPerOpen) {
 		return &acme.TooManyOrders{Until: fromMicros(first)}

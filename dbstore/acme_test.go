@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"path/filepath"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -17,12 +17,21 @@ import (
 	"chancery/audit"
 	"chancery/ca"
 	"chancery/dbstore"
+	"chancery/test/pgcluster"
 )
+
+// database is the setting "database" of a new database; the tests run with SQLite
+// first, then with PostgreSQL.
+var database func(testing.TB) string
+
+func TestMain(m *testing.M) {
+	os.Exit(pgcluster.RunTwice(m, func(db func(testing.TB) string) { database = db }))
+}
 
 // acmeRoom is an open database with a running sequencer and some accounts.
 type acmeRoom struct {
 	t     *testing.T
-	path  string
+	url   string
 	store *dbstore.Store
 	led   *audit.Ledger
 	now   time.Time
@@ -31,9 +40,9 @@ type acmeRoom struct {
 
 func newACMERoom(t *testing.T) *acmeRoom {
 	t.Helper()
-	r := &acmeRoom{t: t, path: filepath.Join(t.TempDir(), "acme.db"), now: time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)}
+	r := &acmeRoom{t: t, url: database(t), now: time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)}
 	var err error
-	if r.store, err = dbstore.Open(t.Context(), "sqlite:"+r.path); err != nil {
+	if r.store, err = dbstore.Open(t.Context(), r.url); err != nil {
 		t.Fatal(err)
 	}
 	if r.led, err = audit.Open(t.Context(), r.store, audit.Options{Log: slog.New(slog.DiscardHandler)}); err != nil {
@@ -287,7 +296,11 @@ func TestACMEOrderPages(t *testing.T) {
 // Every statement of the hot path goes by an index, however much there is.
 func TestACMEPlans(t *testing.T) {
 	r := newACMERoom(t)
-	db, err := sql.Open("sqlite3", r.path)
+	path, ok := strings.CutPrefix(r.url, "sqlite:")
+	if !ok {
+		t.Skip("the plans of a small table in PostgreSQL say nothing")
+	}
+	db, err := sql.Open("sqlite3", path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -219,29 +219,27 @@ func (s *Store) Certificates(ctx context.Context, q ca.Query) ([]ca.StoredCertif
 
 // Revocations implements [ca.Storage].
 func (s *Store) Revocations(ctx context.Context, issuer [32]byte, at time.Time) (covers uint64, revoked []ca.RevokedSerial, err error) {
-	snap, err := s.rodb.BeginTx(ctx, nil)
-	if err != nil {
-		return 0, nil, mapError(err)
-	}
-	defer snap.Rollback()
-	if err := snap.QueryRowContext(ctx, "SELECT size FROM ledger_head WHERE id = 1").Scan(&covers); err != nil {
-		return 0, nil, mapError(err)
-	}
-	rows, err := snap.QueryContext(ctx, "SELECT serial, reason, revoked_at FROM revocation WHERE issuer = ? AND not_after >= ? ORDER BY revoked_at, serial", issuer[:], at.Unix())
-	if err != nil {
-		return 0, nil, mapError(err)
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var r ca.RevokedSerial
-		var at int64
-		if err := rows.Scan(&r.Serial, &r.Reason, &at); err != nil {
-			return 0, nil, mapError(err)
+	err = s.rodb.snapshot(ctx, func(snap reads) error {
+		if err := snap.QueryRowContext(ctx, "SELECT size FROM ledger_head WHERE id = 1").Scan(&covers); err != nil {
+			return mapError(err)
 		}
-		r.At = time.Unix(at, 0).UTC()
-		revoked = append(revoked, r)
-	}
-	return covers, revoked, mapError(rows.Err())
+		rows, err := snap.QueryContext(ctx, "SELECT serial, reason, revoked_at FROM revocation WHERE issuer = ? AND not_after >= ? ORDER BY revoked_at, serial", issuer[:], at.Unix())
+		if err != nil {
+			return mapError(err)
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var r ca.RevokedSerial
+			var at int64
+			if err := rows.Scan(&r.Serial, &r.Reason, &at); err != nil {
+				return mapError(err)
+			}
+			r.At = time.Unix(at, 0).UTC()
+			revoked = append(revoked, r)
+		}
+		return mapError(rows.Err())
+	})
+	return covers, revoked, err
 }
 
 // Setting implements [ca.Storage].

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/mattn/go-sqlite3"
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -24,38 +25,56 @@ func (s *Store) Update(ctx context.Context, fn func(audit.Tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("%w: %w", audit.ErrUnavailable, err)
 	}
+	if s.conn == nil {
+		if err := s.connect(ctx); err != nil {
+			return unavailable(err)
+		}
+	}
 	t := &tx{ctx: context.WithoutCancel(ctx), s: s}
-	if _, err := t.exec("BEGIN IMMEDIATE"); err != nil {
+	if _, err := t.exec(s.begin); err != nil {
+		s.lost()
 		return fmt.Errorf("%w: beginning: %v", audit.ErrUnavailable, err)
 	}
 	if err := fn(t); err != nil {
 		return errors.Join(err, t.rollback())
 	}
 	if _, err := t.exec("COMMIT"); err != nil {
-		return errors.Join(commitError(err), t.rollback())
+		return t.commitFailed(err)
 	}
 	return nil
 }
 
-// commitError tells what a failed COMMIT means. A full disk or a lock undo the
-// transaction. After a failed fsync the kernel may have dropped the pages while a
-// second fsync would say "fine", so nothing is written any more (AUD-14). Of
-// anything else SQLite does not say how much of it reached the disk.
-func commitError(err error) error {
-	is := audit.ErrUncertain
-	var se sqlite3.Error
-	switch {
-	case !errors.As(err, &se):
-	case se.ExtendedCode == sqlite3.ErrIoErrFsync, se.ExtendedCode == sqlite3.ErrIoErrDirFsync:
-		is = audit.ErrDisk
-	case se.Code == sqlite3.ErrFull, se.Code == sqlite3.ErrBusy, se.Code == sqlite3.ErrLocked, se.Code == sqlite3.ErrConstraint, se.Code == sqlite3.ErrNomem:
-		is = audit.ErrUnavailable
+// lost gives up a connection that may be broken; the next Update makes a new one.
+func (s *Store) lost() {
+	if s.name == "postgres" {
+		s.disconnect()
 	}
-	return fmt.Errorf("%w: COMMIT: %v", is, err)
+}
+
+// commitFailed tells what a failed COMMIT means, see [audit.Storage].
+func (t *tx) commitFailed(err error) error {
+	var se sqlite3.Error
+	var pe *pgconn.PgError
+	is := audit.ErrUncertain
+	switch {
+	case errors.As(err, &se):
+		is = commitErrorSQLite(se)
+	case errors.As(err, &pe):
+		is = audit.ErrUnavailable // the server itself says that it was undone
+	case t.s.name == "postgres":
+		t.s.disconnect()
+		t.s.reconnect()
+		return fmt.Errorf("%w: COMMIT: %v", is, err)
+	}
+	return errors.Join(fmt.Errorf("%w: COMMIT: %v", is, err), t.rollback())
 }
 
 func (t *tx) rollback() error {
 	if _, err := t.exec("ROLLBACK"); err != nil {
+		if t.s.name == "postgres" {
+			t.s.disconnect() // the end of its session undoes the transaction
+			return nil
+		}
 		// SQLite itself rolls back on some errors (full disk); there is then nothing left to undo.
 		var one int
 		if t.s.conn.QueryRowContext(t.ctx, "SELECT 1").Scan(&one) == nil {
@@ -89,7 +108,7 @@ func unavailable(err error) error { return fmt.Errorf("%w: %v", audit.ErrUnavail
 func (t *tx) Head() (audit.Head, error) {
 	var size int64
 	var nodes []byte
-	if err := t.row([]any{&size, &nodes}, "SELECT size, nodes FROM ledger_head WHERE id = 1"); err != nil {
+	if err := t.row([]any{&size, &nodes}, t.s.head); err != nil {
 		return audit.Head{}, unavailable(err)
 	}
 	return parseHead(size, nodes)
@@ -119,6 +138,10 @@ func (t *tx) Append(l audit.StoredLeaf) error {
 		}
 		closes = int64(l.Closes)
 	}
+	if t.s.name == "postgres" { // a statement for each would be a round trip for each
+		t.leaves = append(t.leaves, l)
+		return nil
+	}
 	if _, err := t.exec("INSERT INTO ledger_leaf (idx, kind, closes, leaf) VALUES (?, ?, ?, ?)", int64(l.Index), int64(l.Kind), closes, l.Bytes); err != nil {
 		if errors.Is(err, audit.ErrExists) {
 			return fmt.Errorf("%w: leaf %d is there already", audit.ErrTampered, l.Index)
@@ -147,6 +170,9 @@ func (t *tx) PutTiles(tiles []audit.Tile) error {
 
 // SetHead implements [audit.Tx].
 func (t *tx) SetHead(h audit.Head) error {
+	if err := t.storeLeaves(); err != nil {
+		return err
+	}
 	nodes := make([]byte, 0, len(h.Range)*tlog.HashSize)
 	for _, n := range h.Range {
 		nodes = append(nodes, n[:]...)

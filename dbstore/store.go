@@ -14,118 +14,94 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/url"
-	"os"
-	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 
-	"github.com/mattn/go-sqlite3"
 	"github.com/pressly/goose/v3"
-	"gorm.io/driver/sqlite"
 	"gorm.io/gorm"
 	"gorm.io/gorm/logger"
 
 	"chancery/audit"
-	"chancery/migrations"
 )
 
 // Store is an open database.
 type Store struct {
+	dialect
 	ro   *gorm.DB // reads, own pool
-	rodb *sql.DB
+	rodb reads
 	rwdb *sql.DB
 
 	mu    sync.Mutex // one Update at a time
-	conn  *sql.Conn  // the only connection that writes
+	conn  *sql.Conn  // the only connection that writes; nil while there is none
 	stmts map[string]*sql.Stmt
 }
 
-// Open opens the database of a configuration value "sqlite:PATH" and brings its
-// schema up to date. The folder must exist.
+// dialect is what differs between the databases.
+type dialect struct {
+	name  string
+	begin string // begins the write transaction
+	head  string // reads the head row, and locks it where others may write
+	// rebind writes the placeholders of a statement, ?, as the database wants them.
+	rebind func(string) string
+	// node is whose advisory lock the writing connection holds (PostgreSQL).
+	node string
+}
+
+// Open opens the database of a configuration value, "sqlite:PATH" or
+// "postgres://…", and brings its schema up to date.
 func Open(ctx context.Context, database string) (*Store, error) {
-	path, ok := strings.CutPrefix(database, "sqlite:")
-	if !ok {
-		return nil, fmt.Errorf("database: %q is not known; allowed: sqlite:/path/to/file.db", scheme(database))
+	kind, rest, _ := strings.Cut(database, ":")
+	switch kind {
+	case "sqlite":
+		return openSQLite(ctx, rest)
+	case "postgres", "postgresql":
+		return openPostgres(ctx, database)
 	}
-	if err := writable(path); err != nil {
-		return nil, fmt.Errorf("database: %w", err)
-	}
-	// A new file is for our eyes only, and so are -wal and -shm, which SQLite makes like
-	// it. An old one is not touched: closing it here would drop SQLite's locks on it.
-	switch f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); {
-	case err == nil:
-		f.Close()
-	case !errors.Is(err, fs.ErrExist):
-		return nil, fmt.Errorf("database: %w", err)
-	}
-	// synchronous(FULL): a commit is on the disk when it returns, P1 rests on it.
-	const common = "_journal_mode=WAL&_synchronous=FULL&_busy_timeout=10000&_foreign_keys=on"
-	file := (&url.URL{Scheme: "file", Opaque: filepath.Clean(path)}).String()
-	rwdb, err := sql.Open("sqlite3", file+"?"+common+"&_txlock=immediate")
-	if err != nil {
-		return nil, fmt.Errorf("database: %w", err)
-	}
-	rwdb.SetMaxOpenConns(1)
-	s := &Store{rwdb: rwdb, stmts: map[string]*sql.Stmt{}}
-	if err := s.open(ctx, file+"?"+common+"&_query_only=on"); err != nil {
-		s.Close()
-		return nil, fmt.Errorf("database %s: %w", path, err)
-	}
-	return s, nil
+	return nil, fmt.Errorf("database: kind %q is not known; allowed: sqlite:/path/to/file.db, postgres://user@host/database", kind) // never more: the rest may hold a password
 }
 
-// OpenSnapshot opens a SQLite database beside a running server: all that is read
-// is of one moment. Nothing is migrated or written.
+// OpenSnapshot opens a database beside a running server: all that is read is of one
+// moment. Nothing is migrated or written.
 func OpenSnapshot(ctx context.Context, database string) (*Store, error) {
-	path := strings.TrimPrefix(database, "sqlite:")
-	if _, err := os.Stat(path); err != nil {
-		return nil, fmt.Errorf("database: %w", err)
+	if kind, path, _ := strings.Cut(database, ":"); kind == "sqlite" {
+		return snapshotSQLite(ctx, path)
 	}
-	file := (&url.URL{Scheme: "file", Opaque: filepath.Clean(path)}).String()
-	s := &Store{}
-	if err := s.openReads(file + "?mode=ro&_busy_timeout=10000&_query_only=on"); err != nil {
-		return nil, err
-	}
-	s.rodb.SetMaxOpenConns(1) // the one connection stays in its read transaction
-	s.rodb.SetConnMaxLifetime(0)
-	if _, err := s.rodb.ExecContext(ctx, "BEGIN"); err != nil {
-		return nil, errors.Join(mapError(err), s.Close())
-	}
-	return s, nil
+	return snapshotPostgres(ctx, database)
 }
 
-func (s *Store) open(ctx context.Context, readDSN string) error {
-	if err := s.migrate(ctx); err != nil {
-		return err
-	}
-	var err error
-	if s.conn, err = s.rwdb.Conn(ctx); err != nil {
-		return err
-	}
-	return s.openReads(readDSN)
+// reads is where queries outside the write transaction go.
+type reads struct {
+	gorm.ConnPool // of the pool, or the one connection of a snapshot
+	db            *sql.DB
+	rebind        func(string) string
 }
 
-func (s *Store) openReads(dsn string) error {
-	var err error
-	if s.rodb, err = sql.Open("sqlite3", dsn); err != nil {
-		return err
-	}
-	s.rodb.SetMaxOpenConns(2 * runtime.GOMAXPROCS(0))
-	s.rodb.SetMaxIdleConns(2 * runtime.GOMAXPROCS(0))
-	s.ro, err = gorm.Open(sqlite.Dialector{Conn: s.rodb}, &gorm.Config{
-		Logger: logger.Discard, SkipDefaultTransaction: true, PrepareStmt: true, DisableAutomaticPing: true,
-	})
-	return err
+func (r reads) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	return r.ConnPool.QueryContext(ctx, r.rebind(query), args...)
 }
 
-func (s *Store) migrate(ctx context.Context) error {
-	sub, err := fs.Sub(migrations.SQLite, "sqlite")
+func (r reads) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
+	return r.ConnPool.QueryRowContext(ctx, r.rebind(query), args...)
+}
+
+// snapshot runs fn on one moment of the database.
+func (r reads) snapshot(ctx context.Context, fn func(reads) error) error {
+	tx, err := r.db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
 	if err != nil {
-		return err
+		return mapError(err)
 	}
-	p, err := goose.NewProvider(goose.DialectSQLite3, s.rwdb, sub)
+	defer tx.Rollback()
+	return fn(reads{ConnPool: tx, db: r.db, rebind: r.rebind})
+}
+
+// gormConfig is for reading: gorm neither logs, nor pings, nor wraps in transactions.
+func gormConfig() *gorm.Config {
+	return &gorm.Config{Logger: logger.Discard, SkipDefaultTransaction: true, PrepareStmt: true, DisableAutomaticPing: true}
+}
+
+// migrate brings the schema up to date with the numbered files of the dialect.
+func migrate(ctx context.Context, db *sql.DB, d goose.Dialect, files fs.FS, opts ...goose.ProviderOption) error {
+	p, err := goose.NewProvider(d, db, files, opts...)
 	if err != nil {
 		return fmt.Errorf("reading migrations: %w", err)
 	}
@@ -143,21 +119,6 @@ func (s *Store) migrate(ctx context.Context) error {
 	return nil
 }
 
-func scheme(database string) string {
-	s, _, _ := strings.Cut(database, ":")
-	return s + ":" // never more: the rest may hold a password
-}
-
-func writable(path string) error {
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, ".writable-*")
-	if err != nil {
-		return fmt.Errorf("folder %s is not writable: %w; make it writable for this user or name another", dir, errors.Unwrap(err))
-	}
-	f.Close()
-	return os.Remove(f.Name())
-}
-
 // Close closes all connections.
 func (s *Store) Close() error {
 	var errs []error
@@ -167,7 +128,7 @@ func (s *Store) Close() error {
 	if s.conn != nil {
 		errs = append(errs, s.conn.Close())
 	}
-	for _, db := range []*sql.DB{s.rwdb, s.rodb} {
+	for _, db := range []*sql.DB{s.rwdb, s.rodb.db} {
 		if db != nil {
 			errs = append(errs, db.Close())
 		}
@@ -177,8 +138,9 @@ func (s *Store) Close() error {
 
 // tx is one write transaction on the writing connection.
 type tx struct {
-	ctx context.Context
-	s   *Store
+	ctx    context.Context
+	s      *Store
+	leaves []audit.StoredLeaf // of this transaction, where they are stored together
 }
 
 // stmt prepares a statement once for the life of the writing connection.
@@ -186,9 +148,9 @@ func (t *tx) stmt(query string) (*sql.Stmt, error) {
 	if st, ok := t.s.stmts[query]; ok {
 		return st, nil
 	}
-	st, err := t.s.conn.PrepareContext(t.ctx, query)
+	st, err := t.s.conn.PrepareContext(t.ctx, t.s.rebind(query))
 	if err != nil {
-		return nil, fmt.Errorf("preparing %q: %w", query, err)
+		return nil, fmt.Errorf("preparing %q: %w", query, mapError(err))
 	}
 	t.s.stmts[query] = st
 	return st, nil
@@ -227,17 +189,19 @@ func (t *tx) row(dest []any, query string, args ...any) error {
 	return mapError(st.QueryRowContext(t.ctx, args...).Scan(dest...))
 }
 
+// mapError translates what a driver says into the sentinels of package audit.
 func mapError(err error) error {
-	var se sqlite3.Error
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, sql.ErrNoRows), errors.Is(err, gorm.ErrRecordNotFound):
 		return audit.ErrNotFound
-	case errors.As(err, &se) && (se.ExtendedCode == sqlite3.ErrConstraintUnique || se.ExtendedCode == sqlite3.ErrConstraintPrimaryKey):
-		return fmt.Errorf("%w", audit.ErrExists)
-	case errors.As(err, &se) && se.Code != sqlite3.ErrConstraint:
-		return fmt.Errorf("%w: %w", audit.ErrUnavailable, err) // full disk, I/O error, lock: nobody's fault
+	}
+	if mapped := sqliteError(err); mapped != nil {
+		return mapped
+	}
+	if mapped := postgresError(err); mapped != nil {
+		return mapped
 	}
 	return err
 }

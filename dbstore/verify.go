@@ -181,8 +181,8 @@ func (s *Store) MemberRows(ctx context.Context, fn func(name, serial string) err
 
 // Beyond implements [audit.VerifySource].
 func (s *Store) Beyond(ctx context.Context, size uint64) (n int, err error) {
-	err = s.rodb.QueryRowContext(ctx, `SELECT (SELECT count(*) FROM ledger_leaf WHERE idx >= ?1 OR idx < 0)
-		+ (SELECT count(*) FROM ledger_tile WHERE n < 0 OR level < 0 OR level > 6 OR ((n + 1) << (8 * (level + 1))) > ?1)`, int64(size)).Scan(&n)
+	err = s.rodb.QueryRowContext(ctx, `SELECT (SELECT count(*) FROM ledger_leaf WHERE idx >= ? OR idx < 0)
+		+ (SELECT count(*) FROM ledger_tile WHERE n < 0 OR level < 0 OR level > 6 OR ((n + 1) << (8 * (level + 1))) > ?)`, int64(size), int64(size)).Scan(&n)
 	return n, mapError(err)
 }
 

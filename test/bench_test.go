@@ -24,6 +24,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/acme"
+
+	"chancery/test/pgcluster"
 )
 
 // BenchmarkLimits measures, in the same run as the rest, what the machine gives:
@@ -73,6 +75,7 @@ func BenchmarkLimits(b *testing.B) {
 // databases are the databases that the whole program is measured on.
 func databases(b *testing.B, do func(b *testing.B, s *site)) {
 	b.Run("sqlite", func(b *testing.B) { do(b, newSite(b)) })
+	b.Run("postgres", func(b *testing.B) { do(b, newSiteOn(b, pgcluster.New(b).Database())) })
 }
 
 // BenchmarkAPI is a certificate through POST /api/v1/certificates, CSR made by the client.

@@ -18,6 +18,7 @@ import (
 
 	"chancery/audit"
 	"chancery/hsmstore"
+	"chancery/test/pgcluster"
 )
 
 // kills is how often the crash test kills the server: CHANCERY_KILLS, default 12.
@@ -106,11 +107,31 @@ func (l *load) end() {
 // holds the promises P1, P3 and P4 against three witnesses outside it: what the
 // clients were told, the journals of the HSM workers, and the CRL.
 func TestCrash(t *testing.T) {
+	t.Run("sqlite", func(t *testing.T) { crash(t, newSite(t), nil) })
+	t.Run("postgres", func(t *testing.T) {
+		c := pgcluster.New(t)
+		crash(t, newSiteOn(t, c.Database()), nil)
+	})
+	// The postmaster and all its backends die as well, and come back at once.
+	t.Run("postmaster", func(t *testing.T) {
+		c := pgcluster.New(t)
+		crash(t, newSiteOn(t, c.Database()), func() {
+			c.Stop(syscall.SIGKILL)
+			c.Start()
+		})
+	})
+}
+
+// crash kills the server, or what instead does, in each round.
+func crash(t *testing.T, s *site, instead func()) {
 	random := seed(t)
-	s := newSite(t)
 	s.start()
 	var issued, revoked []string
-	for round := range kills(t) {
+	rounds := kills(t)
+	if instead != nil {
+		rounds = (rounds + 1) / 2
+	}
+	for round := range rounds {
 		l := s.load(8)
 		select {
 		case <-l.started:
@@ -118,13 +139,20 @@ func TestCrash(t *testing.T) {
 			t.Fatalf("round %d: no certificate in 30 s: %v", round, l.errors)
 		}
 		time.Sleep(time.Duration(random.IntN(400)) * time.Millisecond) // the moment of the crash, not a wait
-		s.kill()
-		l.end()
+		if instead == nil {
+			s.kill()
+			l.end()
+			s.start()
+		} else {
+			before := len(l.snapshot())
+			instead()
+			s.await(func() bool { return len(l.snapshot()) > before }) // it recovers by itself
+			l.end()
+		}
 		issued, revoked = append(issued, l.issued...), append(revoked, l.revoked...)
-		s.start()
 		s.checkAfterCrash(round, l)
 	}
-	t.Logf("%d kills, %d certificates and %d revocations were acknowledged", kills(t), len(issued), len(revoked))
+	t.Logf("%d crashes, %d certificates and %d revocations were acknowledged", rounds, len(issued), len(revoked))
 	for _, serial := range revoked {
 		s.awaitRevoked(serial)
 	}

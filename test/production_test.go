@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"chancery/test/pgcluster"
 )
 
 // production is a CA as a distribution package installs it: a scratch root, tokens
@@ -155,8 +157,13 @@ func (p *production) refused(code int, says ...string) {
 
 // TestPackage goes the way of a production site, from the .deb to a certificate.
 func TestPackage(t *testing.T) {
-	p := unpack(t, func(dir string) string { return "sqlite:" + filepath.Join(dir, "chancery.db") })
-	testProduction(t, p)
+	t.Run("sqlite", func(t *testing.T) {
+		testProduction(t, unpack(t, func(dir string) string { return "sqlite:" + filepath.Join(dir, "chancery.db") }))
+	})
+	t.Run("postgres", func(t *testing.T) {
+		c := pgcluster.New(t)
+		testProduction(t, unpack(t, func(string) string { return c.Database() }))
+	})
 }
 
 func testProduction(t *testing.T, p *production) {

@@ -55,9 +55,11 @@ func TestMain(m *testing.M) {
 type site struct {
 	t           testing.TB
 	dir         string
+	dbURL       string // setting "database"
 	https, http string // addresses
 	challenge   int    // port of http-01
 	args        []string
+	overlayFile string // laid over DIR/chancery.yaml
 
 	cmd    *exec.Cmd
 	banner string
@@ -68,13 +70,25 @@ type site struct {
 // newSite prepares a CA on free ports; nothing is started yet.
 func newSite(t testing.TB) *site {
 	t.Helper()
+	return newSiteOn(t, "")
+}
+
+// newSiteOn is newSite with another database than SQLite in the folder.
+func newSiteOn(t testing.TB, database string) *site {
+	t.Helper()
 	s := &site{t: t, dir: filepath.Join(t.TempDir(), "data"), https: freeAddr(t), http: freeAddr(t)}
 	s.challenge = freePort(t)
 	overlay := filepath.Join(t.TempDir(), "overlay.yaml")
-	if err := os.WriteFile(overlay, fmt.Appendf(nil, "acme:\n  validation:\n    http_port: %d\n", s.challenge), 0o600); err != nil {
+	text := fmt.Sprintf("acme:\n  validation:\n    http_port: %d\n", s.challenge)
+	s.dbURL = "sqlite:" + filepath.Join(s.dir, "chancery.db")
+	if database != "" {
+		s.dbURL = database
+		text += "database: " + database + "\n"
+	}
+	if err := os.WriteFile(overlay, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s.args = []string{"--config", overlay}
+	s.args, s.overlayFile = []string{"--config", overlay}, overlay
 	t.Cleanup(func() {
 		if s.cmd != nil {
 			s.stop()
@@ -307,7 +321,7 @@ func (s *site) issue(c *http.Client, token, name string) (issued, error) {
 // auditVerify runs chancery audit verify and returns its report.
 func (s *site) auditVerify() audit.Report {
 	s.t.Helper()
-	out, code := run(s.t, nil, chancery, "audit", "verify", "--json", "--dir", s.dir)
+	out, code := run(s.t, nil, chancery, "audit", "verify", "--json", "--dir", s.dir, "--config", s.overlayFile)
 	var rep audit.Report
 	if code != 0 {
 		s.t.Fatalf("audit verify: exit code %d\n%s", code, out)
@@ -321,7 +335,7 @@ func (s *site) auditVerify() audit.Report {
 // database opens one moment of the database, beside a running server too.
 func (s *site) database() *dbstore.Store {
 	s.t.Helper()
-	db, err := dbstore.OpenSnapshot(context.Background(), "sqlite:"+filepath.Join(s.dir, "chancery.db"))
+	db, err := dbstore.OpenSnapshot(context.Background(), s.dbURL)
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -226,6 +226,10 @@ func newFixture(t testing.TB, edit ...func(*web.Config)) *fixture {
 			w.Header().Set("X-Saw", r.Method+" "+r.URL.RequestURI())
 			io.WriteString(w, `{}`)
 		}),
+		Console: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "text/html; charset=utf-8")
+			io.WriteString(w, "<p>console</p>")
+		}),
 		Checkpoint: func(context.Context) (string, error) { return "ca.example/ledger/00\n31\nhash\n\n— sig\n", nil },
 		Proof: func(_ context.Context, serial string) ([]byte, error) {
 			switch serial {

@@ -187,6 +187,8 @@ func TestAnswersMatchOpenAPI(t *testing.T) {
 		{"problem", call{path: "/problems/bad-csr", noToken: true}, nil, 200, ""},
 		{"no problem", call{path: "/problems/luck", noToken: true}, nil, 404, "not-found"},
 		{"css", call{path: "/static/chancery.css", noToken: true}, nil, 200, ""},
+		{"console", call{path: "/console/directory", noToken: true}, nil, 200, ""},
+		{"console form", call{method: post, path: "/console/login", body: "a=b", noToken: true}, nil, 200, ""},
 		{"acme", call{path: "/acme/directory", noToken: true}, nil, 200, ""},
 		{"acme post", call{method: post, path: "/acme/new-order", body: "{}", noToken: true}, nil, 200, ""},
 	}

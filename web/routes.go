@@ -53,6 +53,7 @@ func (s *Server) routes() []route {
 	const get, post = http.MethodGet, http.MethodPost
 	return []route{
 		{anyMethod, "/acme/{path}", doorHTTPS, public, echo.WrapHandler(s.cfg.ACME)},
+		{anyMethod, "/console/{path}", pages, public, echo.WrapHandler(s.cfg.Console)},
 
 		{post, "/api/v1/certificates", doorHTTPS, admin, s.issue},
 		{get, "/api/v1/certificates", doorHTTPS, admin, s.list},

@@ -51,6 +51,8 @@ type Landing struct {
 type Config struct {
 	CA   Authority
 	ACME http.Handler // serves everything beneath /acme/
+	// Console serves everything beneath /console/.
+	Console http.Handler
 
 	// Checkpoint is the newest signed checkpoint (C2SP tlog-checkpoint);
 	// audit.ErrNotFound before the first.
@@ -105,8 +107,8 @@ func New(cfg Config) (*Server, error) {
 	if s.httpBase, err = baseURL(cfg.PublicHTTPURL, "http"); err != nil {
 		return nil, fmt.Errorf("web: PublicHTTPURL: %w", err)
 	}
-	if cfg.CA == nil || cfg.ACME == nil || cfg.Checkpoint == nil || cfg.Proof == nil || cfg.LeafProof == nil || cfg.Documents == nil || cfg.Ready == nil || cfg.AdminToken == nil {
-		return nil, errors.New("web: CA, ACME, Checkpoint, Proof, LeafProof, Documents, Ready and AdminToken must be set")
+	if cfg.CA == nil || cfg.ACME == nil || cfg.Console == nil || cfg.Checkpoint == nil || cfg.Proof == nil || cfg.LeafProof == nil || cfg.Documents == nil || cfg.Ready == nil || cfg.AdminToken == nil {
+		return nil, errors.New("web: CA, ACME, Console, Checkpoint, Proof, LeafProof, Documents, Ready and AdminToken must be set")
 	}
 	if s.https, err = s.door(doorHTTPS); err != nil {
 		return nil, err

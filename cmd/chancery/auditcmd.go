@@ -33,10 +33,11 @@ func auditVerifyCommand() *cobra.Command {
 			"entry if a promise is broken.",
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if file == "" {
-				file = filepath.Join(dir, "chancery.yaml")
+			overlay := ""
+			if file == "" || c.Flags().Changed("dir") {
+				file, overlay = filepath.Join(dir, "chancery.yaml"), file
 			}
-			cfg, err := loadConfig(file, "")
+			cfg, err := loadConfig(file, overlay)
 			if err != nil {
 				return err
 			}
@@ -86,7 +87,7 @@ OK
 		},
 	}
 	c.Flags().StringVar(&dir, "dir", "./data", "folder of chancery dev")
-	c.Flags().StringVar(&file, "config", "", "configuration of a server in production; instead of --dir")
+	c.Flags().StringVar(&file, "config", "", "configuration file of a server in production; together with --dir: laid over DIR/chancery.yaml")
 	c.Flags().BoolVar(&asJSON, "json", false, "print the report as JSON")
 	return c
 }

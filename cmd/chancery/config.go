@@ -28,7 +28,7 @@ type Config struct {
 	PublicURL     string       `yaml:"public_url"`      // base of all ACME and API URLs
 	PublicHTTPURL string       `yaml:"public_http_url"` // base of the URLs in certificates (AIA, CDP)
 	NodeID        string       `yaml:"node_id"`
-	Database      string       `yaml:"database"` // sqlite:PATH
+	Database      string       `yaml:"database"` // sqlite:PATH or postgres://…
 	Ledger        LedgerConfig `yaml:"ledger"`
 	HSM           struct {
 		Members []MemberConfig `yaml:"members"`
@@ -230,8 +230,11 @@ func (c *Config) check() error {
 			return bad("%s: %q must be %s://host[:port] without a path", name, v, want)
 		}
 	}
-	if path, ok := strings.CutPrefix(c.Database, "sqlite:"); !ok || path == "" {
-		return bad("database: kind %q is not known; allowed: sqlite:/path/to/file.db", strings.SplitN(c.Database, ":", 2)[0])
+	switch kind, rest, _ := strings.Cut(c.Database, ":"); {
+	case kind != "sqlite" && kind != "postgres" && kind != "postgresql":
+		return bad("database: kind %q is not known; allowed: sqlite:/path/to/file.db, postgres://user@host/database", kind)
+	case rest == "":
+		return bad("database: what follows %q is missing", kind+":")
 	}
 	if c.NodeID == "" || len(c.NodeID) > 64 {
 		return bad("node_id is missing or longer than 64 characters; give each server a short name of its own")

@@ -349,6 +349,7 @@ func (d *dev) banner(c *Config, l web.Landing) {
   Root certificate  %s
   Root SHA-256      %s
   Start page        %s/
+  Console           %s/console/   (token: %s)
   Data              %s
 
 The first certificate, as this user:%s
@@ -359,7 +360,7 @@ The first certificate, as this user:%s
 Check the ledger at any time:
 
   %s audit verify --dir %s
-`, c.PublicURL, d.path("root.pem"), l.RootFingerprint, c.PublicHTTPURL, d.dir, install, l.CertbotLine, self(), shellQuote(d.dir))
+`, c.PublicURL, d.path("root.pem"), l.RootFingerprint, c.PublicHTTPURL, c.PublicHTTPURL, d.path("admin.token"), d.dir, install, l.CertbotLine, self(), shellQuote(d.dir))
 }
 
 // self is how the user called this program.

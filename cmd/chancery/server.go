@@ -23,6 +23,7 @@ import (
 	"chancery/hsmstore"
 	"chancery/signing"
 	"chancery/web"
+	"chancery/web/console"
 )
 
 // Names of what genesis makes.
@@ -59,6 +60,9 @@ func (s *server) open(ctx context.Context) (err error) {
 		}
 	}()
 	if s.db, err = dbstore.Open(ctx, s.cfg.Database); err != nil {
+		return err
+	}
+	if err = s.db.LockNode(ctx, s.cfg.NodeID); err != nil {
 		return err
 	}
 	if s.journal, err = audit.OpenJournal(s.cfg.Ledger.Journal); err != nil {
@@ -130,6 +134,9 @@ func background(run func(context.Context) error) (context.CancelFunc, chan error
 	return stop, done
 }
 
+// patience is how long a stopping server waits for a database that does not answer.
+const patience = 8 * time.Second
+
 // close ends the lower floors from the top down; everything queued is written first.
 func (s *server) close() error {
 	var errs []error
@@ -149,7 +156,12 @@ func (s *server) close() error {
 	}
 	if s.stopLedger != nil {
 		s.stopLedger()
-		errs = append(errs, <-s.ledgerDone)
+		select {
+		case err := <-s.ledgerDone:
+			errs = append(errs, err)
+		case <-time.After(patience):
+			return errors.Join(append(errs, errors.New("the database does not answer; what is in flight is closed at the next start"))...)
+		}
 	}
 	if s.journal != nil {
 		errs = append(errs, s.journal.Close())
@@ -235,13 +247,23 @@ func (s *server) serve(ctx context.Context, l listeners, landing web.Landing, re
 		return err
 	}
 	documents := signing.New(signing.Config{Keys: s.hsm, CA: s.authority, Ledger: s.ledger, API: s.cfg.PublicURL})
+	tokenOK := func(token string) bool {
+		sum := sha256.Sum256([]byte(token))
+		return subtle.ConstantTimeCompare(sum[:], tokenHash) == 1
+	}
+	pages, err := console.New(console.Config{
+		Certificates: s.authority, Members: s.hsm.Members, Keys: s.hsm.Keys, AdminToken: tokenOK, Dev: s.dev, Log: s.log,
+		ACMEDirectory: s.cfg.PublicURL + "/acme/directory", CertbotLine: landing.CertbotLine, PublicURL: s.cfg.PublicURL,
+		Ledger: console.Ledger{Head: s.ledger.Head, Entries: s.db.Leaves, Checkpoint: s.checkpoint.Latest, Proof: s.checkpoint.ProofText},
+	})
+	if err != nil {
+		return err
+	}
 	edge, err := web.New(web.Config{
+		Console: pages.Handler(),
 		CA: s.authority, Documents: documents, LeafProof: s.leafProof, ACME: acmeServer.Handler(), PublicURL: s.cfg.PublicURL, PublicHTTPURL: s.cfg.PublicHTTPURL, Dev: s.dev, Landing: landing, Log: s.log,
 		Checkpoint: s.checkpoint.Latest, Proof: s.proof, Ready: s.ready, GetCertificate: own.get,
-		AdminToken: func(token string) bool {
-			sum := sha256.Sum256([]byte(token))
-			return subtle.ConstantTimeCompare(sum[:], tokenHash) == 1
-		},
+		AdminToken: tokenOK,
 	})
 	if err != nil {
 		return err

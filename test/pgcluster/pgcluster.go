@@ -11,24 +11,71 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 )
 
-// Cluster is one PostgreSQL cluster.
-type Cluster struct {
-	t    testing.TB
-	dir  string
-	bin  string
-	opts []string
-	cmd  *exec.Cmd
-	log  *os.File
-	dbs  int
+// tb is the part of testing.TB that a cluster needs.
+type tb interface {
+	Helper()
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+	Errorf(format string, args ...any)
 }
 
-// New makes and starts a cluster. opts are settings such as "synchronous_commit=off".
+// outside stands in for a test where there is none yet.
+type outside struct{}
+
+func (outside) Helper()                           {}
+func (outside) Fatal(args ...any)                 { panic(fmt.Sprint(args...)) }
+func (outside) Fatalf(format string, args ...any) { panic(fmt.Sprintf(format, args...)) }
+func (outside) Errorf(format string, args ...any) { panic(fmt.Sprintf(format, args...)) }
+
+// RunTwice runs all tests of a package on SQLite and then on PostgreSQL. use is told
+// how the tests get the value of the setting "database": a new database each time.
+func RunTwice(m *testing.M, use func(database func(t testing.TB) string)) (code int) {
+	use(func(t testing.TB) string { return "sqlite:" + filepath.Join(t.TempDir(), "x.db") })
+	if code = m.Run(); code != 0 || testing.Short() {
+		return code
+	}
+	c := open(outside{})
+	defer c.remove()
+	fmt.Println("=== once more, on PostgreSQL")
+	use(func(testing.TB) string { return c.Database() })
+	return m.Run()
+}
+
+// Cluster is one PostgreSQL cluster.
+type Cluster struct {
+	t     tb
+	dir   string
+	bin   string
+	opts  []string
+	cmd   *exec.Cmd
+	ended <-chan struct{} // closed when the postmaster has ended
+	log   *os.File
+	dbs   atomic.Int64
+}
+
+// New makes and starts a cluster that ends with the test. opts are settings such as
+// "synchronous_commit=off".
 func New(t testing.TB, opts ...string) *Cluster {
+	t.Helper()
+	c := open(t, opts...)
+	t.Cleanup(c.remove)
+	return c
+}
+
+func (c *Cluster) remove() {
+	if c.cmd != nil {
+		c.Stop(syscall.SIGINT)
+	}
+	os.RemoveAll(c.dir)
+}
+
+func open(t tb, opts ...string) *Cluster {
 	t.Helper()
 	bins, err := filepath.Glob("/usr/lib/postgresql/*/bin/postgres")
 	if err != nil || len(bins) == 0 {
@@ -39,12 +86,6 @@ func New(t testing.TB, opts ...string) *Cluster {
 		t.Fatal(err)
 	}
 	c := &Cluster{t: t, dir: dir, bin: filepath.Dir(bins[len(bins)-1]), opts: opts}
-	t.Cleanup(func() {
-		if c.cmd != nil {
-			c.Stop(syscall.SIGINT)
-		}
-		os.RemoveAll(dir)
-	})
 	if os.Getuid() == 0 { // initdb refuses root
 		u, err := user.Lookup("postgres")
 		if err != nil {
@@ -99,7 +140,20 @@ func (c *Cluster) Start() {
 	if err := c.cmd.Start(); err != nil {
 		c.t.Fatal(err)
 	}
+	ended := make(chan struct{})
+	go func(cmd *exec.Cmd) { cmd.Wait(); close(ended) }(c.cmd)
+	c.ended = ended
 	for end := time.Now().Add(60 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		select {
+		case <-ended: // shared memory of killed backends is not free yet
+			if time.Now().Before(end) {
+				c.log.Close()
+				time.Sleep(20 * time.Millisecond)
+				c.Start()
+				return
+			}
+		default:
+		}
 		if c.command("pg_isready", "-q", "-h", c.dir).Run() == nil {
 			return
 		}
@@ -117,13 +171,14 @@ func (c *Cluster) Stop(sig syscall.Signal) {
 	c.t.Helper()
 	pid := c.postmaster()
 	if sig == syscall.SIGKILL {
+		_ = syscall.Kill(pid, syscall.SIGSTOP) // no new backend comes while the list is read
 		for _, p := range append(c.backends(pid), pid) {
 			_ = syscall.Kill(p, sig) // one that has ended by itself is fine
 		}
 	} else if err := syscall.Kill(pid, sig); err != nil {
 		c.t.Errorf("stopping PostgreSQL: %v", err)
 	}
-	c.cmd.Wait()
+	<-c.ended
 	c.cmd = nil
 	c.log.Close()
 }
@@ -162,8 +217,7 @@ func (c *Cluster) SQL(database, statement string) string {
 // returns its URL for that role.
 func (c *Cluster) Database() string {
 	c.t.Helper()
-	c.dbs++
-	name := fmt.Sprintf("chancery%d", c.dbs)
+	name := fmt.Sprintf("chancery%d", c.dbs.Add(1))
 	c.SQL("postgres", "CREATE ROLE "+name+" LOGIN")
 	c.SQL("postgres", "CREATE DATABASE "+name+" OWNER "+name)
 	return fmt.Sprintf("postgres://%s@/%s?host=%s", name, name, c.dir)
