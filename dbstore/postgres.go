@@ -7,8 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"io"
 	"io/fs"
-	"runtime"
+	"net"
 	"strconv"
 	"strings"
 	"time"
@@ -85,11 +86,10 @@ func (s *Store) openPostgres(ctx context.Context, dsn string) error {
 	if err != nil {
 		return err
 	}
-	n := 2 * runtime.GOMAXPROCS(0)
-	db.SetMaxOpenConns(n)
-	db.SetMaxIdleConns(n)
+	db.SetMaxOpenConns(poolSize())
+	db.SetMaxIdleConns(poolSize())
 	s.rodb = reads{ConnPool: db, db: db, rebind: s.rebind}
-	s.ro, err = gorm.Open(postgres.New(postgres.Config{Conn: db}), gormConfig())
+	s.ro, err = gorm.Open(postgres.New(postgres.Config{Conn: s.rodb}), gormConfig(false)) // pgx keeps prepared statements itself
 	return err
 }
 
@@ -105,7 +105,7 @@ func snapshotPostgres(ctx context.Context, dsn string) (*Store, error) {
 	}
 	if err == nil {
 		s.rodb = reads{ConnPool: s.conn, rebind: s.rebind}
-		s.ro, err = gorm.Open(postgres.New(postgres.Config{Conn: s.conn}), gormConfig())
+		s.ro, err = gorm.Open(postgres.New(postgres.Config{Conn: s.conn}), gormConfig(false))
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("database: %w", withoutSecret(err)), s.Close())
@@ -255,10 +255,24 @@ func postgresError(err error) error {
 			return fmt.Errorf("%w: %w", audit.ErrUnavailable, err)
 		}
 		return err
-	case errors.As(err, &ce), errors.Is(err, driver.ErrBadConn), errors.Is(err, sql.ErrConnDone), pgconn.SafeToRetry(err), pgconn.Timeout(err):
+	case errors.As(err, &ce), errors.Is(err, sql.ErrConnDone), pgconn.Timeout(err), connectionLost(err):
 		return fmt.Errorf("%w: %w", audit.ErrUnavailable, err)
 	}
 	return nil
+}
+
+// connectionLost tells whether a PostgreSQL connection ended under a statement.
+func connectionLost(err error) bool {
+	var pe *pgconn.PgError
+	var ne *net.OpError
+	switch {
+	case err == nil:
+		return false
+	case errors.As(err, &pe):
+		return strings.HasPrefix(pe.Code, "57P") || strings.HasPrefix(pe.Code, "08") // admin_shutdown, crash_shutdown, …
+	}
+	return errors.Is(err, driver.ErrBadConn) || pgconn.SafeToRetry(err) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &ne) ||
+		strings.Contains(err.Error(), "conn closed") // pgx has no sentinel for it
 }
 
 // storeLeaves adds the leaves of a transaction, and the open intents among them, in

@@ -9,7 +9,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"runtime"
 
 	"github.com/mattn/go-sqlite3"
 	"github.com/pressly/goose/v3"
@@ -85,11 +84,10 @@ func (s *Store) readSQLite(dsn string) error {
 	if err != nil {
 		return err
 	}
-	n := 2 * runtime.GOMAXPROCS(0)
-	db.SetMaxOpenConns(n)
-	db.SetMaxIdleConns(n)
+	db.SetMaxOpenConns(poolSize())
+	db.SetMaxIdleConns(poolSize())
 	s.rodb = reads{ConnPool: db, db: db, rebind: s.rebind}
-	s.ro, err = gorm.Open(sqlite.Dialector{Conn: db}, gormConfig())
+	s.ro, err = gorm.Open(sqlite.Dialector{Conn: db}, gormConfig(true))
 	return err
 }
 

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"runtime"
 	"strings"
 	"sync"
 
@@ -76,13 +77,32 @@ type reads struct {
 	rebind        func(string) string
 }
 
-func (r reads) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
-	return r.ConnPool.QueryContext(ctx, r.rebind(query), args...)
+// QueryContext sends a query; on a connection that has ended while it lay in the pool
+// (a restart of the database) it sends it again on another one.
+func (r reads) QueryContext(ctx context.Context, query string, args ...any) (rows *sql.Rows, err error) {
+	for range retries {
+		if rows, err = r.ConnPool.QueryContext(ctx, r.rebind(query), args...); !connectionLost(err) || ctx.Err() != nil {
+			break
+		}
+	}
+	return rows, err
 }
 
-func (r reads) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
-	return r.ConnPool.QueryRowContext(ctx, r.rebind(query), args...)
+// QueryRowContext is QueryContext for one row.
+func (r reads) QueryRowContext(ctx context.Context, query string, args ...any) (row *sql.Row) {
+	for range retries {
+		if row = r.ConnPool.QueryRowContext(ctx, r.rebind(query), args...); !connectionLost(row.Err()) || ctx.Err() != nil {
+			break
+		}
+	}
+	return row
 }
+
+// retries is one more than the connections that a pool may hold.
+var retries = poolSize() + 1
+
+// poolSize is the fixed number of connections for reading.
+func poolSize() int { return 2 * runtime.GOMAXPROCS(0) }
 
 // snapshot runs fn on one moment of the database.
 func (r reads) snapshot(ctx context.Context, fn func(reads) error) error {
@@ -95,8 +115,8 @@ func (r reads) snapshot(ctx context.Context, fn func(reads) error) error {
 }
 
 // gormConfig is for reading: gorm neither logs, nor pings, nor wraps in transactions.
-func gormConfig() *gorm.Config {
-	return &gorm.Config{Logger: logger.Discard, SkipDefaultTransaction: true, PrepareStmt: true, DisableAutomaticPing: true}
+func gormConfig(prepare bool) *gorm.Config {
+	return &gorm.Config{Logger: logger.Discard, SkipDefaultTransaction: true, PrepareStmt: prepare, DisableAutomaticPing: true}
 }
 
 // migrate brings the schema up to date with the numbered files of the dialect.

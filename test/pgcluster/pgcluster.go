@@ -178,7 +178,15 @@ func (c *Cluster) Stop(sig syscall.Signal) {
 	} else if err := syscall.Kill(pid, sig); err != nil {
 		c.t.Errorf("stopping PostgreSQL: %v", err)
 	}
-	<-c.ended
+	for { // runuser stops itself when its child is stopped
+		_ = c.cmd.Process.Signal(syscall.SIGCONT)
+		select {
+		case <-c.ended:
+		case <-time.After(50 * time.Millisecond):
+			continue
+		}
+		break
+	}
 	c.cmd = nil
 	c.log.Close()
 }
