@@ -24,6 +24,7 @@ check: deps-run
 	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "gofmt differs in: $$out"; exit 1; }
 	go mod verify
 	go vet $(PKGS)
+	go vet -tags failpoint ./audit
 	go run $(STATICCHECK) $(PKGS)
 	go test -count=1 -run 'TestFloors' ./cmd/chancery
 	@if [ -n "$$VULNDB" ]; then go run $(GOVULNCHECK) -db "file://$$VULNDB" $(PKGS); \
@@ -33,7 +34,7 @@ bench:
 	go test -run '^$$' -bench . -benchtime 2s ./hsmstore ./ca ./audit
 
 soak:
-	CHANCERY_KILLS=200 go test -count=1 -timeout 80m -run 'Crash' ./test
+	CHANCERY_KILLS=1000 go test -count=1 -timeout 80m -v -run 'Crash' ./test
 
 deps-run:
 	@sh deploy/deps.sh run

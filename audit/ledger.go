@@ -241,8 +241,10 @@ func (l *Ledger) write(batch []*item) (next *edge, err error) {
 		}
 		synced = make(chan error, 1)
 		go func() { synced <- l.opt.Journal.sync() }()
+		Failpoint("before-commit")
 		return nil
 	})
+	Failpoint("after-commit")
 	var serr error
 	if synced != nil {
 		serr = <-synced

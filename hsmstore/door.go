@@ -200,10 +200,12 @@ func (op *Operation) SignMessage(_ io.Reader, message []byte, opts crypto.Signer
 		return nil, fmt.Errorf("%w: waiting for an HSM: %w", ErrUnavailable, err)
 	}
 	defer s.queue.release()
+	audit.Failpoint("after-intent")
 	sig, err := s.sign(op.ctx, &op.sig)
 	if err != nil {
 		return nil, fmt.Errorf("signing under intent %d: %w", op.opened.Index, err)
 	}
+	audit.Failpoint("after-signature")
 	op.signed = sig
 	return bytes.Clone(sig), nil
 }
@@ -241,6 +243,7 @@ func (op *Operation) Commit(ctx context.Context, done audit.Done, p ...audit.Pro
 		op.unsure = op.unsure || errors.Is(err, audit.ErrUnavailable)
 		return audit.Appended{}, fmt.Errorf("committing what was signed under intent %d: %w", op.opened.Index, err)
 	}
+	audit.Failpoint("after-done")
 	op.close()
 	return a, nil
 }

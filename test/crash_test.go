@@ -21,18 +21,19 @@ import (
 	"chancery/test/pgcluster"
 )
 
-// kills is how often the crash test kills the server: CHANCERY_KILLS, default 12.
-func kills(t testing.TB) int {
+// kills is how often a crash test kills, by default so often: CHANCERY_KILLS is a
+// percentage of that.
+func kills(t testing.TB, usual int) int {
 	t.Helper()
 	s := os.Getenv("CHANCERY_KILLS")
 	if s == "" {
-		return 12
+		return usual
 	}
 	n, err := strconv.Atoi(s)
 	if err != nil || n < 1 {
-		t.Fatalf("CHANCERY_KILLS=%q is no number", s)
+		t.Fatalf("CHANCERY_KILLS=%q is no percentage", s)
 	}
-	return n
+	return max(1, usual*n/100)
 }
 
 // seed makes a run repeatable: CHANCERY_SEED, default a new one, which is logged.
@@ -107,47 +108,67 @@ func (l *load) end() {
 // holds the promises P1, P3 and P4 against three witnesses outside it: what the
 // clients were told, the journals of the HSM workers, and the CRL.
 func TestCrash(t *testing.T) {
-	t.Run("sqlite", func(t *testing.T) { crash(t, newSite(t), nil) })
+	t.Run("sqlite", func(t *testing.T) { crash(t, newSite(t), kills(t, 30), nil) })
 	t.Run("postgres", func(t *testing.T) {
-		c := pgcluster.New(t)
-		crash(t, newSiteOn(t, c.Database()), nil)
+		crash(t, newSiteOn(t, pgcluster.New(t).Database()), kills(t, 20), nil)
 	})
 	// The postmaster and all its backends die as well, and come back at once.
 	t.Run("postmaster", func(t *testing.T) {
 		c := pgcluster.New(t)
-		crash(t, newSiteOn(t, c.Database()), func() {
+		crash(t, newSiteOn(t, c.Database()), kills(t, 6), func() {
 			c.Stop(syscall.SIGKILL)
 			c.Start()
 		})
 	})
 }
 
-// crash kills the server, or what instead does, in each round.
-func crash(t *testing.T, s *site, instead func()) {
+// failpoints are the named places where the server ends itself, see audit.Failpoint.
+var failpoints = []string{"", "before-commit", "after-commit", "after-intent", "after-signature", "after-done"}
+
+// crash kills the server at a random moment or at one of the failpoints in turn, or
+// does instead, in each round; then it starts again at once.
+func crash(t *testing.T, s *site, rounds int, instead func()) {
 	random := seed(t)
-	s.start()
 	var issued, revoked []string
-	rounds := kills(t)
-	if instead != nil {
-		rounds = (rounds + 1) / 2
-	}
 	for round := range rounds {
+		point := failpoints[round%len(failpoints)]
+		if instead != nil {
+			point = ""
+		}
+		if s.cmd == nil || point != "" {
+			if s.cmd != nil {
+				s.stop()
+			}
+			s.env = []string{fmt.Sprintf("CHANCERY_FAILPOINT=%s:%d", point, 60+random.IntN(200))}
+			s.start()
+			s.env = nil
+		}
 		l := s.load(8)
 		select {
 		case <-l.started:
 		case <-time.After(30 * time.Second):
 			t.Fatalf("round %d: no certificate in 30 s: %v", round, l.errors)
 		}
-		time.Sleep(time.Duration(random.IntN(400)) * time.Millisecond) // the moment of the crash, not a wait
-		if instead == nil {
-			s.kill()
-			l.end()
-			s.start()
-		} else {
+		switch {
+		case instead != nil:
 			before := len(l.snapshot())
 			instead()
 			s.await(func() bool { return len(l.snapshot()) > before }) // it recovers by itself
 			l.end()
+		case point != "": // it ends by itself, in that very place
+			select {
+			case <-s.exited:
+				s.cmd = nil
+			case <-time.After(30 * time.Second):
+				t.Fatalf("round %d: failpoint %s was not reached", round, point)
+			}
+			l.end()
+			s.start()
+		default:
+			time.Sleep(time.Duration(random.IntN(400)) * time.Millisecond) // the moment of the crash, not a wait
+			s.kill()
+			l.end()
+			s.start()
 		}
 		issued, revoked = append(issued, l.issued...), append(revoked, l.revoked...)
 		s.checkAfterCrash(round, l)

@@ -29,8 +29,8 @@ import (
 )
 
 var (
-	buildFlags []string
-	chancery   string // the binary under test
+	buildFlags = []string{"-tags", "failpoint"} // places where TestCrash ends the process
+	chancery   string                           // the binary under test
 )
 
 func TestMain(m *testing.M) {
@@ -59,7 +59,8 @@ type site struct {
 	https, http string // addresses
 	challenge   int    // port of http-01
 	args        []string
-	overlayFile string // laid over DIR/chancery.yaml
+	env         []string // of the server, besides ours
+	overlayFile string   // laid over DIR/chancery.yaml
 
 	cmd    *exec.Cmd
 	banner string
@@ -157,6 +158,7 @@ func (s *site) launch() (ready <-chan struct{}) {
 		s.log = &lockedBuffer{}
 	}
 	s.cmd.Stderr = s.log
+	s.cmd.Env = append(os.Environ(), s.env...)
 	if err := s.cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
