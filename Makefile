@@ -30,8 +30,10 @@ check: deps-run
 	@if [ -n "$$VULNDB" ]; then go run $(GOVULNCHECK) -db "file://$$VULNDB" $(PKGS); \
 	else go run $(GOVULNCHECK) $(PKGS) || { s=$$?; [ $$s -eq 3 ] && exit 3; echo "govulncheck: skipped, no vulnerability database can be reached (set VULNDB to a folder)"; }; fi
 
-bench:
-	go test -run '^$$' -bench . -benchtime 2s ./hsmstore ./ca ./audit
+bench: deps-test
+	@mkdir -p bin
+	go test -run '^$$' -bench . -benchtime 2s -timeout 30m ./hsmstore ./ca ./audit ./test | tee bin/bench.txt
+	go run ./test/ratios bin/bench.txt
 
 soak:
 	CHANCERY_KILLS=1000 go test -count=1 -timeout 80m -v -run 'Crash' ./test

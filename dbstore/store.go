@@ -190,16 +190,6 @@ func (t *tx) exec(query string, args ...any) (int64, error) {
 	return res.RowsAffected()
 }
 
-// query runs a query in the transaction. The caller closes the rows.
-func (t *tx) query(query string, args ...any) (*sql.Rows, error) {
-	st, err := t.stmt(query)
-	if err != nil {
-		return nil, err
-	}
-	rows, err := st.QueryContext(t.ctx, args...)
-	return rows, mapError(err)
-}
-
 // row runs a query for one row; no row is audit.ErrNotFound.
 func (t *tx) row(dest []any, query string, args ...any) error {
 	st, err := t.stmt(query)

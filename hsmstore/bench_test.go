@@ -12,21 +12,26 @@ import (
 	"testing"
 	"time"
 
+	"chancery/audit"
 	"chancery/hsmstore"
 
 	"github.com/miekg/pkcs11"
 )
 
 // rawSigner is the process of BenchmarkRawSign: miekg/pkcs11 and nothing else.
-// Arguments: module, PIN, key name, seconds. It prints how often it signed.
+// Arguments: module, PIN, end of the key's label, seconds. It prints how often it signed.
 func rawSigner() {
 	p, session, key := rawOpen(os.Args[2], os.Args[3], os.Args[4])
 	seconds, _ := strconv.ParseFloat(os.Args[5], 64)
-	digest, n := make([]byte, 32), 0
+	mechanism, size := uint(pkcs11.CKM_ECDSA), 32
+	if strings.HasPrefix(os.Args[4], "document:") {
+		mechanism, size = pkcs11.CKM_RSA_PKCS, 51 // a DigestInfo with SHA-256 (RFC 8017 §9.2)
+	}
+	digest, n := make([]byte, size), 0
 	fmt.Println("ready")
 	_, _ = io.ReadAll(os.Stdin)
 	for end := time.Now().Add(time.Duration(seconds * float64(time.Second))); time.Now().Before(end); n++ {
-		must(p.SignInit(session, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_ECDSA, nil)}, key))
+		must(p.SignInit(session, []*pkcs11.Mechanism{pkcs11.NewMechanism(mechanism, nil)}, key))
 		_, err := p.Sign(session, digest)
 		must(err)
 	}
@@ -49,7 +54,7 @@ func rawOpen(module, pin, name string) (*pkcs11.Ctx, pkcs11.SessionHandle, pkcs1
 	session, err := p.OpenSession(slots[0], pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
 	must(err)
 	must(p.Login(session, pkcs11.CKU_USER, pin))
-	must(p.FindObjectsInit(session, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), pkcs11.NewAttribute(pkcs11.CKA_LABEL, "chancery:issuer:"+name)}))
+	must(p.FindObjectsInit(session, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), pkcs11.NewAttribute(pkcs11.CKA_LABEL, "chancery:"+name)}))
 	hs, _, err := p.FindObjects(session, 1)
 	must(err)
 	must(p.FindObjectsFinal(session))
@@ -58,6 +63,12 @@ func rawOpen(module, pin, name string) (*pkcs11.Ctx, pkcs11.SessionHandle, pkcs1
 
 // BenchmarkRawSign is the ceiling: one process per token that does nothing but C_Sign.
 func BenchmarkRawSign(b *testing.B) {
+	for name, key := range map[string]string{"P-256": "issuer:issuing", "RSA-2048": "document:document"} {
+		b.Run(name, func(b *testing.B) { rawSign(b, key) })
+	}
+}
+
+func rawSign(b *testing.B, key string) {
 	c := copyCluster(b)
 	const seconds = 2.0
 	for b.Loop() {
@@ -69,7 +80,7 @@ func BenchmarkRawSign(b *testing.B) {
 		for _, m := range c.members {
 			pin, err := m.PIN()
 			must(err)
-			cmd := exec.Command("/proc/self/exe", "raw-signer", m.Module, pin, "issuing", fmt.Sprint(seconds))
+			cmd := exec.Command("/proc/self/exe", "raw-signer", m.Module, pin, key, fmt.Sprint(seconds))
 			cmd.Env = append(os.Environ(), m.Env...)
 			in, err := cmd.StdinPipe()
 			must(err)
@@ -121,14 +132,20 @@ func BenchmarkStoreSign(b *testing.B) {
 	}
 }
 
-// BenchmarkDoor is the whole way of a certificate: intent, signature, done, on a
-// ledger in memory.
+// BenchmarkDoor is the whole way of a signature: intent, signature, done, on a ledger
+// in memory.
 func BenchmarkDoor(b *testing.B) {
-	c := newCluster(b)
-	k := c.key(b, "issuing")
 	serial := newSerial()
-	req := hsmstore.SignRequest{Op: opCertificate, Message: tbs(b, "Issuing CA", serial), Serial: serial.Bytes(), Requester: "bench"}
-	parallel(b, c, 24, func(ctx context.Context) error { return once(ctx, k, req) })
+	for name, r := range map[string]hsmstore.SignRequest{
+		"issuing":  {Op: opCertificate, Message: tbs(b, "Issuing CA", serial), Serial: serial.Bytes(), Requester: "bench"},
+		"document": {Op: audit.OpCMS, Message: attributes(oidData, 32), Requester: "bench"},
+	} {
+		b.Run(name, func(b *testing.B) {
+			c := newCluster(b)
+			k := c.key(b, name)
+			parallel(b, c, 24, func(ctx context.Context) error { return once(ctx, k, r) })
+		})
+	}
 }
 
 // cpuTime is what this process and the workers have used so far.

@@ -117,10 +117,11 @@ func parseTBSCertificate(b *binding, s cryptobyte.String) (parsed, error) {
 		return parsed{}, err
 	}
 	ext := cbasn1.Tag(3).Constructed().ContextSpecific()
-	if !s.SkipASN1(cbasn1.SEQUENCE) || // validity
-		!s.SkipASN1(cbasn1.SEQUENCE) || // subject
-		!s.SkipASN1(cbasn1.SEQUENCE) || // subjectPublicKeyInfo
-		!s.SkipASN1(ext) || !s.Empty() {
+	whole := true
+	for range 3 { // validity, subject, subjectPublicKeyInfo
+		whole = whole && s.SkipASN1(cbasn1.SEQUENCE)
+	}
+	if !whole || !s.SkipASN1(ext) || !s.Empty() {
 		return parsed{}, fmt.Errorf("TBSCertificate: fields of RFC 5280 §4.1.2 expected, with extensions, without unique ids")
 	}
 	return parsed{kind: kindCertificate, serial: serial}, nil
@@ -135,7 +136,8 @@ func parseTBSCertList(b *binding, s cryptobyte.String) (parsed, error) {
 	if err := readAlgIssuer(b, &s, &alg, &issuer, "TBSCertList"); err != nil {
 		return parsed{}, err
 	}
-	if !skipTime(&s) || !skipTime(&s) { // thisUpdate, nextUpdate
+	thisUpdate := skipTime(&s)
+	if nextUpdate := skipTime(&s); !thisUpdate || !nextUpdate {
 		return parsed{}, fmt.Errorf("TBSCertList: thisUpdate and nextUpdate expected")
 	}
 	if !s.SkipOptionalASN1(cbasn1.SEQUENCE) || !s.SkipASN1(versionTag) || !s.Empty() {
