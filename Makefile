@@ -1,5 +1,7 @@
 # Chancery. `make run` and `make test` do everything on a fresh Debian or Ubuntu.
 export GOTOOLCHAIN ?= auto
+# One way of building for all targets, so that each finds what the others compiled.
+export GOFLAGS ?= -trimpath
 export PATH := /usr/lib/go-1.24/bin:/usr/lib/go-1.23/bin:/usr/local/go/bin:$(PATH)
 
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
@@ -14,7 +16,7 @@ run: deps-run build
 	bin/chancery dev --dir ./data
 
 build:
-	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/chancery ./cmd/chancery
+	go build -ldflags '$(LDFLAGS)' -o bin/chancery ./cmd/chancery
 
 # Everything: the unit tests of every room and the tests on real parts under test/.
 test: deps-test

@@ -339,10 +339,10 @@ func (s *Store) closeOpen(ctx context.Context, why string, age time.Duration) (i
 }
 
 const (
-	sweepInterval = 30 * time.Second
+	sweepInterval = 10 * time.Second
 	// sweepAge is longer than any caller needs from the commit of an intent to the
 	// note of its operation.
-	sweepAge = time.Minute
+	sweepAge = 30 * time.Second
 )
 
 // sweep closes what the ledger did not take when its operation ended: the disk was

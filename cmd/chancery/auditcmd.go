@@ -41,12 +41,8 @@ func auditVerifyCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			st, err := dbstore.OpenSnapshot(c.Context(), cfg.Database)
-			if err != nil {
-				return err
-			}
-			defer st.Close()
-			// The witnesses outside the database, where they are.
+			// The witnesses outside the database, where they are; as long as they are before
+			// the moment of the database that is looked at, for a running server goes on writing.
 			var journal io.Reader
 			if f, err := witness(cfg.Ledger.Journal); err != nil {
 				return err
@@ -65,6 +61,11 @@ func auditVerifyCommand() *cobra.Command {
 					anchors = append(anchors, f)
 				}
 			}
+			st, err := dbstore.OpenSnapshot(c.Context(), cfg.Database)
+			if err != nil {
+				return err
+			}
+			defer st.Close()
 			rep, err := audit.Verify(c.Context(), st, journal, anchors...)
 			if err != nil {
 				return fmt.Errorf("ledger of %s: %w", file, err)
@@ -92,8 +93,14 @@ OK
 	return c
 }
 
+// file is a file as long as it was when it was opened.
+type file struct {
+	*io.SectionReader
+	io.Closer
+}
+
 // witness opens a file outside the database; one that is not there is nil.
-func witness(path string) (*os.File, error) {
+func witness(path string) (*file, error) {
 	if path == "" {
 		return nil, nil
 	}
@@ -101,5 +108,12 @@ func witness(path string) (*os.File, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	return f, err
+	if err != nil {
+		return nil, err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return &file{io.NewSectionReader(f, 0, st.Size()), f}, nil
 }

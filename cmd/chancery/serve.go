@@ -41,7 +41,7 @@ func serveCommand() *cobra.Command {
 			if err := s.startServing(c.Context()); err != nil {
 				return errors.Join(err, s.close())
 			}
-			landing := web.Landing{RootFingerprint: fingerprint(s.authority.Roots()[0]), Issuers: []string{rootName, issuingName}}
+			landing := web.Landing{RootFingerprint: fingerprint(s.authority.Roots()[0]), CertbotLine: "certbot certonly --standalone --server " + cfg.PublicURL + "/acme/directory -d NAME", Issuers: []string{rootName, issuingName}}
 			err = s.serve(c.Context(), l, landing, func() {
 				log.Info("serving", "acme", cfg.PublicURL+"/acme/directory", "root_sha256", landing.RootFingerprint)
 				notifyReady()
