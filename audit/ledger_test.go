@@ -448,7 +448,8 @@ func TestAttack_AUD_05(t *testing.T) {
 
 func BenchmarkOperation(b *testing.B) {
 	for _, callers := range []int{1, 16, 64} {
-		b.Run(fmt.Sprintf("callers=%d", callers), func(b *testing.B) {
+		kind, _, _ := strings.Cut(database(b), ":")
+		b.Run(fmt.Sprintf("%s/callers=%d", kind, callers), func(b *testing.B) {
 			l := newLedger(b)
 			ctx := context.Background()
 			var wg sync.WaitGroup

@@ -127,7 +127,7 @@ func BenchmarkACME(b *testing.B) {
 			})
 		}
 		s.stop()
-		b.Logf("server CPU by part:\n%s", split(b, profile))
+		fmt.Printf("%s, server CPU by part, parts within parts:\n%s", b.Name(), split(b, profile))
 	})
 }
 

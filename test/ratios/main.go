@@ -21,7 +21,8 @@ var compared = []struct{ what, name, unit, limit, limitName, limitUnit string }{
 	{"API, PostgreSQL, 32 clients ÷ raw C_Sign", "API/postgres/clients=32", "op/s", "raw C_Sign on both tokens", "RawSign/P-256", "sign/s"},
 	{"API, PostgreSQL ÷ SQLite, 32 clients", "API/postgres/clients=32", "op/s", "SQLite", "API/sqlite/clients=32", "op/s"},
 	{"ACME, PostgreSQL ÷ SQLite, 32 clients", "ACME/postgres/clients=32", "op/s", "SQLite", "ACME/sqlite/clients=32", "op/s"},
-	{"ledger operation, 64 callers ÷ fsync", "Operation/callers=64", "ops/s", "fsync of 4 KiB", "Limits/fsync-4KiB", "fsync/s"},
+	{"ledger operation, SQLite, 64 callers ÷ fsync", "Operation/sqlite/callers=64", "ops/s", "fsync of 4 KiB", "Limits/fsync-4KiB", "fsync/s"},
+	{"ledger operation, PostgreSQL, 64 callers ÷ fsync", "Operation/postgres/callers=64", "ops/s", "fsync of 4 KiB", "Limits/fsync-4KiB", "fsync/s"},
 }
 
 func main() {
@@ -39,10 +40,10 @@ func main() {
 	for _, c := range compared {
 		v, limit := figures[c.name+" "+c.unit], figures[c.limitName+" "+c.limitUnit]
 		if v == 0 || limit == 0 {
-			fmt.Printf("%-45s not measured\n", c.what)
+			fmt.Printf("%-49s not measured\n", c.what)
 			continue
 		}
-		fmt.Printf("%-45s %5.2f   (%.0f %s, %s %.0f %s)\n", c.what, v/limit, v, c.unit, c.limit, limit, c.limitUnit)
+		fmt.Printf("%-49s %5.2f   (%.0f %s, %s %.0f %s)\n", c.what, v/limit, v, c.unit, c.limit, limit, c.limitUnit)
 	}
 }
 
