@@ -1,0 +1,47 @@
+package main
+
+import (
+	"os"
+	"strings"
+	"testing"
+)
+
+// The example that the package installs is a configuration that this program takes.
+func TestExampleConfig(t *testing.T) {
+	c, err := loadChecked("../../deploy/chancery.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.production(); err != nil {
+		t.Error(err)
+	}
+	m, err := c.members()
+	if err != nil || len(m) != 1 || m[0].Name != "alpha" || m[0].TokenLabel != "alpha" || m[0].Module == "" {
+		t.Errorf("members: %+v, %v", m, err)
+	}
+	// With what it shows in comments, too.
+	b, err := os.ReadFile("../../deploy/chancery.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.NewReplacer("# so_pin:", "so_pin:", "# resolvers:", "resolvers:", "# allow_networks:", "allow_networks:").Replace(string(b))
+	c, err = parseConfig("example", []byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.check(); err != nil || len(c.ACME.Validation.Resolvers) != 1 || c.HSM.Members[0].SOPIN == "" {
+		t.Errorf("with comments: %+v, %v", c, err)
+	}
+}
+
+func TestOverlayMergesMapsAndReplacesTheRest(t *testing.T) {
+	base := map[string]any{"a": map[string]any{"x": 1, "y": []any{1, 2}}, "b": "old"}
+	got := merge(base, map[string]any{"a": map[string]any{"y": []any{3}, "z": 4}, "b": "new"})
+	a := got["a"].(map[string]any)
+	if a["x"] != 1 || len(a["y"].([]any)) != 1 || a["z"] != 4 || got["b"] != "new" {
+		t.Errorf("merged: %v", got)
+	}
+	if base["b"] != "old" {
+		t.Error("the base was changed")
+	}
+}
