@@ -16,7 +16,7 @@ func TestExampleConfig(t *testing.T) {
 		t.Error(err)
 	}
 	m, err := c.members()
-	if err != nil || len(m) != 1 || m[0].Name != "alpha" || m[0].TokenLabel != "alpha" || m[0].Module == "" {
+	if err != nil || len(m) != 1 || m[0].Name != "alpha" || m[0].TokenLabel != "ca-alpha" || m[0].Module == "" {
 		t.Errorf("members: %+v, %v", m, err)
 	}
 	// With what it shows in comments, too.
