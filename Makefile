@@ -38,7 +38,7 @@ bench: deps-test
 	go run ./test/ratios bin/bench.txt
 
 soak:
-	CHANCERY_KILLS=1000 go test -count=1 -timeout 80m -v -run 'Crash' ./test
+	CHANCERY_KILLS=1000 CHANCERY_RACE=1 go test -count=1 -timeout 80m -v -run 'Crash' ./test
 
 deps-run:
 	@sh deploy/deps.sh run

@@ -39,6 +39,9 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	chancery = filepath.Join(dir, "chancery")
+	if os.Getenv("CHANCERY_RACE") != "" {
+		buildFlags = append(buildFlags, "-race")
+	}
 	args := append([]string{"build", "-o", chancery}, buildFlags...)
 	cmd := exec.Command("go", append(args, "chancery/cmd/chancery")...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
