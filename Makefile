@@ -10,7 +10,7 @@ PKGS    := ./...
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
-.PHONY: run build test check bench soak deps-run deps-test
+.PHONY: run build test check bench soak hsmfault deps-run deps-test
 
 run: deps-run build
 	bin/chancery dev --dir ./data
@@ -39,6 +39,12 @@ bench: deps-test
 
 soak:
 	CHANCERY_KILLS=1000 CHANCERY_RACE=1 go test -count=1 -timeout 80m -v -run 'Crash' ./test
+
+# The PKCS#11 module that plays a failing HSM; the tests build their own copy.
+hsmfault:
+	@mkdir -p bin
+	gcc -std=gnu11 -O2 -g -Wall -Wextra -Werror -fPIC -shared -fvisibility=hidden -Wl,-z,nodelete,-z,defs \
+		-I "$$(go list -m -f '{{.Dir}}' github.com/miekg/pkcs11)" -o bin/hsmfault.so test/hsmfault/module.c -ldl -lpthread
 
 deps-run:
 	@sh deploy/deps.sh run

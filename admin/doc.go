@@ -9,6 +9,16 @@
 // is empty, and leaf 0 of the ledger records its acts. When a first start was cut
 // short, [ResumeGenesis] makes it again from leaf 0, without what is done already.
 //
-// Officers are people with a P-256 key of their own ([OfficerKey]) whose votes make
-// every later grant. [RosterDigest] names them all; it stands in leaf 0.
+// Officers are people with a P-256 key of their own ([OfficerKey]); the [Roster]
+// names them and how many must approve, and its digest stands in leaf 0. Every later
+// grant comes from the [Board]:
+//
+//	Propose → Vote … Vote → grant → Executor → result
+//
+// A [Proposal] is a fixed string of bytes that names ledger, acts, parameters, policy,
+// roster, requester and time; each vote signs all of it. Proposal, votes, grant and
+// result are leaves, and rows that commit with them. The grant comes into being with
+// the one database update that makes a pending proposal approved: of votes that reach
+// the quorum at once, one gets past it. Its [Warrant] carries the evidence, so that
+// another process can check it without trusting this one.
 package admin

@@ -14,7 +14,8 @@ var ErrNotGranted = errors.New("act is not granted")
 // Grant allows a list of acts, each once. Only the functions of this package make
 // one; the zero value and nil allow nothing. It is safe for concurrent use.
 type Grant struct {
-	hash [32]byte
+	hash    [32]byte
+	warrant *Warrant // nil at genesis
 
 	mu   sync.Mutex
 	left map[string]int // how often an act may still be spent
@@ -97,6 +98,14 @@ func (g *Grant) Spend(act string) error {
 	}
 	g.left[act] = n - 1
 	return nil
+}
+
+// Warrant is the officers' evidence for the grant; a grant of genesis has none.
+func (g *Grant) Warrant() (*Warrant, bool) {
+	if g == nil || g.warrant == nil {
+		return nil, false
+	}
+	return g.warrant, true
 }
 
 // Hash names the grant in the leaves of its acts (TagGrant). It is zero for nil.

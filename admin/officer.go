@@ -19,8 +19,8 @@ import (
 
 // Officer is one person who may vote, as the roster knows them.
 type Officer struct {
-	Name string
-	SPKI []byte // DER of the P-256 public key (RFC 5280 §4.1.2.7)
+	Name string `json:"name"`
+	SPKI []byte `json:"spki"` // DER of the P-256 public key (RFC 5280 §4.1.2.7)
 }
 
 // OfficerKey is the private half of an officer's CLI key: a software key in a

@@ -66,12 +66,22 @@ func (h *house) birth(name string, p audit.Purpose, spki []byte) {
 	f.Hash(audit.TagKey, sha256.Sum256(spki))
 	f.Text(audit.TagKeyName, name)
 	f.Uint8(audit.TagPurpose, uint8(p))
+	f.Hash(audit.TagGrant, genesisGrant())
 	must(h.ledger.Append(context.Background(), audit.Event(audit.OpKeyGenerate, f),
 		hsmstore.PutKey{KeyRecord: hsmstore.KeyRecord{ID: hsmstore.KeyID{1}, Name: name, Purpose: p, Algorithm: "P-256", SPKI: spki, Origin: "m1", Members: []string{"m1"}}}))
 	var m audit.Fields
 	m.Text(audit.TagMember, "m1")
 	m.Text(audit.TagSerialNumber, "abc")
+	m.Hash(audit.TagGrant, genesisGrant())
 	must(h.ledger.Append(context.Background(), audit.Event(audit.OpMemberAdd, m), hsmstore.PutMember{MemberRecord: hsmstore.MemberRecord{Name: "m1", Serial: "abc"}}))
+}
+
+// genesisGrant is the grant of the genesis that [bench.genesis] makes.
+func genesisGrant() [32]byte {
+	var acts audit.Fields
+	acts.List(audit.TagActs, []byte("x"))
+	proposal := audit.Digest("proposal", acts[0].Value)
+	return audit.Digest("grant", proposal[:])
 }
 
 var notAfter = time.Now().Add(24 * time.Hour).Truncate(time.Second).UTC()
@@ -163,9 +173,9 @@ func TestTamperRows(t *testing.T) {
 		"CRL number goes back":             "UPDATE issuer SET crl_number = 1",
 		"thisUpdate goes back":             "UPDATE issuer SET crl_this = 1",
 		"issuer replaced":                  "UPDATE issuer SET der = substr(der, 1, length(der) - 1) || CASE WHEN substr(der, length(der)) = x'00' THEN x'01' ELSE x'00' END",
-		"key without a birth":              "INSERT INTO hsm_key SELECT x'02', 'evil', purpose, algorithm, x'3000', x'00', subject, origin, members, birth, 1 FROM hsm_key",
+		"key without a birth":              "INSERT INTO hsm_key (id, name, purpose, algorithm, spki, spki_hash, subject, origin, members, birth, state) SELECT x'02', 'evil', purpose, algorithm, x'3000', x'00', subject, origin, members, birth, 'usable' FROM hsm_key",
 		"key for another purpose":          "UPDATE hsm_key SET purpose = 5",
-		"member that never joined":         "INSERT INTO hsm_member VALUES ('m2', 'def', '', 1)",
+		"member that never joined":         "INSERT INTO hsm_member (name, serial, label, leaf) VALUES ('m2', 'def', '', 1)",
 		"token swapped":                    "UPDATE hsm_member SET serial = 'def'",
 		"closed intent listed as open":     "INSERT INTO ledger_open VALUES (3, 'n')",
 		"open intent not listed":           "DELETE FROM ledger_open",

@@ -44,6 +44,18 @@ const (
 	OpRevoke       Op = 13 // a certificate was revoked, RFC 5280 §5.3.1
 	OpCounts       Op = 14 // hourly counts of exempt signatures per member, with journal heads
 	OpConfig       Op = 15 // an issuer, profile or policy came into force
+	OpMemberState  Op = 32 // an HSM member was drained, fenced, admitted or removed
+	OpKeyState     Op = 33 // a key was disabled, enabled or quarantined
+	OpKeyAdopt     Op = 34 // a key that others made came into use where it is
+	OpKeyImport    Op = 35 // a key came in from outside, wrapped
+	OpKeyDrift     Op = 36 // a key on a member is not what its birth said, or is again
+	OpBackup       Op = 37 // keys were wrapped for a backup recipient
+	OpRestore      Op = 38 // keys of a predecessor came back from a backup
+	OpProposal     Op = 16 // a sensitive act was asked for
+	OpVote         Op = 17 // an officer approved or rejected a proposal
+	OpGrant        Op = 18 // enough officers approved: the proposal is spent on a grant
+	OpGrantResult  Op = 19 // what came of the acts of a grant
+	OpProposalEnd  Op = 20 // a proposal ended without a grant: rejected, expired, cancelled
 )
 
 var opNames = map[Op]string{
@@ -51,6 +63,8 @@ var opNames = map[Op]string{
 	OpTimestamp: "timestamp", OpCode: "code", OpKeyProof: "key-proof", OpKeyGenerate: "key-generate",
 	OpKeyReplicate: "key-replicate", OpKeyDestroy: "key-destroy", OpMemberAdd: "member-add",
 	OpRevoke: "revoke", OpCounts: "counts", OpConfig: "config",
+	OpMemberState: "member-state", OpKeyState: "key-state", OpKeyAdopt: "key-adopt", OpKeyImport: "key-import", OpKeyDrift: "key-drift", OpBackup: "backup", OpRestore: "restore",
+	OpProposal: "proposal", OpVote: "vote", OpGrant: "grant", OpGrantResult: "grant-result", OpProposalEnd: "proposal-end",
 }
 
 func (o Op) String() string {
@@ -102,45 +116,59 @@ const tagOptional Tag = 0x8000
 
 // The tags, with the shape of their value. Append-only.
 const (
-	TagRandom         Tag = 1  // 32 octets
-	TagMode           Tag = 2  // u8: 1 dev, 2 prod
-	TagDomain         Tag = 3  // text: operator domain, host part of the checkpoint origin
-	TagPrevious       Tag = 4  // text: last checkpoint of the predecessor ledger
-	TagCheckpointKeys Tag = 5  // list of SPKI DER (RFC 5280 §4.1.2.7)
-	TagRoster         Tag = 6  // 32 octets: officer roster digest
-	TagActs           Tag = 7  // list of text: the acts that genesis allows
-	TagKey            Tag = 16 // 32 octets: SHA-256 of the key's SPKI DER
-	TagPurpose        Tag = 17 // u8: Purpose
-	TagAlgorithm      Tag = 18 // AlgorithmIdentifier DER (RFC 5280 §4.1.1.2)
-	TagTBSHash        Tag = 19 // 32 octets: SHA-256 of the message
-	TagTBSLength      Tag = 20 // u64: octets of the message
-	TagIssuer         Tag = 21 // 32 octets: SHA-256 of the issuer's SPKI DER
-	TagSerial         Tag = 22 // 1..20 octets, big-endian, positive (RFC 5280 §4.1.2.2)
-	TagProfile        Tag = 23 // 32 octets: profile digest
-	TagEvidence       Tag = 24 // 32 octets: digest of what the decision rests on
-	TagRequester      Tag = 25 // text: pseudonym of who asked
-	TagGrant          Tag = 26 // 32 octets: grant
-	TagMaxAttempts    Tag = 27 // u8
-	TagNode           Tag = 28 // text: node_id
-	TagBuild          Tag = 29 // text: version of the program
-	TagCRLNumber      Tag = 30 // u64 (RFC 5280 §5.2.3)
-	TagThisUpdate     Tag = 31 // u64: seconds since 1970 (RFC 5280 §5.1.2.4)
-	TagCovers         Tag = 32 // u64: the ledger size up to which revocations are contained
-	TagIntentHash     Tag = 48 // 32 octets: Merkle leaf hash of the intent
-	TagSignature      Tag = 49 // 32 octets: SHA-256 of the signature
-	TagArtefact       Tag = 50 // 32 octets: SHA-256 of the finished artefact
-	TagAttempts       Tag = 51 // list of (text member, u32 count): tries per member
-	TagReason         Tag = 64 // text: why (failed, orphan), or the CRLReason name
-	TagKeyName        Tag = 65 // text: name of the key in the cluster
-	TagMember         Tag = 66 // text: name of the HSM member
-	TagSerialNumber   Tag = 67 // text: token serial number (PKCS#11 CK_TOKEN_INFO)
-	TagSPKI           Tag = 68 // SPKI DER
-	TagSource         Tag = 69 // text: member that a copy came from
-	TagMechanism      Tag = 70 // text: how a key was copied
-	TagCounts         Tag = 71 // list of (text member, u64 probes, u64 checkpoints, 32 octets journal head)
-	TagRevokedAt      Tag = 72 // u64: seconds since 1970 (RFC 5280 §5.1.2.6)
-	TagAttributes     Tag = 73 // list of text: PKCS#11 attribute snapshot at birth
-	TagSubject        Tag = 74 // 32 octets: digest of the object that an act concerns
+	TagRandom         Tag = 1   // 32 octets
+	TagMode           Tag = 2   // u8: 1 dev, 2 prod
+	TagDomain         Tag = 3   // text: operator domain, host part of the checkpoint origin
+	TagPrevious       Tag = 4   // text: last checkpoint of the predecessor ledger
+	TagCheckpointKeys Tag = 5   // list of SPKI DER (RFC 5280 §4.1.2.7)
+	TagRoster         Tag = 6   // 32 octets: officer roster digest
+	TagActs           Tag = 7   // list of text: the acts that genesis allows
+	TagKey            Tag = 16  // 32 octets: SHA-256 of the key's SPKI DER
+	TagPurpose        Tag = 17  // u8: Purpose
+	TagAlgorithm      Tag = 18  // AlgorithmIdentifier DER (RFC 5280 §4.1.1.2)
+	TagTBSHash        Tag = 19  // 32 octets: SHA-256 of the message
+	TagTBSLength      Tag = 20  // u64: octets of the message
+	TagIssuer         Tag = 21  // 32 octets: SHA-256 of the issuer's SPKI DER
+	TagSerial         Tag = 22  // 1..20 octets, big-endian, positive (RFC 5280 §4.1.2.2)
+	TagProfile        Tag = 23  // 32 octets: profile digest
+	TagEvidence       Tag = 24  // 32 octets: digest of what the decision rests on
+	TagRequester      Tag = 25  // text: pseudonym of who asked
+	TagGrant          Tag = 26  // 32 octets: grant
+	TagMaxAttempts    Tag = 27  // u8
+	TagNode           Tag = 28  // text: node_id
+	TagBuild          Tag = 29  // text: version of the program
+	TagCRLNumber      Tag = 30  // u64 (RFC 5280 §5.2.3)
+	TagThisUpdate     Tag = 31  // u64: seconds since 1970 (RFC 5280 §5.1.2.4)
+	TagCovers         Tag = 32  // u64: the ledger size up to which revocations are contained
+	TagIntentHash     Tag = 48  // 32 octets: Merkle leaf hash of the intent
+	TagSignature      Tag = 49  // 32 octets: SHA-256 of the signature
+	TagArtefact       Tag = 50  // 32 octets: SHA-256 of the finished artefact
+	TagAttempts       Tag = 51  // list of (text member, u32 count): tries per member
+	TagReason         Tag = 64  // text: why (failed, orphan), or the CRLReason name
+	TagKeyName        Tag = 65  // text: name of the key in the cluster
+	TagMember         Tag = 66  // text: name of the HSM member
+	TagSerialNumber   Tag = 67  // text: token serial number (PKCS#11 CK_TOKEN_INFO)
+	TagSPKI           Tag = 68  // SPKI DER
+	TagSource         Tag = 69  // text: member that a copy came from
+	TagMechanism      Tag = 70  // text: how a key was copied
+	TagCounts         Tag = 71  // list of (text member, u64 probes, u64 checkpoints, 32 octets journal head)
+	TagRevokedAt      Tag = 72  // u64: seconds since 1970 (RFC 5280 §5.1.2.6)
+	TagAttributes     Tag = 73  // list of text: PKCS#11 attribute snapshot at birth
+	TagSubject        Tag = 74  // 32 octets: digest of the object that an act concerns
+	TagState          Tag = 100 // text: the state that a member or key is in from now on
+	TagAttestation    Tag = 101 // the vendor's attestation evidence for a key, as it is
+	TagManifest       Tag = 102 // 32 octets: SHA-256 of a backup manifest
+	TagRecipient      Tag = 103 // text: name of a backup recipient
+	TagWeak           Tag = 104 // list of text: attributes of an adopted key that are weaker than ours and were accepted
+	TagCopies         Tag = 105 // list of text: every copy of a destroyed key: "member NAME token SERIAL", "backup RECIPIENT"
+	TagFindings       Tag = 106 // list of text: what differs between tokens, database and ledger; empty: nothing any more
+	TagProposal       Tag = 80  // proposal (ENCODINGS): TLV of its own
+	TagProposalHash   Tag = 81  // 32 octets: H("proposal", proposal)
+	TagOfficer        Tag = 82  // 32 octets: SHA-256 of an officer's SPKI DER
+	TagDecision       Tag = 83  // u8: 0 request, 1 approve, 2 reject
+	TagVote           Tag = 84  // ECDSA signature over the CLI vote text, DER (RFC 3279 §2.2.3)
+	TagVotes          Tag = 85  // leaf indexes of the votes of a grant, u64 each, ascending
+	TagOutcome        Tag = 86  // text: done, failed, rejected, expired, cancelled
 )
 
 // shape is what a tag's value must look like.
@@ -164,4 +192,7 @@ var tagShapes = map[Tag]shape{
 	TagSignature: shapeHash, TagArtefact: shapeHash, TagAttempts: shapeBytes, TagReason: shapeText, TagKeyName: shapeText,
 	TagMember: shapeText, TagSerialNumber: shapeText, TagSPKI: shapeBytes, TagSource: shapeText, TagMechanism: shapeText,
 	TagCounts: shapeBytes, TagRevokedAt: shapeU64, TagAttributes: shapeBytes, TagSubject: shapeHash,
+	TagState: shapeText, TagAttestation: shapeBytes, TagManifest: shapeHash, TagRecipient: shapeText, TagWeak: shapeBytes, TagCopies: shapeBytes, TagFindings: shapeBytes,
+	TagProposal: shapeBytes, TagProposalHash: shapeHash, TagOfficer: shapeHash, TagDecision: shapeU8, TagVote: shapeBytes,
+	TagVotes: shapeBytes, TagOutcome: shapeText,
 }

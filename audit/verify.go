@@ -40,6 +40,7 @@ type Report struct {
 	Open         uint64    `json:"open"`
 	Certificates uint64    `json:"certificates"`
 	Revocations  uint64    `json:"revocations"`
+	Grants       uint64    `json:"grants"`      // of the officers, each with its signatures
 	Checkpoints  uint64    `json:"checkpoints"` // signed ones in the database
 	Anchored     uint64    `json:"anchored"`    // signed ones outside of it
 	Journaled    uint64    `json:"journaled"`   // entries that the intent journal vouches for
@@ -78,7 +79,7 @@ type openIntent struct {
 // Verify recomputes the tree from the leaves and holds it against tiles, head and
 // signed checkpoints; it checks that every intent is closed at most once and in
 // time, and that the rows of the database – certificates, serials, revocations,
-// CRLs, keys, members – are what the leaves say, no more and no less.
+// CRLs, keys, members, officers' decisions – are what the leaves say, no more and no less.
 //
 // The witnesses outside the database are its intent journal and anchors; nil or none
 // if there are not any. They vouch for the entries that they name: a tail that was
@@ -308,6 +309,9 @@ func (v *verifier) account(index uint64, h tlog.Hash, l Leaf, arts map[uint64]Ar
 		v.report.Intents++
 		v.open[index] = openIntent{h, l}
 		return v.rows.intent(index, l)
+	case KindGenesis:
+		v.rows.approvals.genesis(l)
+		return nil
 	case KindEvent:
 		return v.rows.event(index, l)
 	case KindDone, KindFailed, KindOrphan:
@@ -378,7 +382,7 @@ func (v *verifier) finish(ctx context.Context) error {
 	}
 	root := v.head.Root()
 	v.report.Size, v.report.Open, v.report.Root = v.head.Size, uint64(len(v.open)), hex.EncodeToString(root[:])
-	v.report.Revocations = v.rows.revocations
+	v.report.Revocations, v.report.Grants = v.rows.revocations, v.rows.approvals.made
 	return nil
 }
 

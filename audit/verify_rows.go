@@ -26,6 +26,10 @@ type VerifySource interface {
 	IssuerRows(ctx context.Context, fn func(IssuerRow) error) error
 	KeyRows(ctx context.Context, fn func(KeyRow) error) error
 	MemberRows(ctx context.Context, fn func(name, serial string) error) error
+	// RosterRows returns the officers and how many of them must approve.
+	RosterRows(ctx context.Context) (officers []OfficerRow, quorum int, err error)
+	ProposalRows(ctx context.Context, fn func(ProposalRow) error) error
+	VoteRows(ctx context.Context, fn func(VoteRow) error) error
 	// Beyond counts leaves and tiles that do not belong to a tree of a size.
 	Beyond(ctx context.Context, size uint64) (int, error)
 }
@@ -80,6 +84,7 @@ type rows struct {
 	issuers     map[[32]byte]bool // SHA-256 of issuers' certificates: a done leaf names it
 	keys        map[[32]byte]bornOn
 	members     map[string]bool // name, line feed, token serial
+	approvals   approvals
 	revocations uint64
 }
 
@@ -102,7 +107,7 @@ type bornOn struct {
 
 func newRows() rows {
 	return rows{serials: map[uint64][16]byte{}, revoked: map[string]revoked{}, scopes: map[[32]byte]CRLScope{}, crls: map[[32]byte]recordedCRL{},
-		issuers: map[[32]byte]bool{}, keys: map[[32]byte]bornOn{}, members: map[string]bool{}}
+		issuers: map[[32]byte]bool{}, keys: map[[32]byte]bornOn{}, members: map[string]bool{}, approvals: newApprovals()}
 }
 
 // want notes the issuers' certificates, so that they are looked for among all.
@@ -121,8 +126,11 @@ func serialDigest(issuer [32]byte, serial []byte) [16]byte {
 	return [16]byte(sum[:16])
 }
 
-// intent follows reserved serials, and the numbers of CRLs, which only rise (P4).
+// intent follows grants, reserved serials, and the numbers of CRLs, which only rise (P4).
 func (r *rows) intent(index uint64, l Leaf) error {
+	if err := r.approvals.granted(index, l); err != nil {
+		return err
+	}
 	issuer, _ := l.Hash(TagIssuer)
 	if serial, ok := l.Get(TagSerial); ok && l.Op == OpCertificate {
 		r.serials[index] = serialDigest(issuer, serial)
@@ -142,7 +150,7 @@ func (r *rows) intent(index uint64, l Leaf) error {
 	return nil
 }
 
-// event follows revocations, births of keys and members that joined.
+// event follows revocations, births of keys, members that joined and officers' decisions.
 func (r *rows) event(index uint64, l Leaf) error {
 	text := func(t Tag) string { b, _ := l.Get(t); return string(b) }
 	switch l.Op {
@@ -151,14 +159,14 @@ func (r *rows) event(index uint64, l Leaf) error {
 		serial, _ := l.Get(TagSerial)
 		at, _ := l.Uint(TagRevokedAt)
 		r.revoke(issuer, serial, revoked{index, text(TagReason), at})
-	case OpKeyGenerate:
+	case OpKeyGenerate, OpKeyAdopt, OpKeyImport:
 		key, _ := l.Hash(TagKey)
 		purpose, _ := l.Uint(TagPurpose)
 		r.keys[key] = bornOn{text(TagKeyName), Purpose(purpose)}
 	case OpMemberAdd:
 		r.members[text(TagMember)+"\n"+text(TagSerialNumber)] = true
 	}
-	return nil
+	return r.approvals.event(index, l)
 }
 
 // revoke: a later reason replaces the first, the date stays.
@@ -225,6 +233,9 @@ func (r *rows) finish(ctx context.Context, src VerifySource, checkpointKeys [][]
 		return violate(left.leaf, "it revokes %x, which the database does not", k[32:])
 	}
 	if err := r.issuerRows(ctx, src, byIssuer); err != nil {
+		return err
+	}
+	if err := r.approvals.finish(ctx, src); err != nil {
 		return err
 	}
 	return r.clusterRows(ctx, src, checkpointKeys)

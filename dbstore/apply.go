@@ -14,7 +14,13 @@ func (t *tx) Apply(p audit.Projection, at *audit.StoredLeaf) error {
 	if ok, err := t.applyKeys(p, at); ok {
 		return err
 	}
+	if ok, err := t.applyShares(p); ok {
+		return err
+	}
 	if ok, err := t.applySigning(p, at); ok {
+		return err
+	}
+	if ok, err := t.applyAdmin(p, at); ok {
 		return err
 	}
 	if ok, err := t.applyACME(p); ok {

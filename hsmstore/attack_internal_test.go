@@ -2,12 +2,15 @@ package hsmstore
 
 import (
 	"bytes"
+	"crypto/aes"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"encoding/binary"
 	"strings"
 	"testing"
 
+	"chancery/admin"
 	"chancery/audit"
 
 	"github.com/ThalesGroup/crypto11"
@@ -45,10 +48,11 @@ func newStage(t *testing.T, algorithm string) *stage {
 	check(t, err)
 	s := &stage{pins: map[*token]string{}, soPINs: map[*token]string{}}
 	s.key = keyObject{Name: "ca", Purpose: audit.PurposeIssuer, Algorithm: algorithm, Subject: []byte{0x30, 0}, Replicable: true}
+	s.key.Act = admin.GenerateKeyAct(s.key.Name, s.key.Purpose.String(), s.key.Algorithm, s.key.Subject)
 	rand.Read(s.key.ID[:])
 	ctx, err := crypto11.Configure(&crypto11.Config{Path: cfg.Module, TokenLabel: "source", Pin: pin, MaxSessions: 4})
 	check(t, err)
-	born, err := bear(ctx, s.key)
+	born, err := (&ceremony{}).bearWith(ctx, s.key)
 	check(t, err)
 	s.key.SPKI = born.SPKI
 	check(t, ctx.Close())
@@ -141,7 +145,7 @@ func extractionAttacks(t *testing.T, s *stage) {
 	imported, err := dst.importTransport(modulus)
 	check(t, err)
 	s.user(t, dst)
-	kek, kekBlob, err := dst.newKEK(imported, typ)
+	kek, kekBlob, err := dst.newKEK(imported, typ, false)
 	check(t, err)
 
 	// 1. The KEK at the target cannot become a decryption oracle, and shows nothing.
@@ -159,9 +163,9 @@ func extractionAttacks(t *testing.T, s *stage) {
 
 	// 2. The KEK leaves the target only to the trusted transport key: not to a key
 	// of the attacker.
-	own, err := rsa.GenerateKey(rand.Reader, 2048)
+	attacker, err := rsa.GenerateKey(rand.Reader, 2048)
 	check(t, err)
-	fake := transportImport(own.N.Bytes())
+	fake := transportImport(attacker.N.Bytes())
 	_, err = dst.m.CreateObject(dst.session, fake)
 	refused(t, "the user imports a trusted key", err)
 	for _, a := range fake {
@@ -196,7 +200,9 @@ func extractionAttacks(t *testing.T, s *stage) {
 	for _, a := range []*pkcs11.Attribute{attr(pkcs11.CKA_DECRYPT, true), attr(pkcs11.CKA_UNWRAP, true), attr(pkcs11.CKA_EXTRACTABLE, true), attr(pkcs11.CKA_SENSITIVE, false)} {
 		refused(t, "changing the KEK at the source", src.m.SetAttributeValue(src.session, wrapping, []*pkcs11.Attribute{a}))
 	}
-	mech, blob, err := src.wrapKey(wrapping, s.key.ID)
+	ca, err := src.theKey(s.key)
+	check(t, err)
+	blob, err := src.wrapKey(wrapping, ca, ways[0])
 	check(t, err)
 
 	// 4. The blob unwraps only to a key as strong as the first.
@@ -206,25 +212,42 @@ func extractionAttacks(t *testing.T, s *stage) {
 		"DECRYPT": attr(pkcs11.CKA_DECRYPT, true), "UNWRAP": attr(pkcs11.CKA_UNWRAP, true), "DERIVE": attr(pkcs11.CKA_DERIVE, true),
 		"a secret key": attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
 	} {
-		_, err := dst.m.UnwrapKey(dst.session, mechanism(mech, nil), kek, blob, weakPrivate(typ, bad))
+		_, err := dst.m.UnwrapKey(dst.session, mechanism(ways[0].unwrap, nil), kek, blob, weakPrivate(typ, bad))
 		refused(t, "unwrapping the key with "+what, err, pkcs11.CKR_TEMPLATE_INCONSISTENT)
 	}
 
+	// The self-test before each copying tells such a target from one that ignores its
+	// templates.
+	self := append([]*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), attr(pkcs11.CKA_KEY_TYPE, typ)}, sessionObject(privateTemplate(KeyID{9}, "self-test", nil, true))...)
+	if dst.unwrapsWeakly(kek, ways[0], blob, self) {
+		t.Error("a strict target is taken for a weak one")
+	}
+	known := bytes.Repeat([]byte{0x41}, 32)
+	lax, err := dst.m.CreateObject(dst.session, append(aes[:4:4], attr(pkcs11.CKA_VALUE, known), attr(pkcs11.CKA_UNWRAP, true)))
+	check(t, err)
+	own, err := rsa.GenerateKey(rand.Reader, 2048)
+	check(t, err)
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(own)
+	check(t, err)
+	weak := append([]*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), attr(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_RSA)}, sessionObject(privateTemplate(KeyID{9}, "self-test", nil, true))...)
+	if !dst.unwrapsWeakly(lax, ways[0], wrapPad(t, known, pkcs8), weak) {
+		t.Error("a target without an unwrap template is not seen as weak")
+	}
+
 	// 5. Nobody but a trusted key wraps the CA key: not one that the attacker knows.
-	known := append(aes[:4:4], attr(pkcs11.CKA_VALUE, bytes.Repeat([]byte{0x41}, 32)), attr(pkcs11.CKA_WRAP, true))
-	_, err = src.m.CreateObject(src.session, append(known, attr(pkcs11.CKA_TRUSTED, true)))
+	wrapper := append(aes[:4:4], attr(pkcs11.CKA_VALUE, known), attr(pkcs11.CKA_WRAP, true))
+	_, err = src.m.CreateObject(src.session, append(wrapper, attr(pkcs11.CKA_TRUSTED, true)))
 	refused(t, "the user imports a trusted AES key", err)
-	h, err := src.m.CreateObject(src.session, known)
+	h, err := src.m.CreateObject(src.session, wrapper)
 	check(t, err)
-	ca, err := src.find(pkcs11.CKO_PRIVATE_KEY, s.key.ID)
-	check(t, err)
-	for _, m := range wrapMechanisms {
-		_, err = src.m.WrapKey(src.session, mechanism(m.id, nil), h, ca)
+	for _, m := range []uint{ckmAESKeyWrapPad, ckmAESKeyWrap} {
+		_, err = src.m.WrapKey(src.session, mechanism(m, nil), h, ca)
 		refused(t, "wrapping the key with a known AES key", err, pkcs11.CKR_KEY_NOT_WRAPPABLE)
 	}
 
 	// 6. The copy works, and is as strong as the key.
-	copied, err := dst.unwrapKey(kek, mech, blob, s.key)
+	target := &ceremony{keks: map[uint]pkcs11.ObjectHandle{typ: kek}}
+	copied, err := target.unwrapKey(dst, wrappedKey{Key: s.key, Blob: blob})
 	check(t, err)
 	got, err := dst.snapshot(copied)
 	check(t, err)
@@ -251,6 +274,28 @@ func extractionAttacks(t *testing.T, s *stage) {
 	// 7. With the KEKs gone nothing unwraps the blobs any more.
 	check(t, src.m.DestroyObject(src.session, wrapping))
 	check(t, dst.m.DestroyObject(dst.session, kek))
-	_, err = dst.m.UnwrapKey(dst.session, mechanism(mech, nil), kek, blob, weakPrivate(typ))
+	_, err = dst.m.UnwrapKey(dst.session, mechanism(ways[0].unwrap, nil), kek, blob, weakPrivate(typ))
 	refused(t, "unwrapping after the ceremony", err)
+}
+
+// wrapPad is RFC 5649 §4.1, outside of any HSM.
+func wrapPad(t *testing.T, kek, plain []byte) []byte {
+	t.Helper()
+	block, err := aes.NewCipher(kek)
+	check(t, err)
+	out := binary.BigEndian.AppendUint32([]byte{0xA6, 0x59, 0x59, 0xA6}, uint32(len(plain)))
+	out = append(out, plain...)
+	for len(out)%8 != 0 {
+		out = append(out, 0)
+	}
+	n := uint64(len(out)/8 - 1)
+	for j := range uint64(6) {
+		for i := uint64(1); i <= n; i++ {
+			b := append(bytes.Clone(out[:8]), out[i*8:i*8+8]...)
+			block.Encrypt(b, b)
+			binary.BigEndian.PutUint64(out, binary.BigEndian.Uint64(b)^(n*j+i))
+			copy(out[i*8:], b[8:])
+		}
+	}
+	return out
 }

@@ -81,8 +81,8 @@ func TestOperationUnderConcurrency(t *testing.T) {
 // nothingHeld wants every place in every queue free again.
 func (c *cluster) nothingHeld(t *testing.T) {
 	t.Helper()
-	if begun, free := c.store.Waiting(); begun != 0 || free != 16*len(c.members) {
-		t.Errorf("%d operations are counted as begun, %d places are free", begun, free)
+	if begun, running := c.store.Waiting(); begun != 0 || running != 0 {
+		t.Errorf("%d operations are counted as begun, %d places are taken", begun, running)
 	}
 }
 

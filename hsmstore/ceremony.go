@@ -7,14 +7,18 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
+	"sync"
 	"time"
 )
 
 // ceremonyProcess is a ceremony worker, seen from the store.
 type ceremonyProcess struct {
 	member string
+	module string
 	proc   *process
 	next   uint64
+	token  openedCeremony
 }
 
 // ceremonyTimeout bounds one command; RSA-4096 key generation is the longest.
@@ -32,7 +36,8 @@ func startCeremony(ctx context.Context, cfg MemberConfig, serial string, acts []
 		return nil, fmt.Errorf("getting the PIN of member %s: %w", cfg.Name, err)
 	}
 	soPIN := ""
-	if so {
+	shared := so && cfg.SplitSO && cfg.split != nil
+	if so && !shared {
 		if cfg.SOPIN == nil {
 			return nil, fmt.Errorf("%w: member %s: copying keys needs the SO PIN; give so_pin for the time of the ceremony", ErrPIN, cfg.Name)
 		}
@@ -44,9 +49,15 @@ func startCeremony(ctx context.Context, cfg MemberConfig, serial string, acts []
 	if err != nil {
 		return nil, err
 	}
-	if err := c.do(ctx, cerOpen, openCeremony{Module: cfg.Module, Label: cfg.TokenLabel, Serial: serial, Acts: acts, SO: so}, &struct{}{}); err != nil {
+	if err := c.do(ctx, cerOpen, openCeremony{Module: cfg.Module, Reserved: cfg.Reserved, Label: cfg.TokenLabel, Serial: serial, mandate: mandateOf(ctx, cfg, acts), SO: so && !shared, Native: cfg.Replication == ReplicateNative, Weak: cfg.WeakUnwrap}, &c.token); err != nil {
 		c.end()
 		return nil, err
+	}
+	if shared {
+		if err := cfg.split(ctx, cfg, c); err != nil {
+			c.end()
+			return nil, err
+		}
 	}
 	return c, nil
 }
@@ -56,7 +67,7 @@ func newCeremony(cfg MemberConfig, userPIN, soPIN string) (*ceremonyProcess, err
 	if err != nil {
 		return nil, err
 	}
-	return &ceremonyProcess{member: cfg.Name, proc: p}, nil
+	return &ceremonyProcess{member: cfg.Name, module: cfg.Module, proc: p}, nil
 }
 
 // end ends the process; session objects – transport keys, KEKs – end with it.
@@ -156,63 +167,138 @@ func (s *Store) replicate(ctx context.Context, from *member, src *source, acts [
 	if src.err != nil {
 		return src.err
 	}
-	for _, target := range s.members {
+	for _, target := range s.list() {
 		if len(keys[target]) == 0 {
 			continue
 		}
-		if err := copyTo(ctx, src.proc, src.tr, target, acts, keys[target], report); err != nil {
+		if err := s.copyTo(ctx, src, target, acts, keys[target], report); err != nil {
 			return fmt.Errorf("copying keys from member %s to %s: %w", from.cfg.Name, target.cfg.Name, err)
 		}
 	}
 	return nil
 }
 
-func copyTo(ctx context.Context, src *ceremonyProcess, tr transport, target *member, acts []string, keys []keyObject, report func(copied) error) error {
-	dst, err := startCeremony(ctx, target.cfg, target.current().Serial, acts, true)
+// pairs remembers which way works from one module to another, by key type: once
+// found out it is not found out again in this process.
+type pairs struct {
+	mu    sync.Mutex
+	known map[string]int
+}
+
+func (p *pairs) get(key string) (int, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	w, ok := p.known[key]
+	return w, ok
+}
+
+func (p *pairs) put(key string, w int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.known == nil {
+		p.known = map[string]int{}
+	}
+	p.known[key] = w
+}
+
+// kind names what decides about the way: make, model, firmware, library.
+func (c openedCeremony) kind() string {
+	return strings.Join([]string{c.Manufacturer, c.Model, c.Firmware}, "/")
+}
+
+func (s *Store) copyTo(ctx context.Context, src *source, target *member, acts []string, keys []keyObject, report func(copied) error) error {
+	so := !target.cfg.WeakUnwrap
+	dst, err := startCeremony(ctx, target.cfg, target.current().Serial, acts, so)
 	if err != nil {
 		return err
 	}
 	defer dst.end()
-	ask := newKEKs{Modulus: tr.Modulus}
-	for _, o := range keys {
-		pub, _, err := parseSPKI(o.SPKI)
+	ask := newKEKs{Modulus: src.tr.Modulus}
+	wrap := make([]wrappedKey, len(keys))
+	types := make([]uint, len(keys))
+	for i, o := range keys {
+		pub, _, err := parseSPKI(o.SPKI, o.Algorithm)
 		if err != nil {
 			return err
 		}
-		if t := keyTypeOf(pub); !slices.Contains(ask.Types, t) {
-			ask.Types = append(ask.Types, t)
+		wrap[i] = wrappedKey{Key: o, Target: target.cfg.Name, Serial: dst.token.Serial}
+		if types[i] = keyTypeOf(pub); !slices.Contains(ask.Types, types[i]) {
+			ask.Types = append(ask.Types, types[i])
 		}
 	}
-	wrap := wrapKeys{Keys: keys}
-	if err := dst.do(ctx, cerNewKEKs, ask, &wrap.KEKs); err != nil {
+	var keks []wrappedKEK
+	if err := dst.do(ctx, cerNewKEKs, ask, &keks); err != nil {
 		return err
 	}
-	var wrapped []wrappedKey
-	if err := src.do(ctx, cerWrap, wrap, &wrapped); err != nil {
+	if err := src.proc.do(ctx, cerTakeKEKs, keks, &struct{}{}); err != nil {
 		return err
 	}
+	for _, typ := range ask.Types {
+		way, err := s.chooseWay(ctx, src.proc, dst, target, typ)
+		if err != nil {
+			return err
+		}
+		for i := range wrap {
+			if types[i] == typ {
+				wrap[i].Way = way
+			}
+		}
+	}
+	var wrapped []wrappedKey // of its own: what is decoded into wrap would land in the pinned bytes of the keys
+	if err := src.proc.do(ctx, cerWrap, wrap, &wrapped); err != nil {
+		return err
+	}
+	wrap = wrapped
 	var born []bornKey
-	if err := dst.do(ctx, cerUnwrap, wrapped, &born); err != nil {
+	if err := dst.do(ctx, cerUnwrap, wrap, &born); err != nil {
 		return err
 	}
-	if len(born) != len(keys) || len(wrapped) != len(keys) {
+	if len(born) != len(keys) || len(wrap) != len(keys) {
 		return fmt.Errorf("%d keys were to be copied, %d were", len(keys), len(born))
 	}
 	for i, o := range keys {
 		if born[i].ID != o.ID || !bytes.Equal(born[i].SPKI, o.SPKI) {
 			return errors.New("another key was copied")
 		}
-		name := ""
-		for _, m := range wrapMechanisms {
-			if m.id == wrapped[i].Mechanism {
-				name = m.name
-			}
-		}
-		if err := report(copied{key: o, member: target, mechanism: name, born: born[i]}); err != nil {
+		if err := report(copied{key: o, member: target, mechanism: ways[wrap[i].Way].name, born: born[i]}); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// chooseWay lets a throw-away key travel between the two tokens and takes the first
+// way that works. Modules of one kind are tested once per process.
+func (s *Store) chooseWay(ctx context.Context, src, dst *ceremonyProcess, target *member, keyType uint) (int, error) {
+	pair := fmt.Sprintf("%s > %s, %s > %s, %d", src.token.kind(), dst.token.kind(), src.module, dst.module, keyType)
+	if w, ok := s.pairs.get(pair); ok {
+		return w, nil
+	}
+	alg, ok := testAlgorithms[keyType]
+	if !ok {
+		return 0, fmt.Errorf("keys of type %#x cannot be copied wrapped", keyType)
+	}
+	between := waysBetween(src.token.Mechanisms, dst.token.Mechanisms)
+	if len(between) == 0 {
+		return 0, fmt.Errorf("%w: the modules have no wrapping mechanism in common (one of AES key wrap 0x2109, 0x210A, 0x210B is needed on both sides); use the vendor's own replication (replication: native)", ErrModule)
+	}
+	var key testKey
+	if err := src.do(ctx, cerWrapTest, wrapTest{Algorithm: alg, Ways: between}, &key); err != nil {
+		return 0, err
+	}
+	var v testVerdict
+	if err := dst.do(ctx, cerTakeTest, key, &v); err != nil {
+		return 0, err
+	}
+	switch {
+	case v.Way < 0 || v.Way >= len(ways):
+		return 0, fmt.Errorf("%w: no way of wrapping works between the modules; the last one said: %s", ErrModule, v.Why)
+	case v.Weak && !target.cfg.WeakUnwrap:
+		return 0, fmt.Errorf("%w: the module of member %s ignores CKA_UNWRAP_TEMPLATE: it took a throw-away key with SENSITIVE=false, so whoever holds its PIN could read the keys. Accept that with weak_unwrap: true, or do not copy keys there", ErrModule, target.cfg.Name)
+	}
+	s.pairs.put(pair, v.Way)
+	s.log.Info("way of copying keys chosen by a throw-away key", "from", src.member, "to", dst.member, "way", ways[v.Way].name)
+	return v.Way, nil
 }
 
 // InitToken makes a token with that label in the first empty slot of the member's
@@ -235,7 +321,7 @@ func InitToken(ctx context.Context, cfg MemberConfig, label string) error {
 		return err
 	}
 	defer c.end()
-	if err := c.do(ctx, cerOpen, openCeremony{Module: cfg.Module}, &struct{}{}); err != nil {
+	if err := c.do(ctx, cerOpen, openCeremony{Module: cfg.Module, Reserved: cfg.Reserved}, &c.token); err != nil {
 		return err
 	}
 	return c.do(ctx, cerInit, initToken{Label: label}, &struct{}{})

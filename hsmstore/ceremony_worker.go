@@ -2,11 +2,14 @@ package hsmstore
 
 import (
 	"bytes"
-	"crypto/x509"
+	"crypto"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
+	"time"
 
 	"chancery/admin"
 	"chancery/audit"
@@ -26,16 +29,32 @@ const (
 	cerGenerate  byte = 18 // []keyObject -> []bornKey
 	cerTransport byte = 19 // nothing -> transport
 	cerNewKEKs   byte = 20 // newKEKs -> []wrappedKEK
-	cerWrap      byte = 21 // wrapKeys -> []wrappedKey
-	cerUnwrap    byte = 22 // []wrappedKey -> []bornKey
+	cerTakeKEKs  byte = 21 // []wrappedKEK -> nothing
+	cerWrapTest  byte = 22 // wrapTest -> testKey
+	cerTakeTest  byte = 23 // testKey -> testVerdict
+	cerWrap      byte = 24 // []wrappedKey without blobs -> []wrappedKey
+	cerUnwrap    byte = 25 // []wrappedKey -> []bornKey
 )
 
 type openCeremony struct {
-	Module string   `json:"module"`
-	Label  string   `json:"label"`
-	Serial string   `json:"serial"`
-	Acts   []string `json:"acts"`
-	SO     bool     `json:"so"` // log in as SO now
+	Module   string `json:"module"`
+	Reserved string `json:"reserved,omitempty"`
+	Label    string `json:"label"`
+	Serial   string `json:"serial"`
+	mandate
+	SO     bool `json:"so"`               // log in as SO now
+	Native bool `json:"native,omitempty"` // a vendor's cluster, whose nodes may not know a fresh object yet
+	Weak   bool `json:"weak,omitempty"`   // a module without unwrap templates, which an operator has accepted
+}
+
+// openedCeremony is what the token says of itself.
+type openedCeremony struct {
+	Serial       string `json:"serial"`
+	Label        string `json:"label"`
+	Manufacturer string `json:"manufacturer"`
+	Model        string `json:"model"`
+	Firmware     string `json:"firmware"`
+	Mechanisms   []uint `json:"mechanisms"`
 }
 
 type initToken struct {
@@ -51,12 +70,10 @@ type keyObject struct {
 	Subject    []byte        `json:"subject,omitempty"`
 	SPKI       []byte        `json:"spki,omitempty"`
 	Replicable bool          `json:"replicable"`
+	Act        string        `json:"act"` // the act of its birth
 }
 
 func (o keyObject) label() string { return keyLabel(o.Purpose, o.Name) }
-func (o keyObject) act() string {
-	return admin.GenerateKeyAct(o.Name, o.Purpose.String(), o.Algorithm, o.Subject)
-}
 
 // bornKey is what came to be, with the attributes that the token shows for it.
 type bornKey struct {
@@ -79,15 +96,13 @@ type wrappedKEK struct {
 	Blob []byte `json:"blob"`
 }
 
-type wrapKeys struct {
-	KEKs []wrappedKEK `json:"keks"`
-	Keys []keyObject  `json:"keys"`
-}
-
+// wrappedKey is a key on its way, to the member of that name and token.
 type wrappedKey struct {
-	Key       keyObject `json:"key"`
-	Mechanism uint      `json:"mechanism"`
-	Blob      []byte    `json:"blob"`
+	Key    keyObject `json:"key"`
+	Way    int       `json:"way"`
+	Target string    `json:"target"`
+	Serial string    `json:"serial"`
+	Blob   []byte    `json:"blob,omitempty"`
 }
 
 // ceremony is the state of the process.
@@ -101,6 +116,9 @@ type ceremony struct {
 	private pkcs11.ObjectHandle
 	public  pkcs11.ObjectHandle
 	keks    map[uint]pkcs11.ObjectHandle
+	share   shareState
+
+	importing *importState
 }
 
 // ceremonyMain is the life of a ceremony worker. The secrets are the user PIN and
@@ -135,24 +153,48 @@ func (c *ceremony) do(f frame) (any, error) {
 		if err := checkModule(c.open.Module); err != nil {
 			return nil, &fault{exitModule, err}
 		}
-		if c.open.SO {
-			if _, err := c.as(pkcs11.CKU_SO); err != nil {
-				return nil, err
-			}
+		if err := c.open.accept(time.Now()); err != nil {
+			return nil, &fault{exitGrant, err}
 		}
-		return struct{}{}, nil
+		return c.opened()
 	case cerInit:
 		return with(f, c.initToken)
 	case cerGenerate:
 		return with(f, c.generate)
+	case cerShareKey:
+		return with(f, c.shareKey)
+	case cerShare:
+		return with(f, c.takeShare)
+	case cerJoin:
+		return with(f, c.join)
+	case cerNewShares:
+		return with(f, c.newShares)
+	case cerRotate:
+		return with(f, c.rotate)
 	case cerTransport:
 		return with(f, c.newTransport)
 	case cerNewKEKs:
 		return with(f, c.newKEKs)
+	case cerTakeKEKs:
+		return with(f, c.takeKEKs)
+	case cerWrapTest:
+		return with(f, c.wrapTest)
+	case cerTakeTest:
+		return with(f, c.unwrapTest)
 	case cerWrap:
 		return with(f, c.wrap)
 	case cerUnwrap:
 		return with(f, c.unwrap)
+	case cerDestroy:
+		return with(f, c.destroy)
+	case cerClear:
+		return with(f, c.clear)
+	case cerImportPair:
+		return with(f, c.newImportPair)
+	case cerImport:
+		return with(f, c.importKey)
+	case cerImportUndo:
+		return with(f, c.undoImport)
 	}
 	return nil, faultf(exitProtocol, "unknown ceremony command %d", f.op)
 }
@@ -165,12 +207,69 @@ func with[Q, A any](f frame, do func(Q) (A, error)) (any, error) {
 	return do(q)
 }
 
-// allowed holds the grant: the birth of a key covers its copies.
+// opened logs the SO in if that is wanted, and tells what the token is.
+func (c *ceremony) opened() (out openedCeremony, err error) {
+	if c.open.Label == "" && c.open.Serial == "" {
+		return out, nil // for a token that is to be made
+	}
+	look := func(m *pkcs11.Ctx, slot uint, info pkcs11.TokenInfo) error {
+		list, err := m.GetMechanismList(slot)
+		if err != nil {
+			return classify("C_GetMechanismList", err)
+		}
+		out = openedCeremony{Serial: info.SerialNumber, Label: info.Label, Manufacturer: strings.TrimSpace(info.ManufacturerID), Model: strings.TrimSpace(info.Model),
+			Firmware: fmt.Sprintf("%d.%d", info.FirmwareVersion.Major, info.FirmwareVersion.Minor)}
+		for _, m := range list {
+			out.Mechanisms = append(out.Mechanisms, m.Mechanism)
+		}
+		return nil
+	}
+	if !c.open.SO {
+		return out, c.look(look) // crypto11 comes, and wants the module for itself
+	}
+	t, err := c.token()
+	if err != nil {
+		return out, err
+	}
+	info, err := t.m.GetTokenInfo(t.slot)
+	if err != nil {
+		return out, classify("C_GetTokenInfo", err)
+	}
+	if _, err := c.as(pkcs11.CKU_SO); err != nil {
+		return out, err
+	}
+	return out, look(t.m, t.slot, info)
+}
+
+// allowed holds the grant.
 func (c *ceremony) allowed(act string) error {
 	if !slices.Contains(c.open.Acts, act) {
 		return fmt.Errorf("%w: %q is not on the grant of this ceremony", admin.ErrNotGranted, act)
 	}
 	return nil
+}
+
+// mayBear holds the grant for a birth: the act is granted and is about this very key.
+func (c *ceremony) mayBear(o keyObject) error {
+	base := admin.GenerateKeyAct(o.Name, o.Purpose.String(), o.Algorithm, o.Subject)
+	if o.Act != base && !strings.HasPrefix(o.Act, base+" on ") {
+		return fmt.Errorf("%w: %q is not about key %s", admin.ErrNotGranted, o.Act, o.Name)
+	}
+	return c.allowed(o.Act)
+}
+
+// mayCopy holds the grant for a copy: the birth of a key covers its copies, and a
+// member that joins gets them all.
+func (c *ceremony) mayCopy(w wrappedKey) error {
+	if c.mayBear(w.Key) == nil {
+		return nil
+	}
+	for _, act := range []string{admin.ImportKeyAct(w.Key.Name, w.Key.Purpose.String(), w.Key.Algorithm, w.Key.Subject, sha256.Sum256(w.Key.SPKI)), admin.AddMemberAct(w.Target, w.Serial), admin.RepairKeyAct(w.Key.Name, w.Target)} {
+		if slices.Contains(c.open.Acts, act) {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: a copy of key %s to member %s is not on the grant of this ceremony", admin.ErrNotGranted, w.Key.Name, w.Target)
 }
 
 // context opens the token with crypto11, which bears keys.
@@ -181,16 +280,31 @@ func (c *ceremony) context() (*crypto11.Context, error) {
 	if c.tok != nil {
 		return nil, faultf(exitProtocol, "keys are born before a ceremony copies any")
 	}
-	info, err := findToken(c.open.Module, c.open.Label, c.open.Serial)
+	err := c.look(func(_ *pkcs11.Ctx, _ uint, info pkcs11.TokenInfo) error { c.serial = info.SerialNumber; return nil })
 	if err != nil {
 		return nil, err
 	}
-	c.serial = info.SerialNumber
-	c.c11, err = crypto11.Configure(&crypto11.Config{Path: c.open.Module, TokenSerial: info.SerialNumber, Pin: c.pin, MaxSessions: 4})
+	c.c11, err = crypto11.Configure(&crypto11.Config{Path: c.open.Module, TokenSerial: c.serial, Pin: c.pin, MaxSessions: 4})
 	if err != nil {
 		return nil, classify("opening the token", err)
 	}
 	return c.c11, nil
+}
+
+// look finds the token before the PIN is used: crypto11 neither checks a second
+// property of a token nor tells its serial number.
+func (c *ceremony) look(see func(*pkcs11.Ctx, uint, pkcs11.TokenInfo) error) error {
+	m, err := loadModule(c.open.Module, c.open.Reserved)
+	if err != nil {
+		return err
+	}
+	defer m.Destroy()
+	defer m.Finalize()
+	slot, info, err := slotOf(m, c.open.Label, c.open.Serial)
+	if err != nil {
+		return err
+	}
+	return see(m, slot, info)
 }
 
 // token opens the token with miekg/pkcs11. crypto11 must be gone: a logout would
@@ -205,23 +319,11 @@ func (c *ceremony) token() (*token, error) {
 		}
 		c.c11 = nil
 	}
-	m := pkcs11.New(c.open.Module)
-	if m == nil {
-		return nil, faultf(exitModule, "%w: %s does not load", ErrModule, c.open.Module)
-	}
-	if err := m.Initialize(); err != nil {
-		return nil, faultf(exitModule, "%w: C_Initialize of %s: %v", ErrModule, c.open.Module, err)
-	}
-	slot, info, err := slotOf(m, c.open.Label, c.open.Serial)
+	t, info, err := openToken(c.open.Module, c.open.Reserved, c.open.Label, c.open.Serial)
 	if err != nil {
 		return nil, err
 	}
-	c.serial = info.SerialNumber
-	s, err := m.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
-	if err != nil {
-		return nil, classify("C_OpenSession", err)
-	}
-	c.tok = &token{m: m, session: s, slot: slot, user: noUser}
+	c.tok, c.serial = t, info.SerialNumber
 	return c.tok, nil
 }
 
@@ -240,53 +342,25 @@ func (c *ceremony) as(user uint) (*token, error) {
 	return t, t.login(user, secret)
 }
 
-// generate bears keys by crypto11.
+// generate bears keys by crypto11, and Ed25519 keys, which it does not know, by
+// miekg/pkcs11 after it.
 func (c *ceremony) generate(keys []keyObject) ([]bornKey, error) {
-	ctx, err := c.context()
-	if err != nil {
-		return nil, err
-	}
 	out := make([]bornKey, len(keys))
-	for i, o := range keys {
-		if err := c.allowed(o.act()); err != nil {
-			return nil, err
-		}
-		if out[i], err = bear(ctx, o); err != nil {
-			return nil, fmt.Errorf("key %s: %w", o.Name, err)
+	for _, edwards := range []bool{false, true} {
+		for i, o := range keys {
+			if edwards != (o.Algorithm == algEd25519) {
+				continue
+			}
+			err := c.mayBear(o)
+			if err == nil {
+				out[i], err = c.bear(o)
+			}
+			if err != nil {
+				return nil, fmt.Errorf("key %s: %w", o.Name, err)
+			}
 		}
 	}
 	return out, nil
-}
-
-func bear(ctx *crypto11.Context, o keyObject) (bornKey, error) {
-	alg, err := algorithmByName(o.Algorithm)
-	if err != nil {
-		return bornKey{}, err
-	}
-	public := attributeSet(publicTemplate(o.ID, o.label(), o.Subject))
-	private := attributeSet(privateTemplate(o.ID, o.label(), o.Subject, o.Replicable))
-	var k crypto11.Signer
-	if alg.curve != nil {
-		k, err = ctx.GenerateECDSAKeyPairWithAttributes(public, private, alg.curve)
-	} else {
-		k, err = ctx.GenerateRSAKeyPairWithAttributes(public, private, alg.bits)
-	}
-	if err != nil {
-		return bornKey{}, classify("making the key pair", err)
-	}
-	spki, err := x509.MarshalPKIXPublicKey(k.Public())
-	if err != nil {
-		return bornKey{}, err
-	}
-	born := bornKey{ID: o.ID, SPKI: spki}
-	for _, a := range snapshotAttributes {
-		v, err := ctx.GetAttribute(k, a.id)
-		if err != nil {
-			return bornKey{}, classify("reading "+a.name, err)
-		}
-		born.Attributes = append(born.Attributes, snapshotLine(a.name, v.Value))
-	}
-	return born, checkSnapshot(born.Attributes, o.Replicable)
 }
 
 func attributeSet(as []*pkcs11.Attribute) crypto11.AttributeSet {
@@ -321,20 +395,33 @@ func (c *ceremony) newTransport(struct{}) (transport, error) {
 	return tr, err
 }
 
+// newKEKs makes the target's KEKs. Only a module whose unwrap templates are known to
+// be ignored, which an operator has accepted, does without its SO: there is nothing
+// that a trusted key could protect.
 func (c *ceremony) newKEKs(q newKEKs) ([]wrappedKEK, error) {
-	t, err := c.as(pkcs11.CKU_SO)
+	t, err := c.token()
 	if err != nil {
 		return nil, err
 	}
-	if c.public, err = t.importTransport(q.Modulus); err != nil {
-		return nil, err
+	if !c.open.Weak {
+		if t, err = c.as(pkcs11.CKU_SO); err != nil {
+			return nil, err
+		}
+		if c.public, err = t.importTransport(q.Modulus); err != nil {
+			return nil, err
+		}
 	}
 	if t, err = c.as(pkcs11.CKU_USER); err != nil {
 		return nil, err
 	}
+	if c.open.Weak {
+		if c.public, err = t.importUntrusted(q.Modulus); err != nil {
+			return nil, err
+		}
+	}
 	var out []wrappedKEK
 	for _, typ := range q.Types {
-		kek, blob, err := t.newKEK(c.public, typ)
+		kek, blob, err := t.newKEK(c.public, typ, c.open.Weak)
 		if err != nil {
 			return nil, err
 		}
@@ -344,65 +431,79 @@ func (c *ceremony) newKEKs(q newKEKs) ([]wrappedKEK, error) {
 	return out, nil
 }
 
-// wrap takes the target's KEKs and wraps the keys with them. The KEKs are
-// destroyed at once: they would survive a logout.
-func (c *ceremony) wrap(q wrapKeys) ([]wrappedKey, error) {
+// takeKEKs takes the target's KEKs as trusted ones. Those of a target before it are
+// destroyed: they would survive a logout.
+func (c *ceremony) takeKEKs(q []wrappedKEK) (struct{}, error) {
+	var none struct{}
+	if err := c.dropKEKs(); err != nil {
+		return none, err
+	}
 	t, err := c.as(pkcs11.CKU_SO)
+	if err != nil {
+		return none, err
+	}
+	for _, k := range q {
+		if c.keks[k.Type], err = t.takeKEK(c.private, k.Blob); err != nil {
+			return none, err
+		}
+	}
+	return none, nil
+}
+
+func (c *ceremony) dropKEKs() error {
+	for typ, h := range c.keks {
+		if err := c.tok.m.DestroyObject(c.tok.session, h); err != nil {
+			return classify("destroying the KEK", err)
+		}
+		delete(c.keks, typ)
+	}
+	return nil
+}
+
+// wrap wraps keys with the target's KEKs, which are destroyed with that.
+func (c *ceremony) wrap(keys []wrappedKey) ([]wrappedKey, error) {
+	t, err := c.as(pkcs11.CKU_USER)
 	if err != nil {
 		return nil, err
 	}
-	keks := map[uint]pkcs11.ObjectHandle{}
-	for _, k := range q.KEKs {
-		if keks[k.Type], err = t.takeKEK(c.private, k.Blob); err != nil {
+	for i, w := range keys {
+		if err := c.mayCopy(w); err != nil {
 			return nil, err
 		}
-	}
-	if t, err = c.as(pkcs11.CKU_USER); err != nil {
-		return nil, err
-	}
-	out := make([]wrappedKey, len(q.Keys))
-	for i, o := range q.Keys {
-		if err := c.allowed(o.act()); err != nil {
-			return nil, err
-		}
-		pub, _, err := parseSPKI(o.SPKI)
+		pub, _, err := parseSPKI(w.Key.SPKI, w.Key.Algorithm)
 		if err != nil {
 			return nil, err
 		}
-		kek, ok := keks[keyTypeOf(pub)]
-		if !ok {
-			return nil, faultf(exitProtocol, "no KEK for key %s", o.Name)
+		kek, ok := c.keks[keyTypeOf(pub)]
+		if !ok || w.Way < 0 || w.Way >= len(ways) {
+			return nil, faultf(exitProtocol, "no KEK or no way for key %s", w.Key.Name)
 		}
-		if err := t.isKey(o); err != nil {
+		h, err := t.theKey(w.Key)
+		if err != nil {
 			return nil, err
 		}
-		out[i].Key = o
-		if out[i].Mechanism, out[i].Blob, err = t.wrapKey(kek, o.ID); err != nil {
-			return nil, fmt.Errorf("key %s: %w", o.Name, err)
+		if keys[i].Blob, err = t.wrapKey(kek, h, ways[w.Way]); err != nil {
+			return nil, fmt.Errorf("key %s: %w", w.Key.Name, err)
 		}
 	}
-	for _, h := range keks {
-		if err := t.m.DestroyObject(t.session, h); err != nil {
-			return nil, classify("destroying the KEK", err)
-		}
-	}
-	return out, nil
+	return keys, c.dropKEKs()
 }
 
-// isKey makes sure that what the store calls a key is the key of that label here.
-func (t *token) isKey(o keyObject) error {
+// theKey finds a key and makes sure that what the store calls so is the key of that
+// label here.
+func (t *token) theKey(o keyObject) (pkcs11.ObjectHandle, error) {
 	h, err := t.find(pkcs11.CKO_PRIVATE_KEY, o.ID)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	as, err := t.m.GetAttributeValue(t.session, h, []*pkcs11.Attribute{attr(pkcs11.CKA_LABEL, nil)})
 	if err != nil {
-		return classify("reading the label", err)
+		return 0, classify("reading the label", err)
 	}
 	if string(as[0].Value) != o.label() {
-		return fmt.Errorf("key %x is %q on the token, not %q", o.ID, as[0].Value, o.label())
+		return 0, fmt.Errorf("key %x is %q on the token, not %q", o.ID, as[0].Value, o.label())
 	}
-	return nil
+	return h, nil
 }
 
 // unwrap makes the copies. A copy that an interrupted ceremony left is taken as
@@ -414,16 +515,12 @@ func (c *ceremony) unwrap(keys []wrappedKey) ([]bornKey, error) {
 	}
 	out := make([]bornKey, len(keys))
 	for i, w := range keys {
-		if err := c.allowed(w.Key.act()); err != nil {
+		if err := c.mayCopy(w); err != nil {
 			return nil, err
 		}
 		h, err := t.find(pkcs11.CKO_PRIVATE_KEY, w.Key.ID)
 		if errors.Is(err, errAbsent) {
-			pub, _, perr := parseSPKI(w.Key.SPKI)
-			if perr != nil {
-				return nil, perr
-			}
-			h, err = t.unwrapKey(c.keks[keyTypeOf(pub)], w.Mechanism, w.Blob, w.Key)
+			h, err = c.unwrapKey(t, w)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("key %s: %w", w.Key.Name, err)
@@ -432,29 +529,74 @@ func (c *ceremony) unwrap(keys []wrappedKey) ([]bornKey, error) {
 		if out[i].Attributes, err = t.snapshot(h); err != nil {
 			return nil, err
 		}
+		if c.open.Weak {
+			continue // the operator has accepted what the module does not have
+		}
 		if err := checkSnapshot(out[i].Attributes, true); err != nil {
 			return nil, fmt.Errorf("key %s: %w", w.Key.Name, err)
 		}
 	}
-	for _, h := range c.keks {
-		if err := t.m.DestroyObject(t.session, h); err != nil {
-			return nil, classify("destroying the KEK", err)
+	return out, c.dropKEKs()
+}
+
+// again repeats a write for a moment: NSS answers CKR_GENERAL_ERROR while another
+// process (the signing worker) reads its database.
+func again(write func() error) error {
+	for i := 0; ; i++ {
+		err := write()
+		if i == 20 || err != pkcs11.Error(pkcs11.CKR_GENERAL_ERROR) {
+			return err
 		}
+		time.Sleep(50 * time.Millisecond)
 	}
-	clear(c.keks)
-	return out, nil
+}
+
+// copyTemplate is what a copy is unwrapped into.
+func (c *ceremony) copyTemplate(id KeyID, label string, subject []byte, pub crypto.PublicKey) []*pkcs11.Attribute {
+	if c.open.Weak {
+		return weakCopyTemplate(id, label, pub)
+	}
+	return privateTemplate(id, label, subject, true)
+}
+
+// unwrapKey makes the copy and its public object; the user is logged in.
+func (c *ceremony) unwrapKey(t *token, w wrappedKey) (pkcs11.ObjectHandle, error) {
+	o := w.Key
+	pub, alg, err := parseSPKI(o.SPKI, o.Algorithm)
+	if err != nil {
+		return 0, err
+	}
+	kek, ok := c.keks[keyTypeOf(pub)]
+	if !ok || w.Way < 0 || w.Way >= len(ways) {
+		return 0, faultf(exitProtocol, "no KEK or no way for key %s", o.Name)
+	}
+	private := append([]*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), attr(pkcs11.CKA_KEY_TYPE, keyTypeOf(pub))}, c.copyTemplate(o.ID, o.label(), o.Subject, pub)...)
+	var h pkcs11.ObjectHandle
+	take := func(private []*pkcs11.Attribute) (err error) {
+		h, err = t.m.UnwrapKey(t.session, mechanism(ways[w.Way].unwrap, nil), kek, w.Blob, private)
+		return err
+	}
+	if c.open.Weak {
+		err = again(func() error { return take(private) })
+	} else {
+		err = boundToMechanism(private, alg, take)
+	}
+	if err != nil {
+		return 0, classify("unwrapping the key", err)
+	}
+	if c.open.Weak {
+		return h, t.makePublic(pub, alg, o, weakPublicTemplate(o.ID, o.label()))
+	}
+	return h, t.makePublic(pub, alg, o, publicTemplate(o.ID, o.label(), o.Subject))
 }
 
 // initToken makes a token in the first empty slot and gives it its user PIN
 // (PKCS#11 §5.5, C_InitToken and C_InitPIN). A token of that label is left alone.
 func (c *ceremony) initToken(q initToken) (struct{}, error) {
 	var none struct{}
-	m := pkcs11.New(c.open.Module)
-	if m == nil {
-		return none, faultf(exitModule, "%w: %s does not load", ErrModule, c.open.Module)
-	}
-	if err := m.Initialize(); err != nil {
-		return none, faultf(exitModule, "%w: C_Initialize: %v", ErrModule, err)
+	m, err := loadModule(c.open.Module, c.open.Reserved)
+	if err != nil {
+		return none, err
 	}
 	defer m.Finalize()
 	if _, _, err := slotOf(m, q.Label, ""); err == nil {

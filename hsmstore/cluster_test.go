@@ -114,7 +114,7 @@ func (c *cluster) open(ctx context.Context, change ...func(*hsmstore.Config)) (s
 	run, cancel := context.WithCancel(ctx)
 	ended := make(chan struct{})
 	go func() { defer close(ended); c.ledger.Run(run) }()
-	cfg := hsmstore.Config{Members: c.members, Ledger: c.ledger, Keys: c.db.keys(), Log: log}
+	cfg := hsmstore.Config{Members: c.members, Ledger: c.ledger, Keys: c.db.keys(), Enrolled: c.db.members(), Log: log}
 	for _, f := range change {
 		f(&cfg)
 	}

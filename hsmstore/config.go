@@ -1,6 +1,7 @@
 package hsmstore
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"chancery/admin"
 	"chancery/audit"
 )
 
@@ -50,8 +52,26 @@ type MemberConfig struct {
 	SOPIN       Secret   // SO PIN, for ceremonies only; nil outside them
 	Env         []string // KEY=value, set on the member's processes only (e.g. SOFTHSM2_CONF)
 	JournalPath string   // the worker's own journal
-	Sessions    int      // signatures at the same time; 0: 4
+	Sessions    int      // most sessions that sign at the same time; 0: 64. It starts with 4 and grows while latency, not CPU, is the limit
+	Reserved    string   // pReserved of C_Initialize, for modules that want settings there (NSS); else ""
+	Replication Replication
+	// WeakUnwrap accepts a module that ignores CKA_UNWRAP_TEMPLATE (NSS): whoever has
+	// this member's PIN during a ceremony could take the keys that it is given. Its
+	// copies cannot be modified in ways that SENSITIVE forbids, but in others.
+	WeakUnwrap bool
+	SplitSO    bool // the SO PIN is held by officers in shares; see shares.go
+
+	split func(context.Context, MemberConfig, *ceremonyProcess) error // set by the store
 }
+
+// Replication is how keys get to a member.
+type Replication string
+
+// The ways of replication.
+const (
+	ReplicateWrap   Replication = "wrap"   // we copy keys, wrapped (the default)
+	ReplicateNative Replication = "native" // the vendor's cluster behind the module copies them itself; keys are non-extractable
+)
 
 func (c MemberConfig) validate() error {
 	if err := checkName("member", c.Name); err != nil {
@@ -66,6 +86,8 @@ func (c MemberConfig) validate() error {
 		return fmt.Errorf("member %s: pin is missing", c.Name)
 	case c.JournalPath == "":
 		return fmt.Errorf("member %s: journal path is missing", c.Name)
+	case c.Replication != "" && c.Replication != ReplicateWrap && c.Replication != ReplicateNative:
+		return fmt.Errorf("member %s: replication %q is not known; allowed: wrap, native", c.Name, c.Replication)
 	case c.Sessions < 0 || c.Sessions > 1024:
 		return fmt.Errorf("member %s: sessions must be 0 to 1,024", c.Name)
 	}
@@ -75,12 +97,19 @@ func (c MemberConfig) validate() error {
 // Config of a [Store].
 type Config struct {
 	Members     []MemberConfig
-	Ledger      *audit.Ledger // required
-	Keys        []KeyRecord   // what the database holds
-	Log         *slog.Logger  // nil: slog.Default
-	SignTimeout time.Duration // of one attempt on one member; 0: 5 s
-	Concurrency int           // signatures in flight in the whole store; 0: 16 per member
-	Queue       int           // operations begun and not yet signed; 0: 4,096
+	Ledger      *audit.Ledger   // required
+	Keys        []KeyRecord     // what the database holds
+	Enrolled    []MemberRecord  // what the database holds; a member of the configuration that is not in it waits to be added, unless all are new
+	Shares      ShareStore      // nil: no SO PIN is split
+	Officers    []admin.Officer // among whom SO PINs are split
+	Log         *slog.Logger    // nil: slog.Default
+	SignTimeout time.Duration   // of one attempt on one member; 0: 5 s
+	Concurrency int             // signatures in flight per member; 0: twice its sessions
+	Queue       int             // operations begun and not yet signed; 0: 4,096
+
+	InUse        func(key string) (why string) // what still needs a key, which then cannot be destroyed; nil or "": nothing
+	Backups      func(key KeyID) []string      // recipients that hold a backup of a key; nil: none
+	CeremonyOnly func(key string) bool         // keys that sign in ceremonies only, a root's: no hourly proof; nil: none
 }
 
 func (c *Config) validate() error {
@@ -105,9 +134,6 @@ func (c *Config) validate() error {
 	}
 	if c.SignTimeout == 0 {
 		c.SignTimeout = 5 * time.Second
-	}
-	if c.Concurrency == 0 {
-		c.Concurrency = 16 * len(c.Members)
 	}
 	if c.Queue == 0 {
 		c.Queue = 4096

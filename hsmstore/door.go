@@ -52,8 +52,8 @@ var opKinds = map[audit.Op]kind{
 // ErrUnavailable, ErrBusy. An error of the ledger (audit.ErrUnavailable,
 // audit.ErrConflict …) means that no intent can be acted upon.
 func (k *Key) Begin(ctx context.Context, req SignRequest) (*Operation, error) {
-	if !k.usable.Load() {
-		return nil, fmt.Errorf("%w: %q is not proved", ErrNoKey, k.name)
+	if st := k.State(); st != KeyUsable {
+		return nil, fmt.Errorf("%w: key %q is %s", ErrNoKey, k.name, st)
 	}
 	return k.begin(ctx, req, nil)
 }
@@ -71,12 +71,13 @@ func (k *Key) begin(ctx context.Context, req SignRequest, pinned *member) (*Oper
 	if req.Issuer == ([32]byte{}) && k.purpose == audit.PurposeIssuer && req.Op != audit.OpKeyProof {
 		req.Issuer = k.spkiHash
 	}
-	if m, _ := s.choose(&signature{key: k, pinned: pinned}, nil); m == nil {
-		return nil, fmt.Errorf("%w: no member that holds key %s is up; nothing was begun, try again later", ErrUnavailable, k.name)
-	}
 	if s.begun.Add(1) > int64(s.cfg.Queue) {
 		s.begun.Add(-1)
 		return nil, fmt.Errorf("%w: %d operations wait; nothing was begun, try again later", ErrBusy, s.cfg.Queue)
+	}
+	if err := s.expect(ctx, &signature{key: k, pinned: pinned}); err != nil {
+		s.begun.Add(-1)
+		return nil, err
 	}
 	in := audit.Intent{Op: req.Op, Key: k.spkiHash, Purpose: k.purpose, Algorithm: k.alg.ident, TBSHash: sha256.Sum256(req.Message), TBSLength: uint64(len(req.Message)),
 		Issuer: req.Issuer, Serial: req.Serial, Profile: req.Profile, Evidence: req.Evidence, Requester: req.Requester, Grant: req.Grant, MaxAttempts: req.MaxAttempts, CRL: req.CRL}
@@ -136,6 +137,7 @@ type Operation struct {
 	mu     sync.Mutex
 	sig    signature
 	signed []byte
+	nonce  *SeenNonce // of signed
 	used   bool
 	waits  bool // counted in store.begun
 	closed bool
@@ -199,11 +201,18 @@ func (op *Operation) SignMessage(_ io.Reader, message []byte, opts crypto.Signer
 	if err := s.queue.acquire(op.ctx, op.req.Class); err != nil {
 		return nil, fmt.Errorf("%w: waiting for an HSM: %w", ErrUnavailable, err)
 	}
-	defer s.queue.release()
+	defer s.queue.release(op.req.Class)
 	audit.Failpoint("after-intent")
 	sig, err := s.sign(op.ctx, &op.sig)
 	if err != nil {
 		return nil, fmt.Errorf("signing under intent %d: %w", op.opened.Index, err)
+	}
+	if n, ok := op.key.nonce(sig, sha256.Sum256(op.req.Message)); ok {
+		if err := op.key.nonces.check(n.R, n.Message); err != nil {
+			s.quarantine(op.ctx, op.key)
+			return nil, nonceError(op.key, op.opened.Index)
+		}
+		op.nonce = &n
 	}
 	audit.Failpoint("after-signature")
 	op.signed = sig
@@ -221,6 +230,9 @@ func (op *Operation) leave() {
 // Signature and Attempts of done are filled in here. It is carried through even if
 // ctx ends meanwhile.
 //
+// An ECDSA signature whose nonce the key has used before is not committed: the key
+// is quarantined.
+//
 // With an error nothing may be released. audit.ErrConflict and audit.ErrExists
 // come from p. After audit.ErrUnavailable it is not known whether the commit was
 // made: Close tries to close the intent, else the next start does.
@@ -234,11 +246,21 @@ func (op *Operation) Commit(ctx context.Context, done audit.Done, p ...audit.Pro
 		return audit.Appended{}, fmt.Errorf("intent %d has no signature to commit", op.opened.Index)
 	}
 	done.Signature, done.Attempts = sha256.Sum256(op.signed), op.sig.tries
+	if op.key.State() == KeyQuarantined {
+		return audit.Appended{}, nonceError(op.key, op.opened.Index)
+	}
+	if op.nonce != nil {
+		p = append(p[:len(p):len(p)], *op.nonce)
+	}
 	var a audit.Appended
 	err := patiently(func() (err error) {
 		a, err = op.key.store.ledger.Done(context.WithoutCancel(ctx), op.opened, done, p...)
 		return err
 	})
+	if errors.Is(err, ErrNonceReused) {
+		op.key.store.quarantine(ctx, op.key)
+		return audit.Appended{}, nonceError(op.key, op.opened.Index)
+	}
 	if err != nil {
 		op.unsure = op.unsure || errors.Is(err, audit.ErrUnavailable)
 		return audit.Appended{}, fmt.Errorf("committing what was signed under intent %d: %w", op.opened.Index, err)

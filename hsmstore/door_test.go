@@ -57,8 +57,9 @@ func TestSignAndCommit(t *testing.T) {
 	if h, _ := in.Hash(audit.TagIssuer); h != k.SPKIHash() {
 		t.Error("the intent does not name the issuer")
 	}
-	if n := len(c.db.applied); c.db.applied[n-2] != (note{"reserved"}) || c.db.applied[n-1] != (note{"row"}) {
-		t.Errorf("rows: %v", c.db.applied[n-2:])
+	last := c.db.applied[len(c.db.applied)-3:]
+	if seen, ok := last[2].(hsmstore.SeenNonce); last[0] != (note{"reserved"}) || last[1] != (note{"row"}) || !ok || seen.Key != k.SPKIHash() || seen.Message != digest {
+		t.Errorf("rows: %v", last)
 	}
 	if _, err := op.Commit(ctx, audit.Done{}); !errors.Is(err, hsmstore.ErrUsed) {
 		t.Errorf("second commit: %v", err)

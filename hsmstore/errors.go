@@ -19,8 +19,17 @@ var (
 	ErrModule = errors.New("PKCS#11 module is unusable")
 	// ErrToken: the token is missing, or another token than the enrolled one is there.
 	ErrToken = errors.New("HSM token is missing or foreign")
+	// ErrRandom: the token's random source is broken.
+	ErrRandom = errors.New("random source of the HSM is broken")
 	// ErrNoKey: there is no key of that name, or it is not proved yet.
 	ErrNoKey = errors.New("no such key")
+	// ErrNonceReused is what the database says to a [SeenNonce] that it has seen with
+	// another message.
+	ErrNonceReused = errors.New("ECDSA nonce was used for another message")
+	// ErrNoMember: there is no member of that name.
+	ErrNoMember = errors.New("no such HSM member")
+	// ErrStanding: what was asked for does not fit the state of the member or key.
+	ErrStanding = errors.New("does not fit the state")
 	// ErrClosed: the store was closed.
 	ErrClosed = errors.New("HSM store is closed")
 )
@@ -29,6 +38,8 @@ var (
 var (
 	errDied     = errors.New("worker ended")
 	errDeadline = errors.New("worker missed the deadline and was killed")
+	errBusy     = errors.New("HSM is throttled")
 	errKeyFault = errors.New("token refused this key")
+	errUnusable = errors.New("the worker cannot use the key")
 	errBadSig   = errors.New("signature does not verify with the pinned key")
 )

@@ -15,6 +15,11 @@ func (s *Store) SignRaw(ctx context.Context, k *Key, intent uint64, message []by
 	return s.sign(ctx, &signature{key: k, intent: intent, message: message, digest: k.alg.digest(message), attempts: 3})
 }
 
+// SignUnverified is SignRaw without the check of the signature.
+func (s *Store) SignUnverified(ctx context.Context, k *Key, intent uint64, message []byte) ([]byte, error) {
+	return s.sign(ctx, &signature{key: k, intent: intent, message: message, digest: k.alg.digest(message), attempts: 3, unverified: true})
+}
+
 // SignExempt sends a checkpoint or probe.
 func (s *Store) SignExempt(ctx context.Context, k *Key, message []byte) ([]byte, error) {
 	exempt := kindProbe
@@ -38,7 +43,7 @@ func (s *Store) AnyKey(name string) *Key {
 
 // ProbeNow probes idle members at once.
 func (s *Store) ProbeNow(ctx context.Context) {
-	for _, m := range s.members {
+	for _, m := range s.list() {
 		m.lastUse.Store(0)
 	}
 	s.probeIdle(ctx)
@@ -64,6 +69,9 @@ func ProofText(ledger audit.LedgerID, spkiHash [32]byte, serial string, nonce [3
 // ProbeText is the probe text of a token.
 func ProbeText(serial string) []byte { return probeText(serial) }
 
+// BackoffMax is the longest pause between two starts of a worker.
+const BackoffMax = backoffMax
+
 // CheckModule is the rule for modules.
 var CheckModule = checkModule
 
@@ -80,9 +88,40 @@ func (k *Key) SetPinned(pub crypto.PublicKey) { k.pub = pub }
 // Sweep closes open intents without waiting for its turn or for their age.
 func (s *Store) Sweep(ctx context.Context) { s.sweep(ctx, 0) }
 
-// Waiting tells how many operations are begun and how many signatures may start.
-func (s *Store) Waiting() (begun int64, free int) {
+// Waiting tells how many operations are begun and how many signatures run.
+func (s *Store) Waiting() (begun int64, running int) {
 	s.queue.mu.Lock()
 	defer s.queue.mu.Unlock()
-	return s.begun.Load(), s.queue.free
+	return s.begun.Load(), s.queue.running
+}
+
+// Queue is the queue before the HSMs, alone.
+type Queue struct{ q queue }
+
+// NewQueue makes one with so many places.
+func NewQueue(places int) *Queue {
+	q := &Queue{}
+	q.q.resize(places)
+	return q
+}
+
+// Acquire waits for a place.
+func (q *Queue) Acquire(ctx context.Context, c Class) error { return q.q.acquire(ctx, c) }
+
+// Release gives it back.
+func (q *Queue) Release(c Class) { q.q.release(c) }
+
+// Waiting tells how many wait.
+func (q *Queue) Waiting() (n int) {
+	waiting, _ := q.q.depth()
+	for _, w := range waiting {
+		n += w
+	}
+	return n
+}
+
+// Running tells how many places are taken.
+func (q *Queue) Running() int {
+	_, n := q.q.depth()
+	return n
 }

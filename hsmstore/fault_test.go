@@ -238,7 +238,7 @@ func TestOpenSaysWhy(t *testing.T) {
 			c := copyCluster(t)
 			c.members = c.members[:1]
 			tc.change(&c.members[0])
-			stop, err := c.open(t.Context())
+			stop, err := c.open(t.Context(), func(cfg *hsmstore.Config) { cfg.Enrolled = nil })
 			if err == nil {
 				stop()
 			}

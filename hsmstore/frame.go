@@ -27,6 +27,7 @@ const (
 	opSign   byte = 1 // payload: signRequest
 	opLoad   byte = 2 // payload: JSON loadRequest; reply: JSON loadReply
 	opStatus byte = 3 // reply: JSON workerStatus
+	opSeal   byte = 9 // genesis is over; reply: JSON
 )
 
 // Statuses of a reply.
@@ -34,6 +35,8 @@ const (
 	statusOK       byte = 0 // payload: the signature, or JSON
 	statusRefused  byte = 1 // payload: why; the caller's fault, nothing was signed
 	statusKeyFault byte = 2 // payload: why; the token has or wants this key no more, others may
+	statusSessions byte = 4 // id 0, payload u16: so many sessions sign now
+	statusBusy     byte = 5 // payload: why; the HSM says "later"
 	statusFatal    byte = 3 // payload: exit class u8 ‖ why; the worker is about to end
 )
 
@@ -87,7 +90,7 @@ func readFrame(r *bufio.Reader) (frame, error) {
 // nothing more waits, so that a lone request goes out at once and a burst in few
 // system calls.
 func writeLoop(w io.Writer, frames <-chan []byte, done <-chan struct{}) error {
-	bw := bufio.NewWriterSize(w, 64<<10)
+	bw := bufio.NewWriterSize(w, 16<<10)
 	for {
 		select {
 		case f := <-frames:

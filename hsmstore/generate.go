@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
+	"time"
 
 	"chancery/admin"
 	"chancery/audit"
@@ -18,12 +20,12 @@ type KeySpec struct {
 	Purpose   audit.Purpose
 	Algorithm string   // see [KeyRecord]
 	Subject   []byte   // issuer Name DER (RFC 5280 §4.1.2.4): issuer keys sign under no other name
-	Members   []string // that shall hold it; nil: all
+	Members   []string // that shall hold it; nil: all. A key on a member of native replication is non-extractable and lives there alone
 }
 
 // Act is the act that a grant must list for the key.
 func (p KeySpec) Act() string {
-	return admin.GenerateKeyAct(p.Name, p.Purpose.String(), p.Algorithm, p.Subject)
+	return admin.GenerateKeyAct(p.Name, p.Purpose.String(), p.Algorithm, p.Subject, p.Members...)
 }
 
 func (p KeySpec) validate() error {
@@ -67,12 +69,16 @@ func (s *Store) GenerateKey(ctx context.Context, grant *admin.Grant, spec KeySpe
 // through the door; each step is on the ledger. Only then are they usable. A key
 // that an interrupted ceremony left unproved is taken up where it stands.
 //
-// All members of the specs must be up. Errors wrap admin.ErrNotGranted,
-// ErrUnavailable, ErrPIN, audit.ErrExists for a name that is taken.
+// All members of the specs must be up. On a member of native replication a key is
+// non-extractable and can have no other member; a key that no module can wrap
+// (Ed25519) lives on one member too.
+//
+// Errors wrap admin.ErrNotGranted, ErrUnavailable, ErrPIN, audit.ErrExists for a name
+// that is taken.
 func (s *Store) GenerateKeys(ctx context.Context, grant *admin.Grant, specs ...KeySpec) ([]*Key, error) {
 	s.keysMu.Lock()
 	defer s.keysMu.Unlock()
-	return s.generate(ctx, grant, specs)
+	return s.generate(s.under(ctx, grant), grant, specs)
 }
 
 // generate is GenerateKeys, with keysMu held.
@@ -120,12 +126,12 @@ func (s *Store) prepare(grant *admin.Grant, specs []KeySpec) ([]*birth, []string
 		old := s.keys[spec.Name]
 		s.mu.RUnlock()
 		if old != nil {
-			if old.usable.Load() || old.purpose != spec.Purpose || old.alg.name != spec.Algorithm || string(old.subject) != string(spec.Subject) {
+			if old.State() != KeyBorn || old.purpose != spec.Purpose || old.alg.name != spec.Algorithm || string(old.subject) != string(spec.Subject) {
 				return nil, nil, fmt.Errorf("key %q: %w", spec.Name, audit.ErrExists)
 			}
 			b.fresh, b.rec = false, old.record()
 		}
-		for _, m := range s.members {
+		for _, m := range s.list() {
 			if spec.Members == nil || slices.Contains(spec.Members, m.cfg.Name) {
 				if st := m.current(); st.State != Up {
 					return nil, nil, fmt.Errorf("%w: key %q: member %s is %s; all members of a new key must be up", ErrUnavailable, spec.Name, m.cfg.Name, st.State)
@@ -141,6 +147,9 @@ func (s *Store) prepare(grant *admin.Grant, specs []KeySpec) ([]*birth, []string
 		if len(b.members) == 0 || spec.Members != nil && len(b.members) != len(spec.Members) {
 			return nil, nil, fmt.Errorf("key %q: its members %v are not all members of the cluster", spec.Name, spec.Members)
 		}
+		if err := canSpread(spec, b.members); err != nil {
+			return nil, nil, err
+		}
 		out = append(out, b)
 	}
 	for _, b := range out {
@@ -152,14 +161,34 @@ func (s *Store) prepare(grant *admin.Grant, specs []KeySpec) ([]*birth, []string
 	return out, acts, nil
 }
 
+// canSpread refuses a key that its members cannot share, before it is born.
+func canSpread(spec KeySpec, members []*member) error {
+	if len(members) < 2 {
+		return nil
+	}
+	names := make([]string, len(members))
+	for i, m := range members {
+		names[i] = m.cfg.Name
+	}
+	for _, m := range members {
+		if m.native() {
+			return fmt.Errorf("key %q: member %s replicates natively, so its keys are non-extractable and live on that one member; name the one member that shall hold the key, one of %s", spec.Name, m.cfg.Name, strings.Join(names, ", "))
+		}
+	}
+	if spec.Algorithm == algEd25519 {
+		return fmt.Errorf("key %q: Ed25519 keys cannot be copied between HSMs (SoftHSM 2.6 refuses to wrap them, CKR_KEY_UNEXTRACTABLE); name the one member that shall hold the key, one of %s, or take P-256", spec.Name, strings.Join(names, ", "))
+	}
+	return nil
+}
+
 // bear makes the fresh keys, each on the first of its members.
 func (s *Store) bear(ctx context.Context, acts []string, births []*birth) error {
-	for _, m := range s.members {
+	for _, m := range s.list() {
 		var mine []*birth
 		var objects []keyObject
 		for _, b := range births {
 			b.object = keyObject{ID: b.rec.ID, Name: b.spec.Name, Purpose: b.spec.Purpose, Algorithm: b.spec.Algorithm, Subject: b.spec.Subject, SPKI: b.rec.SPKI,
-				Replicable: b.spec.Purpose != audit.PurposeProbe}
+				Act: b.spec.Act(), Replicable: b.spec.Purpose != audit.PurposeProbe && !b.origin.native()}
 			if b.fresh && b.origin == m {
 				rand.Read(b.object.ID[:])
 				mine, objects = append(mine, b), append(objects, b.object)
@@ -173,14 +202,14 @@ func (s *Store) bear(ctx context.Context, acts []string, births []*birth) error 
 			return err
 		}
 		for i, b := range mine {
-			if _, alg, err := parseSPKI(born[i].SPKI); err != nil || alg.name != b.spec.Algorithm {
+			if _, _, err := parseSPKI(born[i].SPKI, b.spec.Algorithm); err != nil {
 				return fmt.Errorf("member %s: key %q came out as another kind of key", m.cfg.Name, b.spec.Name)
 			}
 			b.born = born[i]
 			b.object = objects[i]
 			b.object.SPKI = born[i].SPKI
 			b.rec = KeyRecord{ID: objects[i].ID, Name: b.spec.Name, Purpose: b.spec.Purpose, Algorithm: b.spec.Algorithm, SPKI: born[i].SPKI, Subject: b.spec.Subject,
-				Origin: m.cfg.Name, Members: []string{m.cfg.Name}}
+				Origin: m.cfg.Name, Members: []string{m.cfg.Name}, Confined: b.spec.Members != nil, State: KeyBorn}
 		}
 	}
 	return nil
@@ -227,7 +256,7 @@ func (s *Store) spread(ctx context.Context, from sources, acts []string, births 
 	for _, b := range births {
 		byID[b.rec.ID] = b
 	}
-	for _, m := range s.members {
+	for _, m := range s.list() {
 		if from[m] == nil {
 			continue
 		}
@@ -319,15 +348,60 @@ func (s *Store) prove(ctx context.Context, grant *admin.Grant, births []*birth) 
 		for j, m := range b.members {
 			var last []audit.Projection
 			if j == len(b.members)-1 {
-				last = append(last, KeyUsable{ID: b.rec.ID})
+				last = append(last, SetKeyState{ID: b.rec.ID, From: []KeyState{KeyBorn}, To: KeyUsable})
 			}
-			if err := s.proveOn(ctx, grant, keys[i], m, last...); err != nil {
+			proof := s.proveOn
+			if m.native() {
+				proof = s.proveNative
+			}
+			if err := proof(ctx, grant, keys[i], m, last...); err != nil {
 				return nil, fmt.Errorf("proving key %q on member %s: %w", b.spec.Name, m.cfg.Name, err)
 			}
 		}
-		keys[i].usable.Store(true)
+		keys[i].setState(KeyUsable)
 	}
 	return keys, nil
+}
+
+const (
+	// nativeProofs in a row say that the nodes of a vendor's cluster know a key: each
+	// signature may be made by another node.
+	nativeProofs = 3
+	// nativePatience bounds the wait for the vendor's replication.
+	nativePatience = 60 * time.Second
+	nativePause    = 200 * time.Millisecond
+)
+
+// proveNative waits until the vendor's nodes know a fresh key: it is looked for and
+// challenged until enough signatures in a row were made. p goes with the last one.
+func (s *Store) proveNative(ctx context.Context, grant *admin.Grant, k *Key, m *member, p ...audit.Projection) error {
+	ctx, cancel := context.WithTimeout(ctx, nativePatience)
+	defer cancel()
+	for good := 0; ; {
+		var last []audit.Projection
+		if good == nativeProofs-1 {
+			last = p
+		}
+		err := s.proveOn(ctx, grant, k, m, last...)
+		if err == nil {
+			if good++; good == nativeProofs {
+				return nil
+			}
+			continue
+		}
+		if !errors.Is(err, ErrUnavailable) && !errors.Is(err, errUnusable) {
+			return err
+		}
+		good = 0
+		select {
+		case <-time.After(nativePause):
+		case <-ctx.Done():
+			return fmt.Errorf("the nodes behind the module did not all know the key within %v: %w", nativePatience, err)
+		}
+		if err := s.reload(ctx); err != nil {
+			return err
+		}
+	}
 }
 
 func (s *Store) proveOn(ctx context.Context, grant *admin.Grant, k *Key, m *member, p ...audit.Projection) error {
@@ -335,7 +409,7 @@ func (s *Store) proveOn(ctx context.Context, grant *admin.Grant, k *Key, m *memb
 	why := m.bad[k.id]
 	m.mu.Unlock()
 	if why != "" {
-		return errors.New(why)
+		return fmt.Errorf("%w: %s", errUnusable, why)
 	}
 	var nonce [32]byte
 	rand.Read(nonce[:])

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"chancery/admin"
 	"chancery/audit"
@@ -14,8 +15,8 @@ import (
 // to which the caller adds its own (roots to be signed).
 func (s *Store) GenesisActs(checkpoint KeySpec, more ...KeySpec) []string {
 	acts := []string{checkpoint.Act()}
-	for _, m := range s.members {
-		acts = append(acts, admin.AddMemberAct(m.cfg.Name), probeSpec(m.cfg.Name).Act())
+	for _, m := range s.list() {
+		acts = append(acts, admin.AddMemberAct(m.cfg.Name, m.current().Serial), s.probeSpec(m.cfg.Name).Act())
 	}
 	for _, p := range more {
 		acts = append(acts, p.Act())
@@ -23,8 +24,18 @@ func (s *Store) GenesisActs(checkpoint KeySpec, more ...KeySpec) []string {
 	return acts
 }
 
-func probeSpec(member string) KeySpec {
-	return KeySpec{Name: ProbeKeyName(member), Purpose: audit.PurposeProbe, Algorithm: "P-256", Members: []string{member}}
+// probeSpec is the probe key that a member gets. A member that left and comes back
+// gets another one: names of keys are never used again.
+func (s *Store) probeSpec(member string) KeySpec {
+	spec := KeySpec{Name: ProbeKeyName(member), Purpose: audit.PurposeProbe, Algorithm: "P-256", Members: []string{member}}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for n := 2; ; n++ {
+		if k := s.keys[spec.Name]; k == nil || k.State() != KeyDestroyed {
+			return spec
+		}
+		spec.Name = fmt.Sprintf("%s-%d", ProbeKeyName(member), n)
+	}
 }
 
 // Genesis begins a ledger, in one ceremony: it bears and copies the checkpoint
@@ -50,10 +61,11 @@ func (s *Store) Genesis(ctx context.Context, grant *admin.Grant, g audit.Genesis
 	}
 	s.keysMu.Lock()
 	defer s.keysMu.Unlock()
+	ctx = underRoster(ctx, g.Roster)
 	// 1. The keys, on every member.
 	specs := append([]KeySpec{checkpoint}, more...)
-	for _, m := range s.members {
-		specs = append(specs, probeSpec(m.cfg.Name))
+	for _, m := range s.list() {
+		specs = append(specs, s.probeSpec(m.cfg.Name))
 	}
 	births, acts, err := s.prepare(grant, specs)
 	if err != nil {
@@ -114,7 +126,7 @@ func (s *Store) ResumeGenesis(ctx context.Context, grant *admin.Grant, checkpoin
 	if k == nil {
 		return fmt.Errorf("resuming genesis: %w: %q, which leaf 0 names", ErrNoKey, checkpoint.Name)
 	}
-	if !k.usable.Load() {
+	if !k.usable() {
 		if _, err := s.GenerateKeys(ctx, grant, checkpoint); err != nil {
 			return err
 		}
@@ -125,8 +137,8 @@ func (s *Store) ResumeGenesis(ctx context.Context, grant *admin.Grant, checkpoin
 		return err
 	}
 	var probes []KeySpec
-	for _, m := range s.members {
-		if p := probeSpec(m.cfg.Name); !s.ActDone(p.Act()) {
+	for _, m := range s.list() {
+		if p := s.probeSpec(m.cfg.Name); !s.ActDone(p.Act()) {
 			probes = append(probes, p)
 		}
 	}
@@ -140,7 +152,8 @@ func (s *Store) ActDone(act string) bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for _, k := range s.keys {
-		if k.usable.Load() && admin.GenerateKeyAct(k.name, k.purpose.String(), k.alg.name, k.subject) == act {
+		whole := admin.GenerateKeyAct(k.name, k.purpose.String(), k.alg.name, k.subject)
+		if k.usable() && (act == whole || strings.HasPrefix(act, whole+" on ")) {
 			return true
 		}
 	}
@@ -149,8 +162,8 @@ func (s *Store) ActDone(act string) bool {
 
 // enrol records the members; those whose act is spent were enrolled before a crash.
 func (s *Store) enrol(ctx context.Context, grant *admin.Grant) error {
-	for _, m := range s.members {
-		err := grant.Spend(admin.AddMemberAct(m.cfg.Name))
+	for _, m := range s.list() {
+		err := grant.Spend(admin.AddMemberAct(m.cfg.Name, m.current().Serial))
 		if errors.Is(err, admin.ErrNotGranted) {
 			continue
 		}
@@ -159,7 +172,7 @@ func (s *Store) enrol(ctx context.Context, grant *admin.Grant) error {
 		f.Text(audit.TagMember, st.Name)
 		f.Text(audit.TagSerialNumber, st.Serial)
 		f.Hash(audit.TagGrant, grant.Hash())
-		if _, err := s.ledger.Append(ctx, audit.Event(audit.OpMemberAdd, f), PutMember{MemberRecord{Name: st.Name, Serial: st.Serial, Label: st.Label}}); err != nil {
+		if _, err := s.ledger.Append(ctx, audit.Event(audit.OpMemberAdd, f), PutMember{MemberRecord{Name: st.Name, Serial: st.Serial, Label: st.Label, Replication: st.Replication, Standing: StandingActive}}); err != nil {
 			return fmt.Errorf("enrolling member %s: %w", m.cfg.Name, err)
 		}
 	}

@@ -38,6 +38,8 @@ const (
 	JournalIntent     JournalKind = 1 // number is the index of the intent
 	JournalCheckpoint JournalKind = 2 // number is the tree size signed
 	JournalProbe      JournalKind = 3 // number is audit.NoIndex
+	JournalRandom     JournalKind = 4 // sha256 is that of random octets of the token, seen at a start
+	JournalBinding    JournalKind = 5 // sha256 is the digest of what an adopted key is bound to
 )
 
 // JournalRecord is one use of a key.
@@ -227,8 +229,44 @@ func (j *journal) append(r JournalRecord) error {
 	return nil
 }
 
-// lastCheckpoint finds the newest checkpoint record of a key, reading backwards.
+// addRandom notes random octets of the token and tells whether they were seen at one
+// of the last starts.
+func (j *journal) addRandom(b []byte) (seen bool, err error) {
+	r := JournalRecord{Kind: JournalRandom, SHA256: sha256.Sum256(b)}
+	n := int64(j.last.Seq) + 1
+	from := max(1, n-journalTail)
+	recs, err := j.read(from, n-from)
+	if err != nil {
+		return false, err
+	}
+	for _, old := range recs {
+		if old.Kind == JournalRandom && old.SHA256 == r.SHA256 {
+			return true, nil
+		}
+	}
+	return false, j.append(r)
+}
+
+// bind notes what an adopted key is bound to, and tells whether that agrees with what
+// was noted first.
+func (j *journal) bind(key, binding [32]byte) (agrees bool, err error) {
+	old, ok, err := j.newest(JournalBinding, key)
+	if err != nil {
+		return false, err
+	}
+	if ok {
+		return old.SHA256 == binding, nil
+	}
+	return true, j.append(JournalRecord{Kind: JournalBinding, Key: key, SHA256: binding})
+}
+
+// lastCheckpoint finds the newest checkpoint record of a key.
 func (j *journal) lastCheckpoint(key [32]byte) (JournalRecord, bool, error) {
+	return j.newest(JournalCheckpoint, key)
+}
+
+// newest finds the newest record of a kind and key, reading backwards.
+func (j *journal) newest(kind JournalKind, key [32]byte) (JournalRecord, bool, error) {
 	for end := int64(j.last.Seq) + 1; end > 1; {
 		from := max(1, end-journalTail)
 		recs, err := j.read(from, end-from)
@@ -236,7 +274,7 @@ func (j *journal) lastCheckpoint(key [32]byte) (JournalRecord, bool, error) {
 			return JournalRecord{}, false, err
 		}
 		for i := len(recs) - 1; i >= 0; i-- {
-			if recs[i].Kind == JournalCheckpoint && recs[i].Key == key {
+			if recs[i].Kind == kind && recs[i].Key == key {
 				return recs[i], true, nil
 			}
 		}

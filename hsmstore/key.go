@@ -25,25 +25,49 @@ type Key struct {
 	subject  []byte
 	origin   string
 	birth    uint64
-	members  []string // never changes: a key with other members is another value
-	usable   atomic.Bool
+	adopted  *Adopted
+	confined bool
+	members  atomic.Pointer[[]string] // changed by the ceremony at hand only
+	state    atomic.Pointer[KeyState]
+	nonces   nonces
+
+	description atomic.Pointer[string]
 }
 
 func newKey(s *Store, r KeyRecord) (*Key, error) {
-	pub, alg, err := parseSPKI(r.SPKI)
+	pub, alg, err := parseSPKI(r.SPKI, r.Algorithm)
 	if err != nil {
 		return nil, err
-	}
-	if alg.name != r.Algorithm {
-		return nil, fmt.Errorf("the record says %s, the public key is %s", r.Algorithm, alg.name)
 	}
 	if _, known := allows[r.Purpose]; !known {
 		return nil, fmt.Errorf("keys of %s sign nothing", r.Purpose)
 	}
 	k := &Key{store: s, id: r.ID, name: r.Name, purpose: r.Purpose, alg: alg, spki: r.SPKI, spkiHash: sha256.Sum256(r.SPKI),
-		pub: pub, subject: r.Subject, origin: r.Origin, birth: r.Birth, members: slices.Clone(r.Members)}
-	k.usable.Store(r.Usable)
+		pub: pub, subject: r.Subject, origin: r.Origin, birth: r.Birth, adopted: r.Adopted, confined: r.Confined}
+	k.setMembers(r.Members)
+	k.setState(r.State)
+	k.description.Store(&r.Description)
 	return k, nil
+}
+
+func (k *Key) setState(s KeyState) { k.state.Store(&s) }
+
+// State is where the key stands in its life.
+func (k *Key) State() KeyState { return *k.state.Load() }
+
+func (k *Key) usable() bool { return k.State() == KeyUsable }
+
+func (k *Key) setMembers(names []string) {
+	names = slices.Clone(names)
+	k.members.Store(&names)
+}
+
+// Members are the names of the members that hold the key.
+func (k *Key) Members() []string { return slices.Clone(*k.members.Load()) }
+
+// pin is the key for a worker.
+func (k *Key) pin() pin {
+	return pin{ID: k.id, SPKI: k.spki, Algorithm: k.alg.name, Adopted: k.adopted, Purpose: k.purpose, Subject: k.subject}
 }
 
 // Name is the key's name in the cluster.
@@ -75,11 +99,14 @@ func (k *Key) Subject() []byte { return bytes.Clone(k.subject) }
 
 func (k *Key) record() KeyRecord {
 	return KeyRecord{ID: k.id, Name: k.name, Purpose: k.purpose, Algorithm: k.alg.name, SPKI: bytes.Clone(k.spki), Subject: bytes.Clone(k.subject),
-		Origin: k.origin, Members: slices.Clone(k.members), Birth: k.birth, Usable: k.usable.Load()}
+		Origin: k.origin, Members: k.Members(), Birth: k.birth, State: k.State(), Adopted: k.adopted, Confined: k.confined, Description: k.Description()}
 }
 
+// Description is free text for people; it binds nothing.
+func (k *Key) Description() string { return *k.description.Load() }
+
 // on tells whether a member holds the key.
-func (k *Key) on(m *member) bool { return slices.Contains(k.members, m.cfg.Name) }
+func (k *Key) on(m *member) bool { return slices.Contains(*k.members.Load(), m.cfg.Name) }
 
 // binding is the store's own view of what the worker enforces.
 func (k *Key) binding() binding {

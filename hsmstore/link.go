@@ -2,18 +2,22 @@ package hsmstore
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
 // link is the connection with one worker process: requests by id, in any order.
 type link struct {
-	proc *process
-	out  chan []byte
-	dead chan struct{} // closed when nothing will be heard any more
+	proc  *process
+	of    *member // told how many sessions there are
+	out   chan []byte
+	dead  chan struct{} // closed when nothing will be heard any more
+	ended atomic.Bool   // the same, set first: a member that has just failed has few calls and must not attract those of others
 
 	mu      sync.Mutex
 	next    uint64
@@ -21,8 +25,8 @@ type link struct {
 	err     error
 }
 
-func newLink(p *process) *link {
-	l := &link{proc: p, out: make(chan []byte, 256), dead: make(chan struct{}), pending: make(map[uint64]chan frame)}
+func newLink(p *process, of *member) *link {
+	l := &link{proc: p, of: of, out: make(chan []byte, 256), dead: make(chan struct{}), pending: make(map[uint64]chan frame)}
 	go l.write()
 	go l.read()
 	return l
@@ -46,6 +50,10 @@ func (l *link) read() {
 			l.failWith(fatalError(f.payload))
 			return
 		}
+		if f.op == statusSessions && len(f.payload) == 2 {
+			l.of.setSessions(int(binary.BigEndian.Uint16(f.payload)))
+			continue
+		}
 		l.mu.Lock()
 		ch := l.pending[f.id]
 		delete(l.pending, f.id)
@@ -64,6 +72,10 @@ func (l *link) failWith(err error) {
 		return
 	}
 	l.err = err
+	if up := l.of.live.Load(); up != nil && up.link == l {
+		l.of.gone.Store(time.Now().UnixNano())
+	}
+	l.ended.Store(true)
 	clear(l.pending)
 	l.proc.kill()
 	close(l.dead)

@@ -20,12 +20,14 @@ type memory struct {
 	open    map[uint64]audit.StoredLeaf
 	closed  map[uint64]audit.Kind
 	applied []audit.Projection
+	tiles   []audit.Tile
+	nonces  map[[2][32]byte][32]byte
 	fail    error // returned by every Update
 	lose    bool  // the next Update is committed and reported as failed
 }
 
 func newMemory() *memory {
-	return &memory{open: map[uint64]audit.StoredLeaf{}, closed: map[uint64]audit.Kind{}}
+	return &memory{open: map[uint64]audit.StoredLeaf{}, closed: map[uint64]audit.Kind{}, nonces: map[[2][32]byte][32]byte{}}
 }
 
 func (m *memory) Head(context.Context) (audit.Head, error) {
@@ -46,7 +48,16 @@ func (m *memory) Leaves(_ context.Context, from, to uint64, fn func(uint64, []by
 	return nil
 }
 
-func (m *memory) Tile(context.Context, int, uint64) ([]byte, error)           { return nil, audit.ErrNotFound }
+func (m *memory) Tile(_ context.Context, level int, n uint64) ([]byte, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, t := range m.tiles {
+		if t.Level == level && t.N == n {
+			return t.Data, nil
+		}
+	}
+	return nil, audit.ErrNotFound
+}
 func (m *memory) PutCheckpoint(context.Context, uint64, string, string) error { return nil }
 func (m *memory) LastCheckpoint(context.Context) (string, error)              { return "", audit.ErrNotFound }
 
@@ -108,6 +119,26 @@ func (t *memoryTx) Item(fn func() error) error {
 	return err
 }
 
+// members are the member records as a database would hold them.
+func (m *memory) members() (out []hsmstore.MemberRecord) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, p := range m.applied {
+		switch p := p.(type) {
+		case hsmstore.PutMember:
+			out = slices.DeleteFunc(out, func(r hsmstore.MemberRecord) bool { return r.Name == p.Name })
+			out = append(out, p.MemberRecord)
+		case hsmstore.SetStanding:
+			for i := range out {
+				if out[i].Name == p.Member {
+					out[i].Standing = p.To
+				}
+			}
+		}
+	}
+	return out
+}
+
 // conflict is a projection that never fits.
 type conflict struct{}
 
@@ -118,9 +149,20 @@ type note struct{ text string }
 
 func (note) Projection() {}
 
-func (t *memoryTx) Apply(p audit.Projection, _ *audit.StoredLeaf) error {
+func (t *memoryTx) Apply(p audit.Projection, at *audit.StoredLeaf) error {
+	if k, ok := p.(hsmstore.PutKey); ok {
+		k.Birth = at.Index
+		p = k
+	}
 	if _, bad := p.(conflict); bad {
 		return audit.ErrConflict
+	}
+	if n, ok := p.(hsmstore.SeenNonce); ok {
+		at := [2][32]byte{n.Key, n.R}
+		if old, ok := t.m.nonces[at]; ok && old != n.Message {
+			return fmt.Errorf("%w: %w", audit.ErrConflict, hsmstore.ErrNonceReused)
+		}
+		t.m.nonces[at] = n.Message // also if the transaction fails: it never does here
 	}
 	t.applied = append(t.applied, p)
 	return nil
@@ -141,8 +183,12 @@ func (t *memoryTx) Append(l audit.StoredLeaf) error {
 	return nil
 }
 
-func (t *memoryTx) PutTiles([]audit.Tile) error { return nil }
-func (t *memoryTx) SetHead(h audit.Head) error  { t.head = h; return nil }
+func (t *memoryTx) PutTiles(tiles []audit.Tile) error {
+	t.m.tiles = append(t.m.tiles, tiles...)
+	return nil
+}
+
+func (t *memoryTx) SetHead(h audit.Head) error { t.head = h; return nil }
 
 // leaf decodes one leaf.
 func (m *memory) leaf(i uint64) audit.Leaf {
@@ -181,10 +227,22 @@ func (m *memory) keys() (out []hsmstore.KeyRecord) {
 					out[i].Members = append(slices.Clone(out[i].Members), p.Member)
 				}
 			}
-		case hsmstore.KeyUsable:
+		case hsmstore.KeyGone:
 			for i := range out {
 				if out[i].ID == p.ID {
-					out[i].Usable = true
+					out[i].Members = slices.DeleteFunc(slices.Clone(out[i].Members), func(m string) bool { return m == p.Member })
+				}
+			}
+		case hsmstore.KeyDescribed:
+			for i := range out {
+				if out[i].ID == p.ID {
+					out[i].Description = p.Description
+				}
+			}
+		case hsmstore.SetKeyState:
+			for i := range out {
+				if out[i].ID == p.ID {
+					out[i].State = p.To
 				}
 			}
 		}

@@ -3,9 +3,11 @@ package hsmstore
 import (
 	"context"
 	"crypto"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -43,10 +45,10 @@ type Counts struct {
 
 // TakeCounts returns the counts of all members and starts them anew.
 func (s *Store) TakeCounts() []Counts {
-	out := make([]Counts, len(s.members))
-	for i, m := range s.members {
+	out := make([]Counts, 0, len(s.list()))
+	for _, m := range s.list() {
 		st := m.current()
-		out[i] = Counts{Member: m.cfg.Name, Probes: m.count.probes.Swap(0), Checkpoints: m.count.checkpoints.Swap(0), JournalHead: st.JournalHead}
+		out = append(out, Counts{Member: m.cfg.Name, Probes: m.count.probes.Swap(0), Checkpoints: m.count.checkpoints.Swap(0), JournalHead: st.JournalHead})
 	}
 	return out
 }
@@ -57,7 +59,7 @@ func (s *Store) HourlyCounts(ctx context.Context) {
 	if s.ledger.ID() == (audit.LedgerID{}) {
 		return
 	}
-	for _, m := range s.members {
+	for _, m := range s.list() {
 		ask, cancel := context.WithTimeout(ctx, time.Second)
 		m.refreshStatus(ask)
 		cancel()
@@ -70,9 +72,11 @@ func (s *Store) HourlyCounts(ctx context.Context) {
 	var f audit.Fields
 	f.List(audit.TagCounts, items...)
 	if _, err := s.ledger.Append(ctx, audit.Event(audit.OpCounts, f)); err != nil {
-		for i, m := range s.members {
-			m.count.probes.Add(taken[i].Probes)
-			m.count.checkpoints.Add(taken[i].Checkpoints)
+		for _, c := range taken {
+			if m := s.member(c.Member); m != nil {
+				m.count.probes.Add(c.Probes)
+				m.count.checkpoints.Add(c.Checkpoints)
+			}
 		}
 		s.log.Error("counts of exempt signatures could not be written", "err", err, "counts", fmt.Sprint(taken))
 	}
@@ -81,14 +85,12 @@ func (s *Store) HourlyCounts(ctx context.Context) {
 // probeIdle lets every member that has not signed lately sign its probe text: an
 // open session proves nothing, a signature does.
 func (s *Store) probeIdle(ctx context.Context) {
-	for _, m := range s.members {
+	for _, m := range s.list() {
 		if time.Since(time.Unix(0, m.lastUse.Load())) < probeInterval {
 			continue
 		}
-		s.mu.RLock()
-		k := s.keys[ProbeKeyName(m.cfg.Name)]
-		s.mu.RUnlock()
-		if k == nil || k.purpose != audit.PurposeProbe {
+		k := s.probeKey(m.cfg.Name)
+		if k == nil {
 			continue
 		}
 		l := m.ready(k.id)
@@ -96,14 +98,30 @@ func (s *Store) probeIdle(ctx context.Context) {
 			continue
 		}
 		s.probing.Go(func() {
-			text := probeText(m.current().Serial)
-			r := &signature{key: k, intent: audit.NoIndex, message: text, digest: k.alg.digest(text), pinned: m, attempts: 1, exempt: kindProbe}
-			if _, err := s.try(m, l, r); err != nil && ctx.Err() == nil {
+			if _, err := s.try(m, l, m.probe(k)); err != nil && ctx.Err() == nil {
 				m.log.Warn("probe failed", "err", err)
 				m.suspect(l, err)
 			}
 		})
 	}
+}
+
+// probeKey is the probe key of a member, or nil.
+func (s *Store) probeKey(member string) *Key {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, k := range s.keys {
+		if k.purpose == audit.PurposeProbe && k.State() != KeyDestroyed && slices.Contains(*k.members.Load(), member) {
+			return k
+		}
+	}
+	return nil
+}
+
+// probe is one request to sign the member's probe text.
+func (m *member) probe(k *Key) *signature {
+	text := probeText(m.current().Serial)
+	return &signature{key: k, intent: audit.NoIndex, message: text, digest: k.alg.digest(text), pinned: m, attempts: 1, exempt: kindProbe}
 }
 
 // checkpointSigner implements audit.CheckpointSigner.
@@ -118,7 +136,7 @@ func (c checkpointSigner) key() (*Key, error) {
 	defer c.store.mu.RUnlock()
 	var eldest *Key // the one of leaf 0
 	for _, k := range c.store.keys {
-		if k.purpose == audit.PurposeCheckpoint && k.usable.Load() && (eldest == nil || k.birth < eldest.birth) {
+		if k.purpose == audit.PurposeCheckpoint && k.usable() && (eldest == nil || k.birth < eldest.birth) {
 			eldest = k
 		}
 	}
@@ -153,10 +171,24 @@ func (c checkpointSigner) SignCheckpoint(ctx context.Context, body []byte) ([]by
 	if err := c.store.queue.acquire(ctx, ClassRevocation); err != nil {
 		return nil, fmt.Errorf("%w: waiting to sign a checkpoint: %w", ErrUnavailable, err)
 	}
-	defer c.store.queue.release()
+	defer c.store.queue.release(ClassRevocation)
 	sig, err := c.store.sign(ctx, &signature{key: k, intent: audit.NoIndex, message: body, digest: k.alg.digest(body), attempts: defaultAttempts, exempt: kindCheckpoint})
 	if errors.Is(err, ErrRefused) { // the worker has signed a later tree, or another one of that size
 		err = fmt.Errorf("%w: %w", audit.ErrTampered, err)
 	}
-	return sig, err
+	if err != nil {
+		return nil, err
+	}
+	if n, ok := k.nonce(sig, sha256.Sum256(body)); ok {
+		if err = k.nonces.check(n.R, n.Message); err == nil {
+			err = c.store.ledger.Write(ctx, n)
+		}
+		if errors.Is(err, ErrNonceReused) {
+			c.store.quarantine(ctx, k)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("releasing a checkpoint: %w", err)
+		}
+	}
+	return sig, nil
 }

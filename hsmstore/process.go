@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"time"
 
+	"chancery/admin"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -46,6 +48,8 @@ const (
 	exitPIN      = 74 // ErrPIN
 	exitJournal  = 75 // the worker's journal cannot be written
 	exitDevice   = 76 // the HSM or its module failed
+	exitRandom   = 77 // ErrRandom
+	exitGrant    = 78 // admin.ErrNotGranted
 )
 
 // exitError gives the sentinel of an exit code.
@@ -57,6 +61,10 @@ func exitError(code int) error {
 		return ErrToken
 	case exitPIN:
 		return ErrPIN
+	case exitRandom:
+		return ErrRandom
+	case exitGrant:
+		return admin.ErrNotGranted
 	}
 	return errDied
 }
@@ -123,7 +131,7 @@ func runChild(run func(*child) error) int {
 	// The last frame says why; id 0 is never a request.
 	b := newFrame(0, statusFatal, 0)
 	b = append(b, byte(f.code))
-	_, _ = c.conn.Write(finishFrame(append(b, f.Error()...)))
+	_, _ = c.conn.Write(finishFrame(append(b, err.Error()...)))
 	return f.code
 }
 

@@ -17,24 +17,31 @@ import (
 // Store is the cluster of HSM members with the keys that they hold. Its methods
 // are safe for concurrent use.
 type Store struct {
-	cfg     Config
-	ledger  *audit.Ledger
-	log     *slog.Logger
-	members []*member
-	queue   queue
-	begun   atomic.Int64 // operations between Begin and the end of their signature
-	cancel  context.CancelFunc
-	done    <-chan struct{} // closed by Close
-	wg      sync.WaitGroup
+	cfg       Config
+	ledger    *audit.Ledger
+	log       *slog.Logger
+	members   atomic.Pointer[[]*member] // replaced as a whole; see list
+	queue     queue
+	begun     atomic.Int64    // operations between Begin and the end of their signature
+	running   context.Context // of all workers; ended by Close
+	cancel    context.CancelFunc
+	done      <-chan struct{} // closed by Close
+	wg        sync.WaitGroup
+	failovers atomic.Uint64 // attempts that another attempt followed
 
 	mu     sync.RWMutex
 	keys   map[string]*Key
 	up     chan struct{} // closed and replaced when a member comes up
 	closed bool
 
-	opens   sync.Map   // index of an intent -> struct{}: this process will close it
-	keysMu  sync.Mutex // one ceremony at a time
-	probing sync.WaitGroup
+	opens       sync.Map   // index of an intent -> struct{}: this process will close it
+	keysMu      sync.Mutex // one ceremony at a time
+	probing     sync.WaitGroup
+	pairs       pairs
+	collections collections
+	drift       drifts
+
+	importing atomic.Bool // an ImportSession is open
 }
 
 // Open starts one worker per member and waits until each is up or has failed. It
@@ -46,7 +53,6 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{cfg: cfg, ledger: cfg.Ledger, log: cfg.Log, keys: map[string]*Key{}, up: make(chan struct{})}
-	s.queue.free = cfg.Concurrency
 	for _, r := range cfg.Keys {
 		k, err := newKey(s, r)
 		if err != nil {
@@ -54,16 +60,23 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		}
 		s.keys[r.Name] = k
 	}
-	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	s.cancel, s.done = cancel, run.Done()
-	for _, c := range cfg.Members {
-		m := &member{cfg: c, store: s, log: cfg.Log.With("member", c.Name), settled: make(chan struct{}), serial: c.TokenSerial, bad: map[KeyID]string{}}
-		s.members = append(s.members, m)
-		s.wg.Go(func() { m.supervise(run) })
+	s.queue.beside = s.beside
+	s.running, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	s.done = s.running.Done()
+	members, err := s.enrolled()
+	if err != nil {
+		return nil, err
 	}
-	for _, m := range s.members {
+	s.members.Store(&members)
+	var runs []*run
+	for _, m := range members {
+		if m.state == Starting {
+			runs = append(runs, m.launch(s.running))
+		}
+	}
+	for _, r := range runs {
 		select {
-		case <-m.settled:
+		case <-r.settled:
 		case <-ctx.Done():
 			s.Close()
 			return nil, ctx.Err()
@@ -72,12 +85,61 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if s.anyUp() {
 		return s, nil
 	}
-	var all []error
+	err = errors.New("no member came up")
 	for _, st := range s.Members() {
-		all = append(all, fmt.Errorf("member %s: %w", st.Name, st.Err))
+		if st.Err == nil {
+			st.Err = fmt.Errorf("it is %s", st.State)
+		}
+		err = fmt.Errorf("%w; member %s: %w", err, st.Name, st.Err)
 	}
 	s.Close()
-	return nil, fmt.Errorf("opening the HSM store: no member came up: %w", errors.Join(all...))
+	return nil, fmt.Errorf("opening the HSM store: %w", err)
+}
+
+// list is the members at this moment. The slice is never changed.
+func (s *Store) list() []*member {
+	if l := s.members.Load(); l != nil {
+		return *l
+	}
+	return nil
+}
+
+// background starts work that a caller does not wait for; Close does.
+func (s *Store) background(do func(context.Context)) {
+	s.wg.Go(func() { do(s.running) })
+}
+
+// resize fits the number of signatures under way to what the members can do: twice
+// their sessions, so that the next request is there when one ends.
+func (s *Store) resize() {
+	places := 0
+	for _, m := range s.list() {
+		if m.live.Load() == nil {
+			continue
+		}
+		places += int(s.places(m))
+	}
+	s.queue.resize(places)
+}
+
+// beside is how many bulk signatures may be under way beside others: one, or a few on
+// each member that is far away, where they do not cost the processor that the others
+// need.
+func (s *Store) beside() (n int) {
+	for _, m := range s.list() {
+		if m.live.Load() != nil && time.Duration(m.pace.Load()) >= slow {
+			n += max(1, int(m.sessions.Load())/4)
+		}
+	}
+	return n
+}
+
+// places are the signatures that a member can have under way.
+func (s *Store) places(m *member) int64 {
+	if s.cfg.Concurrency > 0 {
+		return int64(s.cfg.Concurrency)
+	}
+	return 2 * m.sessions.Load()
 }
 
 // Close ends the workers. Signatures that are under way fail; end the callers first.
@@ -92,15 +154,15 @@ func (s *Store) Close() error {
 
 // Members tells the state of every member, in the order of the configuration.
 func (s *Store) Members() []MemberStatus {
-	out := make([]MemberStatus, len(s.members))
-	for i, m := range s.members {
-		out[i] = m.current()
+	out := make([]MemberStatus, 0, len(s.list()))
+	for _, m := range s.list() {
+		out = append(out, m.current())
 	}
 	return out
 }
 
 func (s *Store) anyUp() bool {
-	return slices.ContainsFunc(s.members, func(m *member) bool { return m.current().State == Up })
+	return slices.ContainsFunc(s.list(), func(m *member) bool { return m.current().State == Up })
 }
 
 // Ready tells whether every usable key can sign on at least one member.
@@ -111,7 +173,7 @@ func (s *Store) Ready() bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for _, k := range s.keys {
-		if k.usable.Load() && k.purpose != audit.PurposeProbe && !s.available(k) {
+		if k.usable() && k.purpose != audit.PurposeProbe && !s.available(k) {
 			return false
 		}
 	}
@@ -126,8 +188,8 @@ func (s *Store) Key(name string) (*Key, error) {
 	switch {
 	case !ok:
 		return nil, fmt.Errorf("%w: %q", ErrNoKey, name)
-	case !k.usable.Load():
-		return nil, fmt.Errorf("%w: %q was born but not proved on every member; finish its ceremony", ErrNoKey, name)
+	case !k.usable():
+		return nil, fmt.Errorf("%w: key %q is %s", ErrNoKey, name, k.State())
 	}
 	return k, nil
 }
@@ -139,7 +201,7 @@ func (s *Store) Keys() []KeyInfo {
 	out := make([]KeyInfo, 0, len(s.keys))
 	for _, k := range s.keys {
 		info := KeyInfo{KeyRecord: k.record()}
-		for _, m := range s.members {
+		for _, m := range s.list() {
 			if k.on(m) && m.ready(k.id) != nil {
 				info.Ready = append(info.Ready, m.cfg.Name)
 			}
@@ -163,16 +225,7 @@ type KeyInfo struct {
 
 // available tells whether some member can sign with the key now.
 func (s *Store) available(k *Key) bool {
-	return slices.ContainsFunc(s.members, func(m *member) bool { return k.on(m) && m.ready(k.id) != nil })
-}
-
-func (s *Store) member(name string) *member {
-	for _, m := range s.members {
-		if m.cfg.Name == name {
-			return m
-		}
-	}
-	return nil
+	return slices.ContainsFunc(s.list(), func(m *member) bool { return k.on(m) && m.ready(k.id) != nil })
 }
 
 // wake tells those who wait for a member that one came up.
@@ -195,11 +248,14 @@ func (s *Store) loadRequest(member string) loadRequest {
 	if id := s.ledger.ID(); id != (audit.LedgerID{}) {
 		req.Ledger, req.Origin = hex.EncodeToString(id[:]), s.ledger.Origin()
 	}
+	if p := s.probeKey(member); p != nil && slices.Contains(*p.members.Load(), member) {
+		req.Probe = p.id
+	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for _, k := range s.keys {
-		if slices.Contains(k.members, member) {
-			req.Keys = append(req.Keys, pin{ID: k.id, SPKI: k.spki})
+		if slices.Contains(*k.members.Load(), member) && k.State() != KeyDestroyed {
+			req.Keys = append(req.Keys, k.pin())
 		}
 	}
 	return req
@@ -210,7 +266,7 @@ func (s *Store) loadRequest(member string) loadRequest {
 func (s *Store) reload(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	for _, m := range s.members {
+	for _, m := range s.list() {
 		m.mu.Lock()
 		l := m.link
 		m.mu.Unlock()
@@ -236,6 +292,8 @@ func (s *Store) Run(ctx context.Context) error {
 	defer hour.Stop()
 	sweep := time.NewTicker(sweepInterval)
 	defer sweep.Stop()
+	check := time.NewTimer(driftFirst)
+	defer check.Stop()
 	for {
 		select {
 		case <-probes.C:
@@ -244,6 +302,9 @@ func (s *Store) Run(ctx context.Context) error {
 			s.sweep(ctx, sweepAge)
 		case <-hour.C:
 			s.HourlyCounts(ctx)
+		case <-check.C:
+			s.probing.Go(func() { s.watchDrift(ctx) })
+			check.Reset(driftInterval)
 		case <-ctx.Done():
 			s.probing.Wait()
 			s.HourlyCounts(context.WithoutCancel(ctx))

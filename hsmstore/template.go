@@ -1,6 +1,8 @@
 package hsmstore
 
 import (
+	"crypto"
+	"crypto/ecdsa"
 	"encoding/binary"
 	"runtime"
 	"unsafe"
@@ -19,6 +21,7 @@ func attr(t uint, v any) *pkcs11.Attribute { return pkcs11.NewAttribute(t, v) }
 const (
 	ckmAESKeyWrap    = 0x2109 // RFC 3394
 	ckmAESKeyWrapPad = 0x210A // in SoftHSM: RFC 5649, for any length
+	ckmAESKeyWrapKWP = 0x210B // RFC 5649 (PKCS#11 v3.0)
 )
 
 // privateTemplate is that of a private key of the cluster. A replicable key may
@@ -88,6 +91,37 @@ func kekTemplate(keyType uint) (t []*pkcs11.Attribute, free func()) {
 		attr(pkcs11.CKA_VALUE_LEN, 32), attr(pkcs11.CKA_UNWRAP, true), attr(pkcs11.CKA_WRAP, false), attr(pkcs11.CKA_ENCRYPT, false), attr(pkcs11.CKA_DECRYPT, false),
 		inner, attr(pkcs11.CKA_MODIFIABLE, false),
 	}, free
+}
+
+// weakKEKTemplate is that of a module that knows no unwrap templates.
+func weakKEKTemplate() []*pkcs11.Attribute {
+	return []*pkcs11.Attribute{
+		attr(pkcs11.CKA_TOKEN, false), attr(pkcs11.CKA_PRIVATE, true), attr(pkcs11.CKA_SENSITIVE, true), attr(pkcs11.CKA_EXTRACTABLE, true),
+		attr(pkcs11.CKA_VALUE_LEN, 32), attr(pkcs11.CKA_UNWRAP, true), attr(pkcs11.CKA_WRAP, false), attr(pkcs11.CKA_ENCRYPT, false), attr(pkcs11.CKA_DECRYPT, false),
+	}
+}
+
+// ckaNSSDB is how NSS is told the public point of an EC key that it unwraps.
+const ckaNSSDB = 0xD5A0DB00
+
+// weakCopyTemplate is that of a copy in such a module: as there is no trust, it may
+// not leave at all. NSS takes no CKA_SUBJECT beside a CKA_LABEL; what the key is bound
+// to is kept by the worker there.
+func weakCopyTemplate(id KeyID, label string, pub crypto.PublicKey) []*pkcs11.Attribute {
+	t := []*pkcs11.Attribute{
+		attr(pkcs11.CKA_TOKEN, true), attr(pkcs11.CKA_PRIVATE, true), attr(pkcs11.CKA_SENSITIVE, true), attr(pkcs11.CKA_EXTRACTABLE, false), attr(pkcs11.CKA_SIGN, true), attr(pkcs11.CKA_DERIVE, false),
+		attr(pkcs11.CKA_ID, id[:]), attr(pkcs11.CKA_LABEL, label),
+	}
+	if k, ok := pub.(*ecdsa.PublicKey); ok {
+		if point, err := k.Bytes(); err == nil {
+			t = append(t, attr(ckaNSSDB, point))
+		}
+	}
+	return t
+}
+
+func weakPublicTemplate(id KeyID, label string) []*pkcs11.Attribute {
+	return []*pkcs11.Attribute{attr(pkcs11.CKA_TOKEN, true), attr(pkcs11.CKA_PRIVATE, false), attr(pkcs11.CKA_VERIFY, true), attr(pkcs11.CKA_ID, id[:]), attr(pkcs11.CKA_LABEL, label)}
 }
 
 // kekImport is the same key at the source, unwrapped by its SO: TRUSTED, and it

@@ -145,7 +145,7 @@ func TestGenerateNeedsGrant(t *testing.T) {
 // proved and then usable.
 func TestUnfinishedKeyIsTakenUp(t *testing.T) {
 	c := copyCluster(t)
-	stop, err := c.open(t.Context(), func(cfg *hsmstore.Config) { cfg.Members = cfg.Members[:1] })
+	stop, err := c.open(t.Context(), func(cfg *hsmstore.Config) { cfg.Members, cfg.Enrolled = cfg.Members[:1], nil })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,9 +157,10 @@ func TestUnfinishedKeyIsTakenUp(t *testing.T) {
 	}
 	stop()
 	// The database forgets the proof: as if the process had died before it.
-	for i, p := range c.db.applied {
-		if _, last := p.(hsmstore.KeyUsable); last && i == len(c.db.applied)-1 {
-			c.db.applied = c.db.applied[:i]
+	for i, p := range slices.Backward(c.db.applied) {
+		if _, last := p.(hsmstore.SetKeyState); last {
+			c.db.applied = slices.Delete(c.db.applied, i, i+1)
+			break
 		}
 	}
 	if stop, err = c.open(t.Context()); err != nil {
@@ -209,7 +210,7 @@ func TestGenesisLeaves(t *testing.T) {
 		t.Errorf("leaves %v, expected %v", count, want)
 	}
 	for _, k := range c.store.Keys() {
-		if !k.Usable || len(k.Ready) != len(k.Members) {
+		if k.State != hsmstore.KeyUsable || len(k.Ready) != len(k.Members) {
 			t.Errorf("key %s: %+v", k.Name, k)
 		}
 	}
@@ -278,7 +279,7 @@ func plant(t *testing.T, m hsmstore.MemberConfig, label string, rec hsmstore.Key
 		must(err)
 		rec.SPKI = marshalSPKI(pub)
 	})
-	rec.Algorithm, rec.Origin, rec.Members, rec.Usable = "P-256", m.Name, []string{m.Name}, true
+	rec.Algorithm, rec.Origin, rec.Members, rec.State = "P-256", m.Name, []string{m.Name}, hsmstore.KeyUsable
 	return rec
 }
 

@@ -6,32 +6,46 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
+	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
+	"unsafe"
 
 	"chancery/audit"
 
-	"github.com/ThalesGroup/crypto11"
 	"github.com/miekg/pkcs11"
 )
 
 // loadRequest is the first frame that a signing worker gets, and comes again when
 // there are new keys or the ledger has got its genesis.
 type loadRequest struct {
-	Module   string `json:"module,omitempty"`
-	Label    string `json:"label,omitempty"`
-	Serial   string `json:"serial,omitempty"` // enrolled serial; "" before enrolment
-	Sessions int    `json:"sessions,omitempty"`
-	Journal  string `json:"journal,omitempty"`
-	Ledger   string `json:"ledger,omitempty"` // hex; pinned by the first load that has it
-	Origin   string `json:"origin,omitempty"`
-	Keys     []pin  `json:"keys,omitempty"`
+	Module   string   `json:"module,omitempty"`
+	Reserved string   `json:"reserved,omitempty"`
+	Label    string   `json:"label,omitempty"`
+	Serial   string   `json:"serial,omitempty"` // enrolled serial; "" before enrolment
+	Others   []string `json:"others,omitempty"` // serials of the other members, which one module may show too
+	Sessions int      `json:"sessions,omitempty"`
+	Native   bool     `json:"native,omitempty"`   // a vendor's cluster is behind the module: throttling and nodes that lag are no faults
+	Patience int      `json:"patience,omitempty"` // milliseconds that such refusals are met by another try
+	Weak     bool     `json:"weak,omitempty"`     // [MemberConfig].WeakUnwrap: attributes are as the module has them
+	Journal  string   `json:"journal,omitempty"`
+	Ledger   string   `json:"ledger,omitempty"` // hex; pinned by the first load that has it
+	Origin   string   `json:"origin,omitempty"`
+	Keys     []pin    `json:"keys,omitempty"`
+	Probe    KeyID    `json:"probe,omitempty"` // the member's probe key: a token without it is another token
 }
 
-// pin names a key and its public half, as the database has it.
+// pin names a key and its public half, as the database has it. Purpose and subject
+// count only where the token cannot keep them (bind).
 type pin struct {
-	ID   KeyID  `json:"id"`
-	SPKI []byte `json:"spki"`
+	ID        KeyID         `json:"id"`
+	SPKI      []byte        `json:"spki"`
+	Algorithm string        `json:"algorithm"`
+	Adopted   *Adopted      `json:"adopted,omitempty"`
+	Purpose   audit.Purpose `json:"purpose,omitempty"`
+	Subject   []byte        `json:"subject,omitempty"`
 }
 
 // loadReply answers with the keys that cannot be used, by hex id.
@@ -46,25 +60,37 @@ type workerStatus struct {
 	Label       string `json:"label"`
 	JournalSeq  uint64 `json:"journal_seq"`
 	JournalHead []byte `json:"journal_head"`
+	Sessions    int    `json:"sessions"` // open sessions that sign
 }
 
 // worker is the process that signs with the keys of one token.
 type worker struct {
-	child  *child
-	ctx    *crypto11.Context
-	serial string
-	label  string
-	out    chan []byte // frames to the store
-	jobs   chan frame
-	failed chan *fault // the first fault ends the process
+	child    *child
+	token    *token // its session is for control; signatures have their own
+	serial   string
+	label    string
+	native   bool
+	weak     bool
+	patience time.Duration
+	out      chan []byte // frames to the store
+	jobs     chan job    // signing requests
+	failed   chan *fault // the first fault ends the process
+	pool     pool
 
 	mu     sync.RWMutex
 	ledger audit.LedgerID
 	origin string
 	keys   map[KeyID]*workerKey
 
+	account string // of ceremonies, see mandate.go
 	jmu     sync.Mutex
 	journal *journal
+}
+
+// job is a signing request with the time of its arrival.
+type job struct {
+	frame
+	came time.Time
 }
 
 // workerMain is the life of a signing worker: open the token, then serve until
@@ -81,7 +107,11 @@ func workerMain(c *child) error {
 	if len(c.secrets) != 1 {
 		return faultf(exitProtocol, "one secret expected, %d came", len(c.secrets))
 	}
-	w := &worker{child: c, out: make(chan []byte, 256), jobs: make(chan frame, 256), failed: make(chan *fault, 1), keys: map[KeyID]*workerKey{}}
+	debug.SetGCPercent(50) // a worker is small and stays so
+	// The work is in C. One thread for Go is enough beside it and saves waking others;
+	// with many sessions on a far HSM there will be more (see grow).
+	runtime.GOMAXPROCS(1)
+	w := &worker{child: c, native: load.Native, weak: load.Weak, patience: time.Duration(load.Patience) * time.Millisecond, out: make(chan []byte, 256), jobs: make(chan job, 1024), failed: make(chan *fault, 1), keys: map[KeyID]*workerKey{}}
 	if err := w.open(load, c.secrets[0]); err != nil {
 		return err
 	}
@@ -91,14 +121,13 @@ func workerMain(c *child) error {
 			w.fail(&fault{exitOK, err})
 		}
 	}()
-	for range load.Sessions {
-		go func() {
-			for f := range w.jobs {
-				w.handle(f)
-			}
-		}()
-	}
-	go w.handle(first) // loads the first keys; the token is open
+	control := make(chan frame, 16)
+	go func() {
+		w.control(first) // loads the first keys; the token is open
+		for f := range control {
+			w.control(f)
+		}
+	}()
 	go func() {
 		for {
 			f, err := readFrame(c.r)
@@ -106,7 +135,12 @@ func workerMain(c *child) error {
 				w.fail(&fault{exitOK, err}) // the store has gone, or does not want us any more
 				return
 			}
-			w.jobs <- f
+			if f.op != opSign {
+				control <- f
+				continue
+			}
+			w.jobs <- job{f, time.Now()}
+			w.grow()
 		}
 	}()
 	return <-w.failed
@@ -120,76 +154,115 @@ func (w *worker) fail(f *fault) {
 	}
 }
 
-// open opens module, token and journal, in this order: nothing is asked of a
-// module that is not trusted, and the PIN is given only to the enrolled token.
+// open opens module, token, random source, journal and the first sessions, in this
+// order: nothing is asked of a module that is not trusted, and the PIN is given
+// only to the enrolled token.
 func (w *worker) open(load loadRequest, userPIN string) error {
-	info, err := findToken(load.Module, load.Label, load.Serial)
+	t, info, err := openToken(load.Module, load.Reserved, load.Label, load.Serial, load.Others...)
 	if err != nil {
 		return err
 	}
-	w.serial, w.label = info.SerialNumber, info.Label
-	w.ctx, err = crypto11.Configure(&crypto11.Config{Path: load.Module, TokenSerial: info.SerialNumber, Pin: userPIN,
-		MaxSessions: load.Sessions + 2, PoolWaitTimeout: 10 * time.Second})
-	if err != nil {
-		return classify("opening the token", err)
+	w.token, w.serial, w.label = t, info.SerialNumber, info.Label
+	if err := t.login(pkcs11.CKU_USER, userPIN); err != nil {
+		return err
 	}
+	w.account = load.Journal + ".mandates"
 	if w.journal, err = openJournal(load.Journal, w.serial); err != nil {
 		return &fault{exitJournal, err}
 	}
-	return nil
+	if err := w.testRandom(); err != nil {
+		return err
+	}
+	return w.startSessions(load.Sessions, info)
 }
 
-// findToken looks at the token before the PIN is used: crypto11 neither checks a
-// second property of a token nor tells its serial number.
-func findToken(module, label, serial string) (pkcs11.TokenInfo, error) {
+// openToken loads a module, finds one token and opens a session on it.
+func openToken(module, reserved, label, serial string, others ...string) (*token, pkcs11.TokenInfo, error) {
+	m, err := loadModule(module, reserved)
+	if err != nil {
+		return nil, pkcs11.TokenInfo{}, err
+	}
+	slot, info, err := slotOf(m, label, serial, others...)
+	if err != nil {
+		return nil, info, err
+	}
+	s, err := m.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+	if err != nil {
+		return nil, info, classify("C_OpenSession", err)
+	}
+	return &token{m: m, session: s, slot: slot, user: noUser}, info, nil
+}
+
+// loadModule loads and initializes a library that is to be trusted.
+func loadModule(module, reserved string) (*pkcs11.Ctx, error) {
 	if err := checkModule(module); err != nil {
-		return pkcs11.TokenInfo{}, &fault{exitModule, err}
+		return nil, &fault{exitModule, err}
 	}
 	m := pkcs11.New(module)
 	if m == nil {
-		return pkcs11.TokenInfo{}, faultf(exitModule, "%w: %s does not load; is it a PKCS#11 library with all its dependencies?", ErrModule, module)
+		return nil, faultf(exitModule, "%w: %s does not load; is it a PKCS#11 library with all its dependencies?", ErrModule, module)
 	}
-	defer m.Destroy()
-	if err := m.Initialize(); err != nil {
-		return pkcs11.TokenInfo{}, faultf(exitModule, "%w: C_Initialize of %s: %v", ErrModule, module, err)
+	var options []pkcs11.InitializeOption
+	if reserved != "" {
+		b := append([]byte(reserved), 0)
+		var pins runtime.Pinner
+		pins.Pin(&b[0]) // for ever: a library may keep the pointer
+		options = append(options, pkcs11.InitializeWithReserved(unsafe.Pointer(&b[0])))
 	}
-	defer m.Finalize()
-	_, info, err := slotOf(m, label, serial)
-	return info, err
+	if err := m.Initialize(options...); err != nil {
+		return nil, faultf(exitModule, "%w: C_Initialize of %s: %v", ErrModule, module, err)
+	}
+	return m, nil
 }
 
-// slotOf finds the one token with that label and serial; "" matches any.
-func slotOf(m *pkcs11.Ctx, label, serial string) (uint, pkcs11.TokenInfo, error) {
+// slotOf finds the one token with that label and serial; "" matches any. An enrolled
+// token is known by its serial number alone: who initializes it anew can give it any
+// label. When it is not there, a token that is none of the others is in its place if
+// it has its label or is the only one to be seen.
+func slotOf(m *pkcs11.Ctx, label, serial string, others ...string) (uint, pkcs11.TokenInfo, error) {
 	slots, err := m.GetSlotList(true)
 	if err != nil {
 		return 0, pkcs11.TokenInfo{}, classify("listing slots", err)
 	}
-	var found []uint
-	var info pkcs11.TokenInfo
-	foreign := ""
+	type candidate struct {
+		slot uint
+		info pkcs11.TokenInfo
+	}
+	var found []candidate
+	var strangers []pkcs11.TokenInfo
+	seen := 0
 	for _, s := range slots {
 		ti, err := m.GetTokenInfo(s)
 		if err != nil || ti.Flags&pkcs11.CKF_TOKEN_INITIALIZED == 0 {
 			continue
 		}
-		if label != "" && ti.Label != label {
-			continue
-		}
+		seen++
 		if serial != "" && ti.SerialNumber != serial {
-			foreign = ti.SerialNumber
+			if !slices.Contains(others, ti.SerialNumber) {
+				strangers = append(strangers, ti)
+			}
 			continue
 		}
-		found, info = append(found, s), ti
+		if serial == "" && label != "" && ti.Label != label {
+			continue
+		}
+		found = append(found, candidate{s, ti})
 	}
+	if len(found) > 1 && label != "" { // NSS gives one serial number to all its tokens
+		found = slices.DeleteFunc(found, func(c candidate) bool { return c.info.Label != label })
+	}
+	none := pkcs11.TokenInfo{}
+	instead := slices.IndexFunc(strangers, func(ti pkcs11.TokenInfo) bool { return label != "" && ti.Label == label || seen == 1 })
 	switch {
 	case len(found) == 1:
-		return found[0], info, nil
+		return found[0].slot, found[0].info, nil
 	case len(found) > 1:
-		return 0, info, faultf(exitToken, "%w: %d tokens have the label %q; name one by its serial number", ErrToken, len(found), label)
-	case foreign != "" && label != "":
-		return 0, info, faultf(exitForeign, "%w: token %q has serial number %s, %s is enrolled; if the HSM was replaced on purpose, add it as a new member", ErrToken, label, foreign, serial)
+		return 0, none, faultf(exitToken, "%w: %d tokens have the label %q; name one by its serial number", ErrToken, len(found), label)
+	case instead >= 0:
+		ti := strangers[instead]
+		return 0, none, faultf(exitForeign, "%w: token %q has serial number %s, %s is enrolled; if the HSM was replaced on purpose, add it as a new member", ErrToken, ti.Label, ti.SerialNumber, serial)
 	}
-	return 0, info, faultf(exitToken, "%w: no token with label %q, serial number %q in %d slots", ErrToken, label, serial, len(slots))
+	return 0, none, faultf(exitToken, "%w: no token with label %q, serial number %q in %d slots", ErrToken, label, serial, len(slots))
 }
 
 // classify turns an error of a module into the fault that it means for the
@@ -212,11 +285,9 @@ func classify(doing string, err error) *fault {
 	return faultf(exitDevice, "%s: %w", doing, err)
 }
 
-// handle does one request. Signing is the hot path; see worker_sign.go.
-func (w *worker) handle(f frame) {
+// control does one request that is no signature.
+func (w *worker) control(f frame) {
 	switch f.op {
-	case opSign:
-		w.sign(f)
 	case opLoad:
 		var load loadRequest
 		if err := json.Unmarshal(f.payload, &load); err != nil {
@@ -226,9 +297,26 @@ func (w *worker) handle(f frame) {
 		w.load(f.id, load)
 	case opStatus:
 		w.replyJSON(f.id, w.status())
+	case opSeal:
+		if err := w.seal(); err != nil {
+			w.fail(&fault{exitJournal, err})
+			return
+		}
+		w.replyJSON(f.id, struct{}{})
+	case opObjects:
+		w.objects(f)
 	default:
 		w.fail(faultf(exitProtocol, "unknown operation %d", f.op))
 	}
+}
+
+// seal writes into the ceremonies' account that genesis is over.
+func (w *worker) seal() error {
+	a, err := readAccount(w.account)
+	if err != nil || a.sealed {
+		return err
+	}
+	return a.add("sealed")
 }
 
 func (w *worker) reply(id uint64, status byte, payload []byte) {
@@ -249,7 +337,7 @@ func (w *worker) status() workerStatus {
 	w.jmu.Lock()
 	defer w.jmu.Unlock()
 	last := w.journal.last
-	return workerStatus{Serial: w.serial, Label: w.label, JournalSeq: last.Seq, JournalHead: last.Chain[:]}
+	return workerStatus{Serial: w.serial, Label: w.label, JournalSeq: last.Seq, JournalHead: last.Chain[:], Sessions: w.pool.size()}
 }
 
 // load makes keys known and pins the ledger.
@@ -266,12 +354,21 @@ func (w *worker) load(id uint64, req loadRequest) {
 			w.fail(f)
 			return
 		}
+		if err != nil && p.ID == req.Probe && errors.Is(err, errAbsent) {
+			w.fail(faultf(exitForeign, "%w: token %s does not hold the member's probe key: it was initialized anew, or is another one with that number; if on purpose, remove the member and add it again", ErrToken, w.serial))
+			return
+		}
 		if err != nil {
 			bad[hex.EncodeToString(p.ID[:])] = err.Error()
+			w.mu.Lock()
+			delete(w.keys, p.ID)
+			w.mu.Unlock()
 			continue
 		}
 		w.mu.Lock()
-		w.keys[p.ID] = k
+		if old := w.keys[p.ID]; old == nil || !old.same(k) { // one checkpoint key has one memory of sizes
+			w.keys[p.ID] = k
+		}
 		w.mu.Unlock()
 	}
 	w.replyJSON(id, loadReply{Status: w.status(), Bad: bad})

@@ -3,64 +3,73 @@ package hsmstore
 import (
 	"bytes"
 	"crypto"
-	"crypto/rand"
 	"crypto/sha256"
-	"crypto/x509"
-	"errors"
+	"encoding/binary"
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 
 	"chancery/audit"
 
-	"github.com/ThalesGroup/crypto11"
 	"github.com/miekg/pkcs11"
 )
 
-// workerKey is a key that this worker may use: the signer with its cached handle
-// and what the key was bound to at its birth.
+// workerKey is a key that this worker may use: its handle and what the key was
+// bound to at its birth. In a token's sessions of one application handles are the
+// same (PKCS#11 §2.2.4 of the base document).
 type workerKey struct {
-	signer  crypto11.Signer
+	handle  pkcs11.ObjectHandle
 	alg     *algorithm
+	mech    []*pkcs11.Mechanism
 	binding binding
+
+	best time.Duration // that a signature took; guarded by the pool
 
 	mu   sync.Mutex // checkpoint keys: one at a time
 	size uint64     // last tree size signed
 	body [32]byte   // SHA-256 of that checkpoint's body
 }
 
+// same tells whether a key that was found again is what it was.
+func (k *workerKey) same(o *workerKey) bool {
+	return k.handle == o.handle && k.alg == o.alg && k.binding.purpose == o.binding.purpose && k.binding.spkiHash == o.binding.spkiHash && bytes.Equal(k.binding.subject, o.binding.subject)
+}
+
 // findKey reads a key from the token and believes the token, not the store, in
 // what the key is for. An error that is no fault concerns this key only.
 func (w *worker) findKey(p pin) (*workerKey, error) {
-	signer, err := w.ctx.FindKeyPair(p.ID[:], nil)
-	if err != nil {
-		var rv pkcs11.Error
-		if errors.As(err, &rv) {
-			return nil, classify("finding a key", err)
-		}
-		return nil, fmt.Errorf("not on the token: %v", err)
-	}
-	_, alg, err := parseSPKI(p.SPKI)
+	pub, alg, err := parseSPKI(p.SPKI, p.Algorithm)
 	if err != nil {
 		return nil, err
 	}
-	if spki, err := x509.MarshalPKIXPublicKey(signer.Public()); err != nil || !bytes.Equal(spki, p.SPKI) {
-		return nil, fmt.Errorf("public key on the token is not the pinned one")
-	}
-	as, err := w.ctx.GetAttributes(signer, []crypto11.AttributeType{pkcs11.CKA_LABEL, pkcs11.CKA_SUBJECT, pkcs11.CKA_SENSITIVE, pkcs11.CKA_EXTRACTABLE, pkcs11.CKA_WRAP_WITH_TRUSTED, pkcs11.CKA_MODIFIABLE, pkcs11.CKA_DECRYPT, pkcs11.CKA_UNWRAP})
+	h, err := w.token.findPrivate(p)
 	if err != nil {
-		return nil, classify("reading a key's attributes", err)
-	}
-	is := func(t uint) bool { a := as[t]; return a != nil && len(a.Value) == 1 && a.Value[0] == 1 }
-	if !is(pkcs11.CKA_SENSITIVE) || is(pkcs11.CKA_EXTRACTABLE) && !is(pkcs11.CKA_WRAP_WITH_TRUSTED) || is(pkcs11.CKA_MODIFIABLE) || is(pkcs11.CKA_DECRYPT) || is(pkcs11.CKA_UNWRAP) {
-		return nil, fmt.Errorf("attributes on the token are too weak: SENSITIVE, WRAP_WITH_TRUSTED if EXTRACTABLE, and no MODIFIABLE, DECRYPT, UNWRAP are demanded")
-	}
-	k := &workerKey{signer: signer, alg: alg, binding: binding{ident: alg.ident, spkiHash: sha256.Sum256(p.SPKI), serial: w.serial}}
-	if k.binding.purpose, err = labelPurpose(string(as[pkcs11.CKA_LABEL].Value)); err != nil {
 		return nil, err
 	}
-	if s := as[pkcs11.CKA_SUBJECT]; s != nil {
-		k.binding.subject = s.Value
+	if err := w.token.hasPublic(h, p, pub); err != nil {
+		return nil, err
+	}
+	if err := w.token.permits(h, alg); err != nil {
+		return nil, err
+	}
+	lines, err := w.token.snapshot(h)
+	if err != nil {
+		return nil, err
+	}
+	var accepted []string
+	switch {
+	case p.Adopted != nil:
+		accepted = p.Adopted.Weak
+	case w.weak:
+		accepted = acceptable
+	}
+	if weak := weaknesses(lines, accepted); len(weak) > 0 {
+		return nil, fmt.Errorf("attributes on the token are too weak: %s", strings.Join(weak, ", "))
+	}
+	k := &workerKey{handle: h, alg: alg, mech: alg.mechanism(), binding: binding{ident: alg.ident, spkiHash: sha256.Sum256(p.SPKI), serial: w.serial}}
+	if err := w.bind(k, p); err != nil {
+		return nil, err
 	}
 	if k.binding.purpose == audit.PurposeCheckpoint {
 		w.jmu.Lock()
@@ -74,6 +83,46 @@ func (w *worker) findKey(p pin) (*workerKey, error) {
 		}
 	}
 	return k, nil
+}
+
+// bind finds out what a key is for. Our own keys say it in attributes that cannot be
+// changed; of an adopted key, and in a module whose attributes can be changed, the journal
+// keeps what was told first.
+func (w *worker) bind(k *workerKey, p pin) error {
+	if p.Adopted != nil || w.weak {
+		w.jmu.Lock()
+		agrees, err := w.journal.bind(k.binding.spkiHash, p.bindingDigest())
+		w.jmu.Unlock()
+		switch {
+		case err != nil:
+			return &fault{exitJournal, err}
+		case !agrees:
+			return fmt.Errorf("the worker's journal knows this adopted key with another purpose or subject")
+		}
+		k.binding.purpose, k.binding.subject = p.Purpose, p.Subject
+		return nil
+	}
+	as, err := w.token.m.GetAttributeValue(w.token.session, k.handle, []*pkcs11.Attribute{attr(pkcs11.CKA_LABEL, nil), attr(pkcs11.CKA_SUBJECT, nil)})
+	if err != nil {
+		return classify("reading what the key is bound to", err)
+	}
+	k.binding.subject = as[1].Value
+	k.binding.purpose, err = labelPurpose(string(as[0].Value))
+	return err
+}
+
+// bindingDigest is what the journal keeps of an adopted key.
+func (p pin) bindingDigest() [32]byte {
+	b := []byte{byte(p.Purpose)}
+	bound := []string{string(p.Subject)}
+	if p.Adopted != nil {
+		bound = append(bound, p.Adopted.Weak...)
+	}
+	for _, v := range bound {
+		b = binary.BigEndian.AppendUint32(b, uint32(len(v)))
+		b = append(b, v...)
+	}
+	return sha256.Sum256(b)
 }
 
 // keyLabel binds purpose and name to a key: chancery:<purpose>:<name> in CKA_LABEL.
@@ -91,7 +140,7 @@ func labelPurpose(label string) (audit.Purpose, error) {
 
 // sign does one signing request: parse, journal, sign. The order is the promise:
 // nothing reaches the HSM that was not understood and written down.
-func (w *worker) sign(f frame) {
+func (w *worker) sign(session pkcs11.SessionHandle, f job) {
 	id, intent, message, ok := splitSign(f.payload)
 	if !ok {
 		w.fail(faultf(exitProtocol, "sign request of %d octets", len(f.payload)))
@@ -142,19 +191,39 @@ func (w *worker) sign(f frame) {
 	if k.alg.hash != crypto.SHA256 {
 		digest = k.alg.digest(message)
 	}
-	sig, err := k.signer.Sign(rand.Reader, digest, k.alg.hash)
+	var raw []byte
+	began := time.Now()
+	err = w.patiently(f.came, func() (err error) {
+		raw, err = w.token.sign(session, k, digest)
+		return err
+	}, func(rv pkcs11.Error) bool { return throttled(rv) || rv == pkcs11.CKR_OPERATION_ACTIVE })
 	if err == nil {
-		w.reply(f.id, statusOK, sig)
+		w.pool.took(k, time.Since(began))
+		if raw, err = k.alg.output(raw); err != nil { // no length that such a signature has: the store counts it as a wrong one
+			raw = nil
+		}
+		w.reply(f.id, statusOK, raw)
 		return
 	}
-	var rv pkcs11.Error
-	if errors.As(err, &rv) && (rv == pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED || rv == pkcs11.CKR_KEY_TYPE_INCONSISTENT || rv == pkcs11.CKR_KEY_SIZE_RANGE) {
+	rv, is := err.(pkcs11.Error)
+	switch {
+	case is && (rv == pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED || rv == pkcs11.CKR_KEY_TYPE_INCONSISTENT || rv == pkcs11.CKR_KEY_SIZE_RANGE):
 		w.reply(f.id, statusKeyFault, []byte(rv.Error()))
-		return
+	case is && w.native && throttled(rv):
+		w.reply(f.id, statusBusy, []byte(rv.Error()))
+	default:
+		// A handle, session or device that went bad: a new process is the one cure
+		// that works for every module.
+		w.fail(classify("signing", err))
 	}
-	// A handle, session or device that went bad: crypto11 would keep it for ever,
-	// a new process does not.
-	w.fail(classify("signing", err))
+}
+
+// sign makes one signature in a session (PKCS#11 §5.11).
+func (t *token) sign(session pkcs11.SessionHandle, k *workerKey, digest []byte) ([]byte, error) {
+	if err := t.m.SignInit(session, k.mech, k.handle); err != nil {
+		return nil, err
+	}
+	return t.m.Sign(session, k.alg.input(digest))
 }
 
 // needsIntent: only checkpoints and probes are signed without an intent, and

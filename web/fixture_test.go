@@ -250,6 +250,7 @@ func newFixture(t testing.TB, edit ...func(*web.Config)) *fixture {
 			return nil, audit.ErrNotFound
 		},
 		Documents:  f.ca,
+		Approvals:  &fakeBoard{fail: &f.ca.fail},
 		Ready:      func(context.Context) error { return nil },
 		AdminToken: func(s string) bool { return s == token },
 		PublicURL:  publicURL, PublicHTTPURL: publicHTTP,

@@ -140,8 +140,16 @@ func kindName(k jsontext.Kind) string {
 }
 
 func wanted(t reflect.Type) string {
-	if t != nil && t.Kind() == reflect.String {
+	switch {
+	case t == nil:
+	case t.Kind() == reflect.String:
 		return "a string"
+	case t.Kind() == reflect.Int64:
+		return "a whole number"
+	case t.Kind() == reflect.Slice && t.Elem().Kind() == reflect.Uint8:
+		return "a string in base64 (RFC 4648 §4)"
+	case t.Kind() == reflect.Slice:
+		return "an array"
 	}
 	return "an object"
 }
@@ -152,7 +160,10 @@ func members(dst any) string {
 		return "of the description in openapi.yaml"
 	}
 	var out []string
-	for f := range reflect.TypeOf(dst).Elem().Fields() {
+	for _, f := range reflect.VisibleFields(reflect.TypeOf(dst).Elem()) {
+		if f.Anonymous { // its own fields follow
+			continue
+		}
 		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 		out = append(out, name)
 	}

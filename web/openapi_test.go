@@ -17,6 +17,7 @@ import (
 	"github.com/getkin/kin-openapi/routers"
 	"github.com/getkin/kin-openapi/routers/gorillamux"
 
+	"chancery/admin"
 	"chancery/audit"
 	"chancery/ca"
 	"chancery/hsmstore"
@@ -69,7 +70,7 @@ func TestOpenAPIDescribesExactlyTheRoutes(t *testing.T) {
 
 func TestEveryRouteIsServedWhereTheTableSays(t *testing.T) {
 	f := newFixture(t)
-	fill := strings.NewReplacer("{serial}", f.leaf, "{issuer}", "issuing", "{slug}", "bad-csr", "{path}", "directory", "{index}", "7")
+	fill := strings.NewReplacer("{serial}", f.leaf, "{issuer}", "issuing", "{slug}", "bad-csr", "{path}", "directory", "{index}", "7", "{id}", approvalID)
 	for _, r := range f.Routes() {
 		for _, plain := range []bool{false, true} {
 			here := r.HTTPS && !plain || r.HTTP && plain
@@ -128,6 +129,9 @@ func TestAnswersMatchOpenAPI(t *testing.T) {
 	post, certs := "POST", "/api/v1/certificates"
 	ok := f.issueBody()
 	revoke := `{"reason": "keyCompromise"}`
+	const approvals = "/api/v1/approvals"
+	const keyBody = `{"name": "k1", "purpose": "code", "algorithm": "P-256", "members": ["alpha"]}`
+	const voteBody = `{"officer": "ada", "decision": "approve", "signature": "MAA="}`
 	cases := []struct {
 		name   string
 		call   call
@@ -168,6 +172,29 @@ func TestAnswersMatchOpenAPI(t *testing.T) {
 		{"sign a whole document", call{method: post, path: "/api/v1/sign/cms", body: `{"document": "x"}`}, nil, 400, "bad-json"},
 		{"sign without token", call{method: post, path: "/api/v1/sign/cms", body: `{}`, noToken: true}, nil, 401, "unauthorized"},
 		{"sign without HSM", call{method: post, path: "/api/v1/sign/cms", body: `{"sha256": "` + strings.Repeat("ab", 32) + `"}`}, hsmstore.ErrUnavailable, 503, "unavailable"},
+		{"key", call{method: post, path: "/api/v1/keys", body: keyBody}, nil, 202, ""},
+		{"key for an issuer", call{method: post, path: "/api/v1/keys", body: strings.Replace(keyBody, "code", "issuer", 1)}, nil, 400, "bad-proposal"},
+		{"key with a flag", call{method: post, path: "/api/v1/keys", body: `{"name": "k", "approved": true}`}, nil, 400, "bad-json"},
+		{"key on one text", call{method: post, path: "/api/v1/keys", body: `{"name": "k", "members": "alpha"}`}, nil, 400, "bad-json"},
+		{"key without ledger", call{method: post, path: "/api/v1/keys", body: keyBody}, audit.ErrUnavailable, 503, "unavailable"},
+		{"key without token", call{method: post, path: "/api/v1/keys", body: keyBody, noToken: true}, nil, 401, "unauthorized"},
+		{"approvals", call{path: approvals}, nil, 200, ""},
+		{"approvals pending", call{path: approvals + "?state=pending"}, nil, 200, ""},
+		{"approvals in no state", call{path: approvals + "?state=wild"}, nil, 400, "bad-proposal"},
+		{"approvals by name", call{path: approvals + "?name=x"}, nil, 400, "bad-parameter"},
+		{"approvals without token", call{path: approvals, noToken: true}, nil, 401, "unauthorized"},
+		{"approval", call{path: approvals + "/" + approvalID}, nil, 200, ""},
+		{"no approval", call{path: approvals + "/00"}, nil, 404, "not-found"},
+		{"vote", call{method: post, path: approvals + "/" + approvalID + "/votes", body: voteBody}, nil, 200, ""},
+		{"vote of nobody", call{method: post, path: approvals + "/" + approvalID + "/votes", body: strings.Replace(voteBody, "ada", "eve", 1)}, nil, 403, "vote-refused"},
+		{"vote perhaps", call{method: post, path: approvals + "/" + approvalID + "/votes", body: strings.Replace(voteBody, "approve", "perhaps", 1)}, nil, 400, "bad-proposal"},
+		{"vote in no base64", call{method: post, path: approvals + "/" + approvalID + "/votes", body: strings.Replace(voteBody, "MAA=", "?", 1)}, nil, 400, "bad-json"},
+		{"vote on none", call{method: post, path: approvals + "/00/votes", body: voteBody}, nil, 404, "not-found"},
+		{"vote without token", call{method: post, path: approvals + "/" + approvalID + "/votes", body: voteBody, noToken: true}, nil, 401, "unauthorized"},
+		{"vote without ledger", call{method: post, path: approvals + "/" + approvalID + "/votes", body: voteBody}, audit.ErrBusy, 503, "busy"},
+		{"cancel", call{method: post, path: approvals + "/" + approvalID + "/cancel"}, nil, 200, ""},
+		{"cancel none", call{method: post, path: approvals + "/00/cancel"}, nil, 404, "not-found"},
+		{"cancel too late", call{method: post, path: approvals + "/" + approvalID + "/cancel"}, &admin.Refusal{Code: admin.Closed, Detail: "the proposal is done"}, 409, "approval-closed"},
 		{"leaf proof", call{path: "/ledger/proof/7"}, nil, 200, ""},
 		{"leaf proof too early", call{path: "/ledger/proof/31"}, nil, 503, "proof-pending"},
 		{"leaf proof beyond", call{path: "/ledger/proof/99"}, nil, 404, "not-found"},

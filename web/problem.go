@@ -12,6 +12,7 @@ import (
 
 	"github.com/labstack/echo/v4"
 
+	"chancery/admin"
 	"chancery/audit"
 	"chancery/ca"
 	"chancery/hsmstore"
@@ -70,13 +71,16 @@ const (
 	badProfile           slug = "bad-profile"
 	badReason            slug = "bad-revocation-reason"
 	badDigest            slug = "bad-digest"
+	badProposal          slug = "bad-proposal"
 	unauthorized         slug = "unauthorized"
 	crossOrigin          slug = "cross-origin"
 	needsOfficers        slug = "needs-officers"
+	voteRefused          slug = "vote-refused"
 	notFound             slug = "not-found"
 	methodNotAllowed     slug = "method-not-allowed"
 	conflict             slug = "conflict"
 	alreadyRevoked       slug = "already-revoked"
+	approvalClosed       slug = "approval-closed"
 	tooLarge             slug = "too-large"
 	unsupportedMediaType slug = "unsupported-media-type"
 	internal             slug = "internal"
@@ -108,13 +112,16 @@ var kinds = []kind{
 	{badProfile, 400, "Unknown profile", "The request names a profile that does not exist or is not for requests.", "Use a profile that the detail lists.", 0},
 	{badReason, 400, "Bad revocation reason", "The reason is none of RFC 5280 §5.3.1 that may be asked for.", "Use one of the reasons that the detail lists.", 0},
 	{badDigest, 400, "Bad digest", "The document's digest is missing or is no SHA-256.", "Hash the document with SHA-256 and send the 64 hex digits, e.g. of sha256sum FILE; chancery sign FILE does all of it.", 0},
+	{badProposal, 400, "Bad proposal", "What the officers are to decide about is unknown, incomplete or could not be carried out.", "The detail says what is allowed; chancery key generate and chancery approve do all of it.", 0},
 	{unauthorized, 401, "Not authorized", "The request needs the admin token and has none, or a wrong one.", "Send Authorization: Bearer followed by the content of admin.token, over HTTPS only.", 0},
 	{crossOrigin, 403, "Cross-origin request refused", "A browser sent this request on behalf of a page of another site.", "Use this server's own pages, or a program that is no browser.", 0},
 	{needsOfficers, 403, "Officers must approve this", "This act is so grave that the admin token does not suffice: several officers must approve it.", "Propose it with the command line tool (chancery approve --help) and have it approved.", 0},
+	{voteRefused, 403, "Vote refused", "The vote does not count: it is not by an officer of this CA over exactly this proposal, or this officer may not vote on it.", "The detail says why. Look at the proposal with chancery approve show, then vote with chancery approve sign.", 0},
 	{notFound, 404, "Not found", "There is nothing at this URL, or nothing with this name or serial.", "Check the spelling; serials are written in lower-case hex without colons.", 0},
 	{methodNotAllowed, 405, "Method not allowed", "The URL exists, but does not take this method.", "Use a method that the header Allow lists.", 0},
 	{conflict, 409, "State changed meanwhile", "Another request changed the same object at the same time.", "Fetch the object and decide again.", 0},
 	{alreadyRevoked, 409, "Already revoked", "The certificate is revoked already; its first date and reason stay.", "Nothing needs to be done.", 0},
+	{approvalClosed, 409, "Proposal is closed", "The proposal was decided, carried out, cancelled or has expired; or too many are waiting.", "Look at its state. Propose it again if it is still wanted.", 0},
 	{tooLarge, 413, "Request too large", "The body is larger than this server reads.", "Send less: a CSR has about 1,000 octets.", 0},
 	{unsupportedMediaType, 415, "Unsupported media type", "The body is not of the type that this request takes.", "Send JSON and the header Content-Type: application/json.", 0},
 	{internal, 500, "Internal error", "The server failed in a way that it did not foresee. Its log has an entry with the instance of this problem.", "Tell the operator the instance. Repeating the request may help; a certificate that was not handed out is revoked by itself.", 0},
@@ -138,6 +145,11 @@ func kindOf(s slug) kind {
 var refusals = map[ca.Code]slug{
 	ca.BadCSR: badCSR, ca.BadPublicKey: badPublicKey, ca.BadName: rejectedName, ca.BadProfile: badProfile, ca.BadReason: badReason,
 	ca.AlreadyRevoked: alreadyRevoked, ca.NotFound: notFound, ca.IssuerUnavailable: unavailable,
+}
+
+// boardCodes translates the codes of the officers' board.
+var boardCodes = map[admin.Code]slug{
+	admin.BadProposal: badProposal, admin.NotFound: notFound, admin.VoteRefused: voteRefused, admin.Closed: approvalClosed,
 }
 
 // sentinels translates errors that lower floors wrap, in this order.
@@ -167,6 +179,7 @@ var sentinels = []struct {
 func problemFor(err error) *Problem {
 	var p *Problem
 	var refusal *ca.Refusal
+	var board *admin.Refusal
 	var ready *NotReady
 	var he *echo.HTTPError
 	switch {
@@ -174,6 +187,8 @@ func problemFor(err error) *Problem {
 		return p
 	case errors.As(err, &refusal):
 		return refused(refusal)
+	case errors.As(err, &board):
+		return refusedByBoard(board)
 	case errors.As(err, &ready):
 		p := problemf(notReady, "%s", ready.Error())
 		p.Part = ready.Part
@@ -205,6 +220,22 @@ func refused(r *ca.Refusal) *Problem {
 		p.Field = "/csr"
 	case "serial", "issuer":
 		p.Parameter = head
+	}
+	return p
+}
+
+// refusedByBoard translates a refusal of the officers' board.
+func refusedByBoard(r *admin.Refusal) *Problem {
+	s, ok := boardCodes[r.Code]
+	if !ok {
+		s = malformedRequest
+	}
+	p := problemf(s, "%s", r.Detail)
+	switch r.Field {
+	case "officer", "proposal", "signature", "decision":
+		p.Field = "/" + r.Field
+	case "id", "state":
+		p.Parameter = r.Field
 	}
 	return p
 }

@@ -29,8 +29,8 @@ func (d door) String() string {
 type access int
 
 const (
-	public access = iota + 1
-	admin         // holder of the admin token
+	public      access = iota + 1
+	tokenHolder        // holder of the admin token
 )
 
 // anyMethod marks a route whose handler looks at the method itself.
@@ -55,16 +55,21 @@ func (s *Server) routes() []route {
 		{anyMethod, "/acme/{path}", doorHTTPS, public, echo.WrapHandler(s.cfg.ACME)},
 		{anyMethod, "/console/{path}", pages, public, echo.WrapHandler(s.cfg.Console)},
 
-		{post, "/api/v1/certificates", doorHTTPS, admin, s.issue},
-		{get, "/api/v1/certificates", doorHTTPS, admin, s.list},
-		{get, "/api/v1/certificates/{serial}", doorHTTPS, admin, s.show},
-		{post, "/api/v1/certificates/{serial}/revoke", doorHTTPS, admin, s.revoke},
+		{post, "/api/v1/certificates", doorHTTPS, tokenHolder, s.issue},
+		{get, "/api/v1/certificates", doorHTTPS, tokenHolder, s.list},
+		{get, "/api/v1/certificates/{serial}", doorHTTPS, tokenHolder, s.show},
+		{post, "/api/v1/certificates/{serial}/revoke", doorHTTPS, tokenHolder, s.revoke},
 		{get, "/api/v1/certificates/{serial}/proof", doorHTTPS, public, s.proof},
-		{post, "/api/v1/sign/cms", doorHTTPS, admin, s.signCMS},
+		{post, "/api/v1/sign/cms", doorHTTPS, tokenHolder, s.signCMS},
+		{post, "/api/v1/keys", doorHTTPS, tokenHolder, s.proposeKey},
+		{get, "/api/v1/approvals", doorHTTPS, tokenHolder, s.approvals},
+		{get, "/api/v1/approvals/{id}", doorHTTPS, tokenHolder, s.approval},
+		{post, "/api/v1/approvals/{id}/votes", doorHTTPS, tokenHolder, s.vote},
+		{post, "/api/v1/approvals/{id}/cancel", doorHTTPS, tokenHolder, s.cancelApproval},
 		{get, "/api/v1/openapi.yaml", doorHTTPS, public, s.openAPI},
 
 		{get, "/ledger/checkpoint", doorHTTPS, public, s.checkpoint},
-		{get, "/ledger/proof/{index}", doorHTTPS, admin, s.leafProof},
+		{get, "/ledger/proof/{index}", doorHTTPS, tokenHolder, s.leafProof},
 		{get, "/healthz", doorHTTPS | doorHTTP, public, s.healthz},
 		{get, "/readyz", doorHTTPS, public, s.readyz},
 		{get, "/roots.pem", doorHTTPS | doorHTTP, public, s.roots},
@@ -118,7 +123,7 @@ func (s *Server) allow(r route) (echo.HandlerFunc, error) {
 	switch r.access {
 	case public:
 		return r.handle, nil
-	case admin:
+	case tokenHolder:
 		return s.asAdmin(r.handle), nil
 	}
 	return nil, fmt.Errorf("web: route %s %s does not say who may use it", r.method, r.path)

@@ -64,6 +64,8 @@ type Config struct {
 	LeafProof func(ctx context.Context, index uint64) ([]byte, error)
 	// Documents signs documents.
 	Documents Documents
+	// Approvals is where officers decide.
+	Approvals Approvals
 	// Ready returns nil only while the server can sign and commit; a *NotReady says to
 	// the public which part cannot. It is called at most once a second.
 	Ready func(ctx context.Context) error
@@ -107,8 +109,8 @@ func New(cfg Config) (*Server, error) {
 	if s.httpBase, err = baseURL(cfg.PublicHTTPURL, "http"); err != nil {
 		return nil, fmt.Errorf("web: PublicHTTPURL: %w", err)
 	}
-	if cfg.CA == nil || cfg.ACME == nil || cfg.Console == nil || cfg.Checkpoint == nil || cfg.Proof == nil || cfg.LeafProof == nil || cfg.Documents == nil || cfg.Ready == nil || cfg.AdminToken == nil {
-		return nil, errors.New("web: CA, ACME, Console, Checkpoint, Proof, LeafProof, Documents, Ready and AdminToken must be set")
+	if cfg.CA == nil || cfg.ACME == nil || cfg.Console == nil || cfg.Checkpoint == nil || cfg.Proof == nil || cfg.LeafProof == nil || cfg.Documents == nil || cfg.Approvals == nil || cfg.Ready == nil || cfg.AdminToken == nil {
+		return nil, errors.New("web: CA, ACME, Console, Checkpoint, Proof, LeafProof, Documents, Approvals, Ready and AdminToken must be set")
 	}
 	if s.https, err = s.door(doorHTTPS); err != nil {
 		return nil, err

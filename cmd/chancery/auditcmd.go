@@ -29,8 +29,8 @@ func auditVerifyCommand() *cobra.Command {
 		Use: "verify [--dir DIR | --config FILE]", Short: "Recompute the ledger's tree and hold it against everything signed",
 		Long: "Reads one moment of the database, beside a running server too, and recomputes the Merkle tree\n" +
 			"from its entries; checks tiles, head and every checkpoint's signature; that each intent is closed\n" +
-			"once; and that certificates and done entries match one to one. Exit code 7 and the first bad\n" +
-			"entry if a promise is broken.",
+			"once; that certificates and done entries match one to one; and that officers signed what they\n" +
+			"decided. Exit code 7 and the first bad entry if a promise is broken.",
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			overlay := ""
@@ -77,10 +77,11 @@ func auditVerifyCommand() *cobra.Command {
 entries      %d, root %s
 intents      %d: %d done, %d failed, %d orphaned, %d in flight
 certificates %d, each with its own done entry; %d revocations, each with its entry
+grants       %d by officers, each with their signatures
 checkpoints  %d, the newest covers %d entries
 witnesses    %d entries of the intent journal and %d anchored checkpoints agree
 OK
-`, rep.Origin, rep.Size, rep.Root, rep.Intents, rep.Done, rep.Failed, rep.Orphans, rep.Open, rep.Certificates, rep.Revocations, rep.Checkpoints, rep.Signed, rep.Journaled, rep.Anchored)
+`, rep.Origin, rep.Size, rep.Root, rep.Intents, rep.Done, rep.Failed, rep.Orphans, rep.Open, rep.Certificates, rep.Revocations, rep.Grants, rep.Checkpoints, rep.Signed, rep.Journaled, rep.Anchored)
 			if rep.Backward > 0 {
 				fmt.Fprintf(c.OutOrStdout(), "note: the clock went back %d times; the order of entries is their index\n", rep.Backward)
 			}

@@ -69,6 +69,19 @@ func rootPool(path string) (*x509.CertPool, error) {
 // post sends JSON to the API and decodes the answer. A problem document (RFC 9457)
 // becomes one line.
 func (r *remote) post(ctx context.Context, path string, body, into any) error {
+	b, err := json.Marshal(body)
+	if err != nil {
+		return err
+	}
+	return r.ask(ctx, http.MethodPost, path, bytes.NewReader(b), into)
+}
+
+// get asks the API and decodes the answer, as post does.
+func (r *remote) get(ctx context.Context, path string, into any) error {
+	return r.ask(ctx, http.MethodGet, path, http.NoBody, into)
+}
+
+func (r *remote) ask(ctx context.Context, method, path string, body io.Reader, into any) error {
 	if err := r.resolve(); err != nil {
 		return err
 	}
@@ -80,15 +93,13 @@ func (r *remote) post(ctx context.Context, path string, body, into any) error {
 	if err != nil {
 		return &exit{exitAuth, fmt.Errorf("API token: %w", err)}
 	}
-	b, err := json.Marshal(body)
-	if err != nil {
-		return err
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, strings.TrimSuffix(r.server, "/")+path, bytes.NewReader(b))
+	req, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(r.server, "/")+path, body)
 	if err != nil {
 		return &exit{exitUsage, fmt.Errorf("--server %q is no URL", r.server)}
 	}
-	req.Header.Set("Content-Type", "application/json")
+	if method == http.MethodPost {
+		req.Header.Set("Content-Type", "application/json")
+	}
 	req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
 	c := &http.Client{Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}}
 	resp, err := c.Do(req)

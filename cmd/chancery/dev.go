@@ -188,10 +188,6 @@ func (d *dev) start(ctx context.Context, s *server) error {
 			}
 		}
 	}
-	roster, err := d.officers()
-	if err != nil {
-		return err
-	}
 	token, err := adminToken(d.path("admin.token"))
 	if err != nil {
 		return err
@@ -210,13 +206,23 @@ func (d *dev) start(ctx context.Context, s *server) error {
 		if err := s.buildCA(ctx); err != nil {
 			return err
 		}
-	} else if err := s.genesis(ctx, roster, sha256.Sum256([]byte(token))); err != nil {
+	} else if err := d.genesis(ctx, s, sha256.Sum256([]byte(token))); err != nil {
 		return err
 	}
 	if err := s.authority.FreshCRLs(ctx); err != nil {
 		s.log.Warn("CRL not renewed at start", "err", err)
 	}
 	return writeFile(d.path("root.pem"), pemCertificates(s.authority.Roots()...), 0o644)
+}
+
+// genesis makes the officers' keys and with them the CA. Later starts do not need the
+// keys: officers may take them away.
+func (d *dev) genesis(ctx context.Context, s *server, tokenHash [32]byte) error {
+	roster, err := d.officers()
+	if err != nil {
+		return err
+	}
+	return s.genesis(ctx, roster, tokenHash)
 }
 
 // tokens makes the SoftHSM tokens. While the ledger is empty nothing in them is of
@@ -287,10 +293,10 @@ func ledgerIsEmpty(ctx context.Context, database string) (bool, error) {
 	return head.Size == 0, err
 }
 
-// officers makes the two officers' keys on the first start and returns the digest
-// of the roster. They vote on later sensitive acts.
-func (d *dev) officers() (roster [32]byte, err error) {
-	var list []admin.Officer
+// officers makes the two officers' keys on the first start and returns the roster.
+// They vote on later sensitive acts.
+func (d *dev) officers() (roster admin.Roster, err error) {
+	roster.Quorum = devQuorum
 	for _, name := range []string{"officer-1", "officer-2"} {
 		path := d.path("officers", name+".pem")
 		k, err := admin.LoadOfficerKey(name, path)
@@ -307,9 +313,9 @@ func (d *dev) officers() (roster [32]byte, err error) {
 		if err != nil {
 			return roster, err
 		}
-		list = append(list, o)
+		roster.Officers = append(roster.Officers, o)
 	}
-	return admin.RosterDigest(list, devQuorum), nil
+	return roster, nil
 }
 
 // certbot is one line that gets a certificate as it stands, without root.

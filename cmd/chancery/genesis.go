@@ -16,6 +16,10 @@ import (
 // adminTokenSetting holds the SHA-256 of the admin token.
 const adminTokenSetting = "admin-token"
 
+// genesisSetting is there once genesis is finished: the keys and members that it made
+// may come and go afterwards.
+const genesisSetting = "genesis-done"
+
 // plan is what genesis makes: it stands in leaf 0 as the list of acts, and a start
 // after a crash goes on where the ledger ends. Members and their probe keys are
 // added by the store.
@@ -63,7 +67,7 @@ func (s *server) acts(p *plan) []string {
 
 // genesis makes, on an empty ledger, everything that the plan lists, and finishes
 // what a crash interrupted. Afterwards every sensitive act needs the officers.
-func (s *server) genesis(ctx context.Context, roster [32]byte, tokenHash [32]byte) error {
+func (s *server) genesis(ctx context.Context, roster admin.Roster, tokenHash [32]byte) error {
 	p, err := s.plan()
 	if err != nil {
 		return err
@@ -73,7 +77,7 @@ func (s *server) genesis(ctx context.Context, roster [32]byte, tokenHash [32]byt
 		if g, err = admin.Genesis(s.ledger.Head(), s.acts(p)); err != nil {
 			return err
 		}
-		leaf := audit.Genesis{Random: [32]byte(random(32)), Dev: s.dev, Domain: s.cfg.domain(), Roster: roster, Acts: s.acts(p)}
+		leaf := audit.Genesis{Random: [32]byte(random(32)), Dev: s.dev, Domain: s.cfg.domain(), Roster: roster.Digest(), Acts: s.acts(p)}
 		if err := s.hsm.Genesis(ctx, g, leaf, p.checkpoint, p.keys...); err != nil {
 			return fmt.Errorf("genesis: %w", err)
 		}
@@ -86,6 +90,9 @@ func (s *server) genesis(ctx context.Context, roster [32]byte, tokenHash [32]byt
 		if err != nil {
 			return err
 		}
+		if was, _ := leaf0.Hash(audit.TagRoster); was != roster.Digest() {
+			return &exit{exitConfig, errors.New("the ledger was begun with other officers or another quorum; go on with those")}
+		}
 		if g, err = admin.ResumeGenesis(leaf0, done); err != nil {
 			return err
 		}
@@ -96,6 +103,9 @@ func (s *server) genesis(ctx context.Context, roster [32]byte, tokenHash [32]byt
 	err = s.ledger.Write(ctx, ca.PutSetting{Name: adminTokenSetting, Value: tokenHash[:]})
 	if err != nil && !errors.Is(err, audit.ErrExists) {
 		return fmt.Errorf("storing the hash of the admin token: %w", err)
+	}
+	if err := s.ledger.Write(ctx, admin.PutRoster{Roster: roster}); err != nil && !errors.Is(err, audit.ErrExists) {
+		return fmt.Errorf("storing the officers: %w", err)
 	}
 	var missing []hsmstore.KeySpec
 	for _, k := range p.keys {
@@ -123,6 +133,9 @@ func (s *server) genesis(ctx context.Context, roster [32]byte, tokenHash [32]byt
 			return fmt.Errorf("genesis: issuer %s: %w", i.Name, err)
 		}
 	}
+	if err := s.ledger.Write(ctx, ca.PutSetting{Name: genesisSetting, Value: []byte{1}}); err != nil {
+		return fmt.Errorf("recording the end of genesis: %w", err)
+	}
 	return nil
 }
 
@@ -134,7 +147,7 @@ func (s *server) done(ctx context.Context, p *plan) (func(act string) bool, erro
 		return nil, err
 	}
 	for _, m := range members {
-		done[admin.AddMemberAct(m.Name)] = true
+		done[admin.AddMemberAct(m.Name, m.Serial)] = true
 	}
 	issuers, err := s.db.Issuers(ctx)
 	if err != nil {
@@ -150,21 +163,11 @@ func (s *server) done(ctx context.Context, p *plan) (func(act string) bool, erro
 	return func(act string) bool { return done[act] || s.hsm.ActDone(act) }, nil
 }
 
-// complete tells whether everything of the plan is there.
+// complete tells whether genesis was carried out to its end.
 func (s *server) complete(ctx context.Context) (bool, error) {
-	p, err := s.plan()
-	if err != nil {
-		return false, err
+	_, err := s.db.Setting(ctx, genesisSetting)
+	if errors.Is(err, audit.ErrNotFound) {
+		return false, nil
 	}
-	done, err := s.done(ctx, p)
-	if err != nil {
-		return false, err
-	}
-	for _, a := range s.acts(p) {
-		if !done(a) {
-			return false, nil
-		}
-	}
-	_, err = s.db.Setting(ctx, adminTokenSetting)
-	return err == nil, nil
+	return err == nil, err
 }

@@ -17,7 +17,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"chancery/admin"
-	"chancery/audit"
 )
 
 func initCommand() *cobra.Command {
@@ -87,7 +86,7 @@ func (in *initCA) run(ctx context.Context) error {
 	return nil
 }
 
-func (in *initCA) ceremony(ctx context.Context, s *server, roster, tokenHash [32]byte) error {
+func (in *initCA) ceremony(ctx context.Context, s *server, roster admin.Roster, tokenHash [32]byte) error {
 	if err := s.begin(ctx); err != nil {
 		return err
 	}
@@ -98,15 +97,6 @@ func (in *initCA) ceremony(ctx context.Context, s *server, roster, tokenHash [32
 	if whole {
 		return &exit{exitConfig, errors.New("the database holds a finished CA; run chancery serve, or name another database")}
 	}
-	if s.ledger.Head().Size > 0 {
-		leaf, err := s.ledger.Leaf(ctx, 0)
-		if err != nil {
-			return err
-		}
-		if was, _ := leaf.Hash(audit.TagRoster); was != roster {
-			return &exit{exitConfig, errors.New("the interrupted ceremony had other officers or another quorum; run it again with those")}
-		}
-	}
 	if err := s.genesis(ctx, roster, tokenHash); err != nil {
 		return err
 	}
@@ -114,36 +104,31 @@ func (in *initCA) ceremony(ctx context.Context, s *server, roster, tokenHash [32
 }
 
 // roster reads the officers' public keys.
-func (in *initCA) roster() (digest [32]byte, err error) {
-	if in.quorum < 2 || in.quorum > 20 || in.quorum > len(in.officers) {
-		return digest, &exit{exitUsage, fmt.Errorf("quorum %d of %d officers is not possible; M is 2 to 20 and at most the number of --officer NAME=FILE.pem", in.quorum, len(in.officers))}
-	}
-	var list []admin.Officer
-	seen := map[string]bool{}
+func (in *initCA) roster() (r admin.Roster, err error) {
+	r.Quorum = in.quorum
 	for _, o := range in.officers {
 		name, file, ok := strings.Cut(o, "=")
 		if !ok || name == "" {
-			return digest, &exit{exitUsage, fmt.Errorf("--officer %q must be NAME=FILE.pem", o)}
+			return r, &exit{exitUsage, fmt.Errorf("--officer %q must be NAME=FILE.pem", o)}
 		}
 		b, err := os.ReadFile(file)
 		if err != nil {
-			return digest, fmt.Errorf("officer %s: %w", name, err)
+			return r, fmt.Errorf("officer %s: %w", name, err)
 		}
 		block, _ := pem.Decode(b)
 		if block == nil || block.Type != "PUBLIC KEY" {
-			return digest, fmt.Errorf("officer %s: %s holds no PEM PUBLIC KEY; chancery officer new makes one", name, file)
+			return r, fmt.Errorf("officer %s: %s holds no PEM PUBLIC KEY; chancery officer new makes one", name, file)
 		}
 		off, err := admin.ParseOfficer(name, block.Bytes)
 		if err != nil {
-			return digest, err
+			return r, err
 		}
-		if seen[name] || seen[string(off.SPKI)] {
-			return digest, &exit{exitUsage, fmt.Errorf("officer %s: the same name or key twice; officers are distinct people", name)}
-		}
-		seen[name], seen[string(off.SPKI)] = true, true
-		list = append(list, off)
+		r.Officers = append(r.Officers, off)
 	}
-	return admin.RosterDigest(list, in.quorum), nil
+	if err := r.Check(); err != nil {
+		return r, &exit{exitUsage, fmt.Errorf("--officer NAME=FILE.pem, --quorum M: %w", err)}
+	}
+	return r, nil
 }
 
 // adminToken reads the token, or makes it.

@@ -103,7 +103,7 @@ func (s *server) startServing(ctx context.Context) error {
 		return err
 	}
 	if !whole {
-		return &exit{exitConfig, errors.New("chancery init was interrupted; run it once more with the same configuration")}
+		return &exit{exitConfig, errors.New("chancery init was interrupted, or an older version made this CA; run chancery init once more with the same configuration, officers and quorum")}
 	}
 	return s.buildCA(ctx)
 }

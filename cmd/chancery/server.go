@@ -12,11 +12,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"chancery/acme"
+	"chancery/admin"
 	"chancery/audit"
 	"chancery/ca"
 	"chancery/dbstore"
@@ -82,18 +84,25 @@ func (s *server) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	for i := range members {
-		for _, e := range enrolled {
-			if e.Name == members[i].Name {
-				members[i].TokenSerial = e.Serial // another token under that label is foreign
+	unfinished, err := s.membersMissing(ctx, enrolled)
+	if err != nil {
+		return err
+	}
+	if unfinished {
+		for i := range members {
+			for _, e := range enrolled {
+				if e.Name == members[i].Name {
+					members[i].TokenSerial = e.Serial // another token under that label is foreign
+				}
 			}
 		}
+		enrolled = nil // the ceremony goes on with the members of the configuration
 	}
 	keys, err := s.db.Keys(ctx)
 	if err != nil {
 		return err
 	}
-	s.hsm, err = hsmstore.Open(ctx, hsmstore.Config{Members: members, Ledger: s.ledger, Keys: keys, Log: s.log})
+	s.hsm, err = hsmstore.Open(ctx, hsmstore.Config{Members: members, Ledger: s.ledger, Keys: keys, Enrolled: enrolled, Log: s.log})
 	if err != nil {
 		return err
 	}
@@ -106,6 +115,31 @@ func (s *server) open(ctx context.Context) (err error) {
 		}
 	}
 	return nil
+}
+
+// membersMissing tells whether genesis was cut short before all its members had joined.
+func (s *server) membersMissing(ctx context.Context, enrolled []hsmstore.MemberRecord) (bool, error) {
+	if s.ledger.Head().Size == 0 {
+		return true, nil
+	}
+	leaf, err := s.ledger.Leaf(ctx, 0)
+	if err != nil {
+		return false, err
+	}
+	list, _ := leaf.Get(audit.TagActs)
+	acts, err := audit.ParseList(list)
+	if err != nil {
+		return false, err
+	}
+	// Rows of members stay when the members leave, so there are never fewer again.
+	joining := strings.Fields(admin.AddMemberAct("x", "x"))[0] + " "
+	n := 0
+	for _, a := range acts {
+		if strings.HasPrefix(string(a), joining) {
+			n++
+		}
+	}
+	return n > len(enrolled), nil
 }
 
 // begin opens the lower floors and closes what a crash left open.
@@ -251,6 +285,10 @@ func (s *server) serve(ctx context.Context, l listeners, landing web.Landing, re
 		sum := sha256.Sum256([]byte(token))
 		return subtle.ConstantTimeCompare(sum[:], tokenHash) == 1
 	}
+	board, err := s.newBoard(ctx)
+	if err != nil {
+		return err
+	}
 	pages, err := console.New(console.Config{
 		Certificates: s.authority, Members: s.hsm.Members, Keys: s.hsm.Keys, AdminToken: tokenOK, Dev: s.dev, Log: s.log,
 		ACMEDirectory: s.cfg.PublicURL + "/acme/directory", CertbotLine: landing.CertbotLine, PublicURL: s.cfg.PublicURL,
@@ -261,7 +299,7 @@ func (s *server) serve(ctx context.Context, l listeners, landing web.Landing, re
 	}
 	edge, err := web.New(web.Config{
 		Console: pages.Handler(),
-		CA:      s.authority, Documents: documents, LeafProof: s.leafProof, ACME: acmeServer.Handler(), PublicURL: s.cfg.PublicURL, PublicHTTPURL: s.cfg.PublicHTTPURL, Dev: s.dev, Landing: landing, Log: s.log,
+		CA:      s.authority, Documents: documents, Approvals: board, LeafProof: s.leafProof, ACME: acmeServer.Handler(), PublicURL: s.cfg.PublicURL, PublicHTTPURL: s.cfg.PublicHTTPURL, Dev: s.dev, Landing: landing, Log: s.log,
 		Checkpoint: s.checkpoint.Latest, Proof: s.proof, Ready: s.ready, GetCertificate: own.get,
 		AdminToken: tokenOK,
 	})
@@ -275,6 +313,7 @@ func (s *server) serve(ctx context.Context, l listeners, landing web.Landing, re
 	g, back := errgroup.WithContext(back)
 	g.Go(func() error { return s.authority.Run(back) })
 	g.Go(func() error { return acmeServer.Run(back) })
+	g.Go(func() error { return board.Run(back) })
 	g.Go(func() error { return s.checkpoint.Run(back) })
 	g.Go(func() error { return own.run(back, s) })
 	g.Go(func() error { // a ledger that has ended by itself takes the server with it

@@ -15,6 +15,7 @@ import (
 var compared = []struct{ what, name, unit, limit, limitName, limitUnit string }{
 	{"P-256 through the store ÷ raw C_Sign", "StoreSign/issuing", "sign/s", "raw C_Sign on both tokens", "RawSign/P-256", "sign/s"},
 	{"P-256 through the door ÷ raw C_Sign", "Door/issuing", "sign/s", "raw C_Sign on both tokens", "RawSign/P-256", "sign/s"},
+	{"P-384 through the store ÷ raw C_Sign", "StoreSign/root", "sign/s", "raw C_Sign on both tokens", "RawSign/P-384", "sign/s"},
 	{"RSA-2048 through the store ÷ raw C_Sign", "StoreSign/document", "sign/s", "raw C_Sign on both tokens", "RawSign/RSA-2048", "sign/s"},
 	{"RSA-2048 through the door ÷ raw C_Sign", "Door/document", "sign/s", "raw C_Sign on both tokens", "RawSign/RSA-2048", "sign/s"},
 	{"API, SQLite, 32 clients ÷ raw C_Sign", "API/sqlite/clients=32", "op/s", "raw C_Sign on both tokens", "RawSign/P-256", "sign/s"},
@@ -23,6 +24,57 @@ var compared = []struct{ what, name, unit, limit, limitName, limitUnit string }{
 	{"ACME, PostgreSQL ÷ SQLite, 32 clients", "ACME/postgres/clients=32", "op/s", "SQLite", "ACME/sqlite/clients=32", "op/s"},
 	{"ledger operation, SQLite, 64 callers ÷ fsync", "Operation/sqlite/callers=64", "ops/s", "fsync of 4 KiB", "Limits/fsync-4KiB", "fsync/s"},
 	{"ledger operation, PostgreSQL, 64 callers ÷ fsync", "Operation/postgres/callers=64", "ops/s", "fsync of 4 KiB", "Limits/fsync-4KiB", "fsync/s"},
+}
+
+// goals are figures that a benchmark gives as they are, or against another one of the
+// same benchmark, with what they shall be.
+var goals = []struct {
+	what, name, unit, of string
+	atLeast, atMost      float64
+}{
+	{what: "P-256, store without verification ÷ raw C_Sign", name: "Share/P-256", unit: "store-sign/s", of: "raw-sign/s", atLeast: 0.65},
+	{what: "P-384, store without verification ÷ raw C_Sign", name: "Share/P-384", unit: "store-sign/s", of: "raw-sign/s", atLeast: 0.92},
+	{what: "RSA-2048, store without verification ÷ raw", name: "Share/RSA-2048", unit: "store-sign/s", of: "raw-sign/s", atLeast: 0.92},
+	{what: "P-256, the same by processor time", name: "Share/P-256", unit: "cpu-share", atLeast: 0.65},
+	{what: "P-384, the same by processor time", name: "Share/P-384", unit: "cpu-share", atLeast: 0.92},
+	{what: "RSA-2048, the same by processor time", name: "Share/RSA-2048", unit: "cpu-share", atLeast: 0.92},
+	{what: "added for one caller, µs", name: "OneCaller", unit: "added-µs", atMost: 60},
+	{what: "HSMs 5 ms away, 2 × 4 sessions ÷ possible", name: "Sessions/4_sessions", unit: "sign/s", of: "limit-sign/s", atLeast: 0.7},
+	{what: "HSMs 5 ms away, 2 × 16 sessions ÷ possible", name: "Sessions/16_sessions", unit: "sign/s", of: "limit-sign/s", atLeast: 0.7},
+	{what: "HSMs 5 ms away, 2 × 64 sessions ÷ possible", name: "Sessions/64_sessions", unit: "sign/s", of: "limit-sign/s", atLeast: 0.7},
+	{what: "28 members ÷ what the cores allow", name: "ManyMembers", unit: "sign/s", of: "limit-sign/s", atLeast: 0.85},
+	{what: "SoftHSM, p99 of CRLs in a bulk flood ÷ idle", name: "Classes/softhsm", unit: "flood-crl-p99-µs", of: "idle-crl-p99-µs", atMost: 2},
+	{what: "SoftHSM, p99 of ACME in a bulk flood ÷ idle", name: "Classes/softhsm", unit: "flood-acme-p99-µs", of: "idle-acme-p99-µs", atMost: 2},
+	{what: "network HSM, p99 of CRLs in a flood ÷ idle", name: "Classes/network", unit: "flood-crl-p99-µs", of: "idle-crl-p99-µs", atMost: 2},
+	{what: "network HSM, p99 of ACME in a flood ÷ idle", name: "Classes/network", unit: "flood-acme-p99-µs", of: "idle-acme-p99-µs", atMost: 2},
+	{what: "idle cluster, % of a core", name: "Idle", unit: "%core", atMost: 0.5},
+	{what: "memory of a worker without shared pages, MB", name: "Idle", unit: "worker-own-MB", atMost: 20},
+	{what: "memory of a worker, MB", name: "Idle", unit: "worker-MB", atMost: 20},
+}
+
+// judge prints the figures that have a goal.
+func judge(figures map[string]float64) {
+	fmt.Println()
+	for _, g := range goals {
+		v, measured := figures[g.name+" "+g.unit]
+		if g.of != "" {
+			limit := figures[g.name+" "+g.of]
+			measured = measured && limit > 0
+			v /= limit
+		}
+		goal, met := fmt.Sprintf("≥ %g", g.atLeast), v >= g.atLeast
+		if g.atMost > 0 {
+			goal, met = fmt.Sprintf("≤ %g", g.atMost), v <= g.atMost
+		}
+		switch {
+		case !measured:
+			fmt.Printf("%-49s not measured\n", g.what)
+		case met:
+			fmt.Printf("%-49s %7.2f   goal %s\n", g.what, v, goal)
+		default:
+			fmt.Printf("%-49s %7.2f   goal %s, MISSED\n", g.what, v, goal)
+		}
+	}
 }
 
 func main() {
@@ -45,6 +97,7 @@ func main() {
 		}
 		fmt.Printf("%-49s %5.2f   (%.0f %s, %s %.0f %s)\n", c.what, v/limit, v, c.unit, c.limit, limit, c.limitUnit)
 	}
+	judge(figures)
 }
 
 var cpus = regexp.MustCompile(`-\d+$`)

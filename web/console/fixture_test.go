@@ -340,7 +340,7 @@ func (f *fixture) fill() {
 		spki := []byte("spki of " + k.name)
 		birth := f.led.add(audit.Leaf{Kind: audit.KindEvent, Op: audit.OpKeyGenerate, ID: audit.NewOpID(), Time: at.Add(time.Duration(i) * time.Second), Closes: audit.NoIndex, Fields: []audit.Field{
 			{Tag: audit.TagKey, Value: hash(spki)}, {Tag: audit.TagPurpose, Value: []byte{byte(k.purpose)}}, {Tag: audit.TagKeyName, Value: []byte(k.name)}, {Tag: audit.TagMember, Value: []byte("hsm-a")}, {Tag: audit.TagSPKI, Value: spki}, {Tag: audit.TagAttributes, Value: list([]byte("SENSITIVE"), []byte("PRIVATE"), []byte("TOKEN"))}}})
-		f.keys = append(f.keys, hsmstore.KeyInfo{KeyRecord: hsmstore.KeyRecord{ID: hsmstore.KeyID{byte(i)}, Name: k.name, Purpose: k.purpose, Algorithm: k.alg, SPKI: spki, Origin: k.members[0], Members: k.members, Birth: birth, Usable: true}, Ready: k.ready})
+		f.keys = append(f.keys, hsmstore.KeyInfo{KeyRecord: hsmstore.KeyRecord{ID: hsmstore.KeyID{byte(i)}, Name: k.name, Purpose: k.purpose, Algorithm: k.alg, SPKI: spki, Origin: k.members[0], Members: k.members, Birth: birth, State: hsmstore.KeyUsable}, Ready: k.ready})
 	}
 	hosts := []string{"api", "vpn", "build-7", "ldap", "mail", "edge-03", "db-primary", "registry", "grafana", "xn--8pvr4u"}
 	for i := range 118 {

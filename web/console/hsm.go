@@ -33,7 +33,7 @@ type memberRow struct {
 }
 
 // memberTones says how a member's state looks; what is not known looks bad.
-var memberTones = map[hsmstore.State]string{hsmstore.Up: "ok", hsmstore.Starting: "idle", hsmstore.Suspect: "warn", hsmstore.Down: "bad", hsmstore.Fenced: "bad"}
+var memberTones = map[hsmstore.State]string{hsmstore.Up: "ok", hsmstore.Starting: "idle", hsmstore.Suspect: "warn", hsmstore.Down: "bad", hsmstore.Fenced: "bad", hsmstore.Out: "warn", hsmstore.Absent: "bad"}
 
 func (v *view) memberRows(members []hsmstore.MemberStatus, keys []hsmstore.KeyInfo) []memberRow {
 	var out []memberRow
@@ -110,8 +110,10 @@ func (v *view) keyRow(k hsmstore.KeyInfo) keyRow {
 
 func (v *view) keyState(k hsmstore.KeyInfo) badge {
 	switch {
-	case !k.Usable:
+	case k.State == hsmstore.KeyBorn:
 		return v.badge("warn", "key.unproved")
+	case k.State != hsmstore.KeyUsable:
+		return v.badge("bad", "key."+string(k.State))
 	case len(k.Ready) == 0:
 		return v.badge("bad", "key.away")
 	case len(k.Ready) < len(k.Members):

@@ -98,6 +98,8 @@ func (v *view) notices(members []hsmstore.MemberStatus, keys []hsmstore.KeyInfo)
 		case hsmstore.Up:
 		case hsmstore.Fenced:
 			add("bad", "notice.fenced", url.Members(), foreign(m.Name))
+		case hsmstore.Out:
+			add("warn", "notice.drained", url.Members(), foreign(m.Name))
 		case hsmstore.Starting:
 			add("warn", "notice.starting", url.Members(), foreign(m.Name))
 		default:
@@ -106,8 +108,11 @@ func (v *view) notices(members []hsmstore.MemberStatus, keys []hsmstore.KeyInfo)
 	}
 	for _, k := range keys {
 		switch {
-		case !k.Usable:
+		case k.State == hsmstore.KeyBorn:
 			add("warn", "notice.unproved", url.Keys(), foreign(k.Name))
+		case k.State == hsmstore.KeyDestroyed || k.State == hsmstore.KeyDisabled: // as people wanted it
+		case k.State == hsmstore.KeyQuarantined:
+			add("bad", "notice.quarantined", url.Keys(), foreign(k.Name))
 		case len(k.Ready) == 0 && k.Purpose != audit.PurposeProbe: // a probe key lives and goes with its member
 			add("bad", "notice.keyAway", url.Keys(), foreign(k.Name))
 		}

@@ -143,14 +143,16 @@ func TestCatalogues(t *testing.T) {
 	for _, r := range []ca.Reason{0, 1, 2, 3, 4, 5, 6, 9} {
 		wantKey(t, "reason."+r.String())
 	}
-	for _, s := range []hsmstore.State{hsmstore.Starting, hsmstore.Up, hsmstore.Suspect, hsmstore.Down, hsmstore.Fenced} {
+	for _, s := range []hsmstore.State{hsmstore.Starting, hsmstore.Up, hsmstore.Suspect, hsmstore.Down, hsmstore.Fenced, hsmstore.Out, hsmstore.Absent} {
 		wantKey(t, "member."+string(s))
 	}
 	for k := range 6 {
 		wantKey(t, "kind."+audit.Kind(k).String())
 	}
-	for o := 1; !strings.HasPrefix(audit.Op(o).String(), "op("); o++ {
-		wantKey(t, "op."+audit.Op(o).String())
+	for o := range 256 {
+		if name := audit.Op(o).String(); !strings.HasPrefix(name, "op(") {
+			wantKey(t, "op."+name)
+		}
 	}
 	for p := 1; !strings.HasPrefix(audit.Purpose(p).String(), "purpose("); p++ {
 		wantKey(t, "purpose."+audit.Purpose(p).String())

@@ -1,0 +1,77 @@
+package admin
+
+// The actions that officers decide about, besides those of genesis. Each has its
+// parameters below, as JSON; they name all that the acts follow from.
+const (
+	GenerateKey  = "generate-key"  // a key is born: [KeyParameters]
+	AddMember    = "add-member"    // an HSM member joins: [MemberParameters]
+	RemoveMember = "remove-member" // a member leaves: [RemoveParameters]
+	DestroyKey   = "destroy-key"   // every copy of a key ends: [DestroyParameters]
+	RepairKey    = "repair-key"    // one copy is made anew: [RepairParameters]
+	AdoptKey     = "adopt-key"     // a key of others comes into the cluster: [AdoptParameters]
+	ImportKey    = "import-key"    // a wrapped key is unwrapped into the cluster: [ImportParameters]
+)
+
+// KeyParameters are the parameters of [GenerateKey].
+type KeyParameters struct {
+	Name      string   `json:"name"`
+	Purpose   string   `json:"purpose"`           // text of an audit.Purpose
+	Algorithm string   `json:"algorithm"`         // e.g. "P-256"
+	Members   []string `json:"members,omitempty"` // that shall hold the key; none: all
+}
+
+// MemberParameters are those of [AddMember]: the token as the server sees it.
+type MemberParameters struct {
+	Name         string `json:"name"`
+	Serial       string `json:"serial"`
+	Label        string `json:"label"`
+	Manufacturer string `json:"manufacturer"`
+	Model        string `json:"model"`
+	Firmware     string `json:"firmware"`
+	ProbeKey     string `json:"probe_key"` // name of the probe key that is born with it
+}
+
+// RemoveParameters are those of [RemoveMember].
+type RemoveParameters struct {
+	Name   string `json:"name"`
+	Serial string `json:"serial"`
+}
+
+// DestroyParameters are those of [DestroyKey].
+type DestroyParameters struct {
+	Name string `json:"name"`
+	SPKI string `json:"spki_sha256"` // hex: a later key of that name is safe
+}
+
+// RepairParameters are those of [RepairKey].
+type RepairParameters struct {
+	Name   string `json:"name"`
+	Member string `json:"member"`
+}
+
+// AdoptParameters are those of [AdoptKey].
+type AdoptParameters struct {
+	Name        string   `json:"name"`
+	Purpose     string   `json:"purpose"`
+	Algorithm   string   `json:"algorithm"`
+	Member      string   `json:"member"`                // that holds the key
+	CKAID       string   `json:"cka_id,omitempty"`      // hex
+	Label       string   `json:"label,omitempty"`       // CKA_LABEL
+	Subject     []byte   `json:"subject,omitempty"`     // issuer keys: Name DER
+	SPKI        string   `json:"spki_sha256"`           // hex
+	AcceptWeak  []string `json:"accept_weak,omitempty"` // weak attributes that are accepted
+	Attestation []byte   `json:"attestation,omitempty"` // the vendor's evidence
+}
+
+// ImportParameters are those of [ImportKey].
+type ImportParameters struct {
+	Session   string   `json:"session"` // of the wrapping key
+	Name      string   `json:"name"`
+	Purpose   string   `json:"purpose"`
+	Algorithm string   `json:"algorithm"`
+	Subject   []byte   `json:"subject,omitempty"` // issuer keys: Name DER
+	SPKI      []byte   `json:"spki"`              // DER
+	Mechanism string   `json:"mechanism"`
+	Blob      []byte   `json:"blob"` // the wrapped private key
+	Members   []string `json:"members,omitempty"`
+}

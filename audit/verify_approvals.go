@@ -1,0 +1,308 @@
+package audit
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/binary"
+	"encoding/hex"
+	"slices"
+	"sort"
+)
+
+// OfficerRow is an officer as its row shows it.
+type OfficerRow struct {
+	Name string
+	SPKI []byte // DER of a P-256 key
+}
+
+// ProposalRow is a proposal as its row shows it.
+type ProposalRow struct {
+	Hash       [32]byte
+	Leaf       uint64
+	State      string
+	Proposal   []byte
+	Parameters []byte // canonical JSON
+	Votes      int
+	Grant      [32]byte // zero unless it was approved
+	GrantLeaf  uint64
+	EndLeaf    uint64
+	Result     []byte
+}
+
+// VoteRow is a vote as its row shows it.
+type VoteRow struct {
+	Leaf      uint64
+	Proposal  [32]byte
+	Officer   string
+	SPKI      []byte
+	Decision  uint8
+	Signature []byte
+}
+
+// approvals is what the leaves say about officers' decisions (P7).
+type approvals struct {
+	proposals map[[32]byte]*proposalSeen
+	votes     map[uint64]voteSeen
+	grants    map[[32]byte]bool // of genesis and of the officers
+	roster    [32]byte          // digest in leaf 0
+	made      uint64            // grants of the officers
+}
+
+type proposalSeen struct {
+	leaf, grantLeaf, endLeaf uint64
+	state                    string
+	raw                      []byte
+	votes                    []uint64 // leaf indexes
+	counted                  []uint64 // those of the grant
+	grant                    [32]byte
+	result                   [32]byte
+}
+
+type voteSeen struct {
+	proposal, officer [32]byte
+	decision          uint8
+	signature         []byte
+}
+
+const (
+	decisionRequest = 0
+	decisionApprove = 1
+	decisionReject  = 2
+)
+
+func newApprovals() approvals {
+	return approvals{proposals: map[[32]byte]*proposalSeen{}, votes: map[uint64]voteSeen{}, grants: map[[32]byte]bool{}}
+}
+
+// genesis notes the grant of leaf 0: a proposal, its list of acts, without votes.
+func (a *approvals) genesis(l Leaf) {
+	a.roster, _ = l.Hash(TagRoster)
+	acts, _ := l.Get(TagActs)
+	proposal := Digest("proposal", acts)
+	a.grants[Digest("grant", proposal[:])] = true
+}
+
+// event follows proposals, votes and grants, and wants a grant for what is done with one.
+func (a *approvals) event(index uint64, l Leaf) error {
+	hash, named := l.Hash(TagProposalHash)
+	p := a.proposals[hash]
+	switch l.Op {
+	case OpProposal, OpVote, OpGrant, OpGrantResult, OpProposalEnd:
+		if !named || (p == nil) != (l.Op == OpProposal) {
+			return violate(index, "its proposal is not known, or known already")
+		}
+	case OpKeyGenerate, OpMemberAdd, OpKeyDestroy:
+		if _, ok := l.Hash(TagGrant); !ok {
+			return violate(index, "it was done without a grant")
+		}
+		return a.granted(index, l)
+	default:
+		return a.granted(index, l)
+	}
+	switch l.Op {
+	case OpProposal:
+		return a.propose(index, l, hash)
+	case OpVote:
+		return a.vote(index, l, p, hash)
+	case OpGrant:
+		return a.grant(index, l, p, hash)
+	}
+	return a.end(index, l, p)
+}
+
+// granted wants a grant that is named to be there already.
+func (a *approvals) granted(index uint64, l Leaf) error {
+	if g, ok := l.Hash(TagGrant); ok && !a.grants[g] {
+		return violate(index, "the grant %x that it names was never made", g[:8])
+	}
+	return nil
+}
+
+func (a *approvals) propose(index uint64, l Leaf, hash [32]byte) error {
+	raw, _ := l.Get(TagProposal)
+	if Digest("proposal", raw) != hash {
+		return violate(index, "the proposal has another hash")
+	}
+	if officer, asked := l.Hash(TagOfficer); asked {
+		sig, _ := l.Get(TagVote)
+		a.votes[index] = voteSeen{hash, officer, decisionRequest, sig}
+	}
+	a.proposals[hash] = &proposalSeen{leaf: index, state: "pending", raw: raw}
+	return nil
+}
+
+func (a *approvals) vote(index uint64, l Leaf, p *proposalSeen, hash [32]byte) error {
+	v := voteSeen{proposal: hash}
+	v.officer, _ = l.Hash(TagOfficer)
+	v.signature, _ = l.Get(TagVote)
+	d, _ := l.Uint(TagDecision)
+	if v.decision = uint8(d); p.state != "pending" || v.decision != decisionApprove && v.decision != decisionReject {
+		return violate(index, "a vote on a proposal that is %s", p.state)
+	}
+	for _, other := range p.votes {
+		if a.votes[other].officer == v.officer {
+			return violate(index, "the officer of entry %d votes again", other)
+		}
+	}
+	a.votes[index] = v
+	p.votes = append(p.votes, index)
+	return nil
+}
+
+func (a *approvals) grant(index uint64, l Leaf, p *proposalSeen, hash [32]byte) error {
+	list, _ := l.Get(TagVotes)
+	p.grant, _ = l.Hash(TagGrant)
+	if p.state != "pending" || len(list)%8 != 0 || Digest("grant", append(hash[:], list...)) != p.grant {
+		return violate(index, "a grant of a proposal that is %s, or with another hash", p.state)
+	}
+	for b := list; len(b) > 0; b = b[8:] {
+		leaf := binary.BigEndian.Uint64(b)
+		if n := len(p.counted); !slices.Contains(p.votes, leaf) || a.votes[leaf].decision != decisionApprove || n > 0 && p.counted[n-1] >= leaf {
+			return violate(index, "the grant rests on entry %d, which approves nothing here", leaf)
+		}
+		p.counted = append(p.counted, leaf)
+	}
+	p.state, p.grantLeaf = "approved", index
+	a.grants[p.grant] = true
+	a.made++
+	return nil
+}
+
+func (a *approvals) end(index uint64, l Leaf, p *proposalSeen) error {
+	outcome, _ := l.Get(TagOutcome)
+	from, allowed := "pending", []string{"rejected", "expired", "cancelled"}
+	if l.Op == OpGrantResult {
+		from, allowed = "approved", []string{"done", "failed"}
+	}
+	if g, _ := l.Hash(TagGrant); p.state != from || !slices.Contains(allowed, string(outcome)) || g != p.grant {
+		return violate(index, "a proposal that is %s ends as %q", p.state, outcome)
+	}
+	p.result, _ = l.Hash(TagSubject)
+	p.state, p.endLeaf = string(outcome), index
+	return nil
+}
+
+// finish holds the rows against what the leaves have said, and the signatures against
+// the roster of leaf 0.
+func (a *approvals) finish(ctx context.Context, src VerifySource) error {
+	officers, quorum, err := src.RosterRows(ctx)
+	if err != nil {
+		return err
+	}
+	if (len(officers) > 0 || len(a.proposals) > 0) && rosterDigest(officers, quorum) != a.roster {
+		return violate(0, "the officers or the quorum in the database are not those that it names")
+	}
+	keys := map[[32]byte]OfficerRow{}
+	for _, o := range officers {
+		keys[sha256.Sum256(o.SPKI)] = o
+	}
+	for index, v := range a.votes {
+		o, ok := keys[v.officer]
+		p := a.proposals[v.proposal]
+		if !ok || !validVote(o.SPKI, v.decision, p.raw, v.signature) {
+			return violate(index, "no officer signed this")
+		}
+		if asked := string(proposalField(p.raw, 7)) == "officer:"+o.Name; asked != (v.decision == decisionRequest) {
+			return violate(index, "who asks has no vote")
+		}
+	}
+	for _, p := range a.proposals {
+		if p.grantLeaf > 0 && len(p.counted) < quorum {
+			return violate(p.grantLeaf, "the grant rests on %d approvals of %d", len(p.counted), quorum)
+		}
+	}
+	return a.rows(ctx, src, keys)
+}
+
+func (a *approvals) rows(ctx context.Context, src VerifySource, keys map[[32]byte]OfficerRow) error {
+	stored := 0
+	err := src.ProposalRows(ctx, func(r ProposalRow) error {
+		stored++
+		p := a.proposals[r.Hash]
+		if p == nil || r.Leaf != p.leaf || !bytes.Equal(r.Proposal, p.raw) {
+			return violate(r.Leaf, "the database holds a proposal that it does not record")
+		}
+		parameters := Digest("parameters", r.Parameters)
+		switch {
+		case r.State != p.state || r.Votes != len(p.votes) || r.GrantLeaf != p.grantLeaf || r.EndLeaf != p.endLeaf || r.Grant != p.grant:
+			return violate(p.leaf, "the row of its proposal is %s with %d votes, the entries make it %s with %d", r.State, r.Votes, p.state, len(p.votes))
+		case !bytes.Equal(proposalField(p.raw, 3), parameters[:]):
+			return violate(p.leaf, "the stored parameters are not those of the proposal")
+		case r.Result != nil && Digest("result", r.Result) != p.result:
+			return violate(p.endLeaf, "the stored result is not the one that was recorded")
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if stored != len(a.proposals) {
+		return violate(0, "%d proposals are stored, the entries record %d", stored, len(a.proposals))
+	}
+	votes := 0
+	err = src.VoteRows(ctx, func(r VoteRow) error {
+		votes++
+		v, ok := a.votes[r.Leaf]
+		o := keys[v.officer]
+		if !ok || v.decision == decisionRequest || r.Proposal != v.proposal || r.Officer != o.Name || !bytes.Equal(r.SPKI, o.SPKI) || r.Decision != v.decision || !bytes.Equal(r.Signature, v.signature) {
+			return violate(r.Leaf, "the row of its vote says something else")
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	recorded := 0
+	for _, p := range a.proposals {
+		recorded += len(p.votes)
+	}
+	if votes != recorded {
+		return violate(0, "%d votes are stored, the entries record %d", votes, recorded)
+	}
+	return nil
+}
+
+// rosterDigest is H("roster", quorum u16 ‖ (name, SPKI)*), each text behind its u32
+// length, the officers in the order of their SPKI.
+func rosterDigest(officers []OfficerRow, quorum int) [32]byte {
+	sorted := slices.Clone(officers)
+	sort.Slice(sorted, func(i, j int) bool { return bytes.Compare(sorted[i].SPKI, sorted[j].SPKI) < 0 })
+	b := binary.BigEndian.AppendUint16(nil, uint16(quorum))
+	for _, o := range sorted {
+		for _, v := range [][]byte{[]byte(o.Name), o.SPKI} {
+			b = binary.BigEndian.AppendUint32(b, uint32(len(v)))
+			b = append(b, v...)
+		}
+	}
+	return Digest("roster", b)
+}
+
+// validVote checks a CLI vote (ENCODINGS, D).
+func validVote(spki []byte, decision uint8, proposal, signature []byte) bool {
+	pub, err := x509.ParsePKIXPublicKey(spki)
+	if err != nil {
+		return false
+	}
+	key, ok := pub.(*ecdsa.PublicKey)
+	d := Digest("approval", append([]byte{decision}, proposal...))
+	sum := sha256.Sum256([]byte("chancery/approval/v1\n" + hex.EncodeToString(d[:]) + "\n"))
+	return ok && ecdsa.VerifyASN1(key, sum[:], signature)
+}
+
+// proposalField is the value of a tag of a proposal: u16 tag ‖ u32 length ‖ value, each.
+func proposalField(proposal []byte, tag uint16) []byte {
+	for b := proposal; len(b) >= 6; {
+		n := uint64(binary.BigEndian.Uint32(b[2:]))
+		if uint64(len(b)-6) < n {
+			return nil
+		}
+		if binary.BigEndian.Uint16(b) == tag {
+			return b[6 : 6+n]
+		}
+		b = b[6+n:]
+	}
+	return nil
+}

@@ -1,0 +1,170 @@
+package dbstore
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"time"
+
+	"chancery/admin"
+	"chancery/audit"
+)
+
+var _ admin.Storage = (*Store)(nil)
+
+func (t *tx) applyAdmin(p audit.Projection, at *audit.StoredLeaf) (handled bool, err error) {
+	switch p := p.(type) {
+	case admin.PutRoster:
+		err = t.putRoster(p)
+	case admin.PutProposal:
+		_, err = t.exec("INSERT INTO proposal (hash, id, leaf, state, expires, proposal, parameters, signature, votes, node, reason) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, '', '')",
+			p.Hash[:], admin.ProposalID(p.Hash), int64(at.Index), string(admin.Pending), p.Expires.Unix(), p.Proposal, p.Parameters, p.Signature)
+	case admin.PutVote:
+		err = t.putVote(p, at)
+	case admin.SpendProposal:
+		err = t.spend(p, at)
+	case admin.EndProposal:
+		err = t.cas("UPDATE proposal SET state = ?, end_leaf = ?, result = ?, reason = ? WHERE hash = ? AND state = ?",
+			string(p.To), int64(at.Index), p.Result, p.Reason, p.Proposal[:], string(p.From))
+	default:
+		return false, nil
+	}
+	return true, err
+}
+
+func (t *tx) putRoster(p admin.PutRoster) error {
+	if _, err := t.exec("INSERT INTO roster (id, quorum) VALUES (1, ?)", p.Quorum); err != nil {
+		return err
+	}
+	for _, o := range p.Officers {
+		if _, err := t.exec("INSERT INTO officer (name, spki) VALUES (?, ?)", o.Name, o.SPKI); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// putVote counts the vote first: that also locks the proposal until the commit.
+func (t *tx) putVote(p admin.PutVote, at *audit.StoredLeaf) error {
+	err := t.cas("UPDATE proposal SET votes = votes + 1 WHERE hash = ? AND state = ? AND expires > ?", p.Proposal[:], string(admin.Pending), p.At.Unix())
+	if err != nil {
+		return err
+	}
+	_, err = t.exec("INSERT INTO vote (leaf, proposal, officer, spki, decision, signature) VALUES (?, ?, ?, ?, ?, ?)",
+		int64(at.Index), p.Proposal[:], p.Officer.Name, p.Officer.SPKI, int(p.Decision), p.Signature)
+	return err
+}
+
+func (t *tx) spend(p admin.SpendProposal, at *audit.StoredLeaf) error {
+	for _, leaf := range p.Votes {
+		var n int
+		if err := t.row([]any{&n}, "SELECT count(*) FROM vote WHERE leaf = ? AND proposal = ? AND decision = ?", int64(leaf), p.Proposal[:], int(admin.Approve)); err != nil {
+			return err
+		}
+		if n != 1 {
+			return fmt.Errorf("vote %d approves nothing here: %w", leaf, audit.ErrConflict)
+		}
+	}
+	return t.cas("UPDATE proposal SET state = ?, grant_hash = ?, grant_leaf = ?, node = ? WHERE hash = ? AND state = ? AND expires > ?",
+		string(admin.Approved), p.Grant[:], int64(at.Index), p.Node, p.Proposal[:], string(admin.Pending), p.At.Unix())
+}
+
+// Roster returns the officers and the quorum; without officers, none were stored.
+func (s *Store) Roster(ctx context.Context) (r admin.Roster, err error) {
+	err = s.each(ctx, func(rows *sql.Rows) error {
+		var o admin.Officer
+		err := rows.Scan(&o.Name, &o.SPKI, &r.Quorum)
+		r.Officers = append(r.Officers, o)
+		return err
+	}, "SELECT o.name, o.spki, r.quorum FROM officer o, roster r ORDER BY o.name")
+	return r, err
+}
+
+const recordColumns = "SELECT hash, leaf, state, expires, proposal, parameters, signature, grant_hash, grant_leaf, node, end_leaf, result, reason FROM proposal "
+
+func scanRecord(rows *sql.Rows) (r admin.Record, err error) {
+	var hash, grant []byte
+	var leaf, expires int64
+	var state string
+	var grantLeaf, endLeaf sql.NullInt64
+	err = rows.Scan(&hash, &leaf, &state, &expires, &r.Proposal, &r.Parameters, &r.Signature, &grant, &grantLeaf, &r.Node, &endLeaf, &r.Result, &r.Reason)
+	r.Hash, r.Grant, r.State = hash32(hash), hash32(grant), admin.State(state)
+	r.Leaf, r.GrantLeaf, r.EndLeaf = uint64(leaf), uint64(grantLeaf.Int64), uint64(endLeaf.Int64)
+	r.Expires = time.Unix(expires, 0).UTC()
+	return r, err
+}
+
+// Proposals implements [admin.Storage].
+func (s *Store) Proposals(ctx context.Context, state admin.State, limit int) (out []admin.Record, err error) {
+	err = s.each(ctx, func(rows *sql.Rows) error {
+		r, err := scanRecord(rows)
+		out = append(out, r)
+		return err
+	}, recordColumns+"WHERE state = ? OR ? = '' ORDER BY leaf DESC LIMIT ?", string(state), string(state), limit)
+	return out, err
+}
+
+// Proposal implements [admin.Storage].
+func (s *Store) Proposal(ctx context.Context, id string) (out admin.Record, err error) {
+	found := audit.ErrNotFound
+	err = s.each(ctx, func(rows *sql.Rows) (err error) {
+		found = nil
+		out, err = scanRecord(rows)
+		return err
+	}, recordColumns+"WHERE id = ?", id)
+	if err == nil {
+		err = found
+	}
+	return out, err
+}
+
+// Votes implements [admin.Storage].
+func (s *Store) Votes(ctx context.Context, proposal [32]byte) (out []admin.VoteRecord, err error) {
+	err = s.each(ctx, func(rows *sql.Rows) error {
+		var v admin.VoteRecord
+		var leaf int64
+		err := rows.Scan(&leaf, &v.Officer, &v.SPKI, &v.Decision, &v.Signature)
+		v.Leaf = uint64(leaf)
+		out = append(out, v)
+		return err
+	}, "SELECT leaf, officer, spki, decision, signature FROM vote WHERE proposal = ? ORDER BY leaf", proposal[:])
+	return out, err
+}
+
+// RosterRows implements [audit.VerifySource].
+func (s *Store) RosterRows(ctx context.Context) (officers []audit.OfficerRow, quorum int, err error) {
+	r, err := s.Roster(ctx)
+	for _, o := range r.Officers {
+		officers = append(officers, audit.OfficerRow{Name: o.Name, SPKI: o.SPKI})
+	}
+	return officers, r.Quorum, err
+}
+
+// ProposalRows implements [audit.VerifySource].
+func (s *Store) ProposalRows(ctx context.Context, fn func(audit.ProposalRow) error) error {
+	return s.each(ctx, func(rows *sql.Rows) error {
+		var r audit.ProposalRow
+		var hash, grant []byte
+		var leaf int64
+		var grantLeaf, endLeaf sql.NullInt64
+		if err := rows.Scan(&hash, &leaf, &r.State, &r.Proposal, &r.Parameters, &r.Votes, &grant, &grantLeaf, &endLeaf, &r.Result); err != nil {
+			return err
+		}
+		r.Hash, r.Grant, r.Leaf, r.GrantLeaf, r.EndLeaf = hash32(hash), hash32(grant), uint64(leaf), uint64(grantLeaf.Int64), uint64(endLeaf.Int64)
+		return fn(r)
+	}, "SELECT hash, leaf, state, proposal, parameters, votes, grant_hash, grant_leaf, end_leaf, result FROM proposal")
+}
+
+// VoteRows implements [audit.VerifySource].
+func (s *Store) VoteRows(ctx context.Context, fn func(audit.VoteRow) error) error {
+	return s.each(ctx, func(rows *sql.Rows) error {
+		var r audit.VoteRow
+		var hash []byte
+		var leaf int64
+		if err := rows.Scan(&leaf, &hash, &r.Officer, &r.SPKI, &r.Decision, &r.Signature); err != nil {
+			return err
+		}
+		r.Proposal, r.Leaf = hash32(hash), uint64(leaf)
+		return fn(r)
+	}, "SELECT leaf, proposal, officer, spki, decision, signature FROM vote")
+}

@@ -1,0 +1,243 @@
+package hsmstore
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"chancery/admin"
+	"chancery/audit"
+)
+
+// A ceremony process does not take the server's word for what is allowed. It gets the
+// officers' warrant, checks every signature in it, and holds it against its own
+// account: a file beside the worker's journal with the digest of the roster that was
+// in force when the token came into use, and the nonces of the warrants that were
+// used. Whoever rewrites the database – another roster, an old proposal made new – gets
+// no ceremony.
+//
+//	roster <64 hex>                     the officers in force, from genesis or the first warrant
+//	sealed                              genesis is over: nothing without a warrant
+//	spent <nonce> <session> <unix time> a warrant came into use
+
+// warrantPatience is how long after its first use a warrant opens further ceremonies
+// of the same act: one act takes several processes.
+const warrantPatience = 30 * time.Minute
+
+// mandate is what the store gives a ceremony process.
+type mandate struct {
+	Acts    []string       `json:"acts"`
+	Warrant *admin.Warrant `json:"warrant,omitempty"` // none at genesis
+	Session string         `json:"session,omitempty"` // names one use of the warrant
+	Ledger  string         `json:"ledger,omitempty"`  // hex
+	Roster  string         `json:"roster,omitempty"`  // hex; of leaf 0 or of the genesis to come
+	Account string         `json:"account,omitempty"` // the file above
+}
+
+type mandateKey struct{}
+
+// under lets the ceremonies of ctx act under a grant.
+func (s *Store) under(ctx context.Context, grant *admin.Grant) context.Context {
+	var m mandate
+	if w, ok := grant.Warrant(); ok {
+		id := s.ledger.ID()
+		m = mandate{Warrant: w, Session: rand.Text(), Ledger: hex.EncodeToString(id[:])}
+	}
+	if r := s.roster(ctx); r != ([32]byte{}) {
+		m.Roster = hex.EncodeToString(r[:])
+	}
+	return context.WithValue(ctx, mandateKey{}, m)
+}
+
+// underRoster is under for a genesis whose leaf is not written yet.
+func underRoster(ctx context.Context, roster [32]byte) context.Context {
+	return context.WithValue(ctx, mandateKey{}, mandate{Roster: hex.EncodeToString(roster[:])})
+}
+
+// roster is the digest in leaf 0; zero before there is one.
+func (s *Store) roster(ctx context.Context) (digest [32]byte) {
+	if s.ledger.Head().Size == 0 {
+		return digest
+	}
+	leaf, err := s.ledger.Leaf(ctx, 0)
+	if err != nil {
+		return digest
+	}
+	digest, _ = leaf.Hash(audit.TagRoster)
+	return digest
+}
+
+func mandateOf(ctx context.Context, cfg MemberConfig, acts []string) mandate {
+	m, _ := ctx.Value(mandateKey{}).(mandate)
+	m.Acts, m.Account = acts, cfg.JournalPath+".mandates"
+	return m
+}
+
+// account is a ceremony process's own memory.
+type account struct {
+	path   string
+	roster string
+	sealed bool
+	spent  map[string]use // by nonce
+}
+
+type use struct {
+	session string
+	at      time.Time
+}
+
+func readAccount(path string) (*account, error) {
+	a := &account{path: path, spent: map[string]use{}}
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return a, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the account of ceremonies: %w", err)
+	}
+	for n, line := range strings.Split(strings.TrimSuffix(string(b), "\n"), "\n") {
+		f := strings.Fields(line)
+		switch {
+		case len(f) == 2 && f[0] == "roster":
+			a.roster = f[1]
+		case len(f) == 1 && f[0] == "sealed":
+			a.sealed = true
+		case len(f) == 4 && f[0] == "spent":
+			var unix int64
+			if _, err := fmt.Sscan(f[3], &unix); err != nil {
+				return nil, fmt.Errorf("account of ceremonies %s: line %d is damaged", path, n+1)
+			}
+			a.spent[f[1]] = use{f[2], time.Unix(unix, 0)}
+		default:
+			return nil, fmt.Errorf("account of ceremonies %s: line %d is damaged", path, n+1)
+		}
+	}
+	return a, nil
+}
+
+// add appends one line, durably.
+func (a *account) add(format string, args ...any) error {
+	f, err := os.OpenFile(a.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return fmt.Errorf("writing the account of ceremonies: %w", err)
+	}
+	_, err = fmt.Fprintf(f, format+"\n", args...)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("writing the account of ceremonies: %w", err)
+	}
+	return nil
+}
+
+// accept checks a mandate and notes its use. Without acts there is nothing to check:
+// a process that only looks.
+func (m mandate) accept(now time.Time) error {
+	if len(m.Acts) == 0 {
+		return nil
+	}
+	a, err := readAccount(m.Account)
+	if err != nil {
+		return err
+	}
+	if a.roster != "" && m.Roster != "" && a.roster != m.Roster {
+		return fmt.Errorf("%w: the ledger names other officers than the ones in force when this token came into use", admin.ErrNotGranted)
+	}
+	if m.Warrant == nil {
+		if a.sealed {
+			return fmt.Errorf("%w: genesis is over; a ceremony needs the officers' warrant", admin.ErrNotGranted)
+		}
+		return a.learn(m.Roster)
+	}
+	nonce, err := m.check(a, now)
+	if err != nil {
+		return err
+	}
+	if err := a.learn(m.Roster); err != nil {
+		return err
+	}
+	if !a.sealed {
+		if err := a.add("sealed"); err != nil {
+			return err
+		}
+	}
+	if _, used := a.spent[nonce]; used {
+		return nil
+	}
+	return a.add("spent %s %s %d", nonce, m.Session, now.Unix())
+}
+
+// learn takes the roster of the first ceremony.
+func (a *account) learn(roster string) error {
+	if a.roster != "" || roster == "" {
+		return nil
+	}
+	return a.add("roster %s", roster)
+}
+
+// check holds the warrant: signatures, roster, time, acts, and that it is not used a
+// second time.
+func (m mandate) check(a *account, now time.Time) (string, error) {
+	ledger, err := hex.DecodeString(m.Ledger)
+	want := a.roster
+	if want == "" {
+		want = m.Roster
+	}
+	roster, err2 := hex.DecodeString(want)
+	if err != nil || err2 != nil || len(ledger) != 32 || len(roster) != 32 || m.Session == "" || strings.ContainsAny(m.Session, " \n") {
+		return "", faultf(exitProtocol, "mandate is malformed")
+	}
+	// Its time was checked when it was spent in the database; here the time counts from
+	// the first use on, as an act may take long.
+	begun := now
+	acts, n, err := m.Warrant.Check(audit.LedgerID(ledger), [32]byte(roster), begun)
+	nonce := hex.EncodeToString(n[:])
+	if old, used := a.spent[nonce]; err == nil && used {
+		switch {
+		case old.session != m.Session:
+			return "", fmt.Errorf("%w: this warrant was used on %s already", admin.ErrNotGranted, old.at.UTC().Format(time.RFC3339))
+		case now.Sub(old.at) > warrantPatience:
+			return "", fmt.Errorf("%w: this warrant was taken up on %s, too long ago", admin.ErrNotGranted, old.at.UTC().Format(time.RFC3339))
+		}
+	}
+	if err != nil {
+		return "", err
+	}
+	for _, act := range m.Acts {
+		if !slices.Contains(acts, act) {
+			return "", fmt.Errorf("%w: the officers did not sign %q", admin.ErrNotGranted, act)
+		}
+	}
+	return nonce, nil
+}
+
+// SealGenesis tells every member that genesis is over: its ceremonies want the
+// officers' warrant from now on. Call it when the CA is whole; again does nothing.
+func (s *Store) SealGenesis(ctx context.Context) error {
+	for _, m := range s.list() {
+		a, err := readAccount(m.cfg.JournalPath + ".mandates")
+		if err != nil || a.sealed {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		m.mu.Lock()
+		l := m.link
+		m.mu.Unlock()
+		if l == nil {
+			continue // at its next start
+		}
+		var ok json.RawMessage
+		if err := l.control(ctx, opSeal, struct{}{}, &ok); err != nil {
+			return fmt.Errorf("sealing the genesis of member %s: %w", m.cfg.Name, err)
+		}
+	}
+	return nil
+}

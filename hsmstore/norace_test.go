@@ -1,0 +1,5 @@
+//go:build !race
+
+package hsmstore_test
+
+const raceEnabled = false

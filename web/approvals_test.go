@@ -1,0 +1,113 @@
+package web_test
+
+import (
+	"context"
+	"encoding/base64"
+	"strings"
+	"testing"
+	"time"
+
+	"chancery/admin"
+)
+
+// approvalID is the proposal that the fake board knows.
+var approvalID = admin.ProposalID(fakeProposal().Hash)
+
+// fakeBoard knows one proposal and one officer.
+type fakeBoard struct {
+	fail  *error // of the next calls, if set
+	asked admin.Ask
+	voted []byte
+}
+
+func fakeProposal() *admin.Approval {
+	p := admin.Proposal{Action: admin.GenerateKey, Acts: []string{"generate-key k1 code P-256"}, Requester: admin.AdminToken,
+		NotBefore: time.Unix(1790000000, 0).UTC(), Expires: time.Unix(1790086400, 0).UTC()}
+	raw := must(p.Encode())
+	hash := admin.ProposalHash(raw)
+	return &admin.Approval{ID: admin.ProposalID(hash), Asked: p, Quorum: 2,
+		Record: admin.Record{Hash: hash, Proposal: raw, Parameters: []byte(`{"name":"k1"}`), Leaf: 3, State: admin.Done, Grant: [32]byte{1}, Result: []byte(`{"key":"k1"}`)},
+		Votes:  []admin.VoteRecord{{Officer: "ada", Decision: admin.Approve, Signature: []byte{0x30, 0}, Leaf: 4}}}
+}
+
+func (b *fakeBoard) one(id string) (*admin.Approval, error) {
+	if *b.fail != nil {
+		return nil, *b.fail
+	}
+	if id != approvalID {
+		return nil, &admin.Refusal{Code: admin.NotFound, Field: "id", Detail: "there is no proposal with this id"}
+	}
+	return fakeProposal(), nil
+}
+
+func (b *fakeBoard) Terms() admin.Terms {
+	return admin.Terms{Roster: admin.Roster{Officers: []admin.Officer{{Name: "ada", SPKI: []byte{1}}, {Name: "bob", SPKI: []byte{2}}}, Quorum: 2}}
+}
+
+func (b *fakeBoard) Propose(_ context.Context, a admin.Ask) (*admin.Approval, error) {
+	b.asked = a
+	if strings.Contains(string(a.Parameters), "issuer") {
+		return nil, &admin.Refusal{Code: admin.BadProposal, Field: "parameters", Detail: "no issuer keys here"}
+	}
+	return b.one(approvalID)
+}
+
+func (b *fakeBoard) Vote(_ context.Context, id, officer string, _ admin.Decision, signature []byte) (*admin.Approval, error) {
+	b.voted = signature
+	if officer != "ada" {
+		return nil, &admin.Refusal{Code: admin.VoteRefused, Field: "officer", Detail: "no officer of this CA"}
+	}
+	return b.one(id)
+}
+
+func (b *fakeBoard) Cancel(_ context.Context, id string) (*admin.Approval, error) { return b.one(id) }
+func (b *fakeBoard) Show(_ context.Context, id string) (*admin.Approval, error)   { return b.one(id) }
+
+func (b *fakeBoard) List(_ context.Context, s admin.State) ([]*admin.Approval, error) {
+	if s == "wild" {
+		return nil, &admin.Refusal{Code: admin.BadProposal, Field: "state", Detail: "there is no such state"}
+	}
+	a, err := b.one(approvalID)
+	return []*admin.Approval{a}, err
+}
+
+// What is asked for reaches the board as it was sent, and what the board says the client.
+func TestApprovalRoutes(t *testing.T) {
+	f := newFixture(t)
+	b := f.cfg.Approvals.(*fakeBoard)
+	w := f.do(call{method: "POST", path: "/api/v1/keys", body: `{"name": "k1", "purpose": "code", "algorithm": "P-256", "officer": "ada", "proposal": "AQI=", "signature": "Aw=="}`})
+	m := decode(t, w)
+	if w.Code != 202 || w.Header().Get("Location") != publicURL+"/api/v1/approvals/"+approvalID || m["id"] != approvalID || !strings.Contains(m["approve"].(string), "chancery approve sign "+approvalID) {
+		t.Errorf("%d %v %s", w.Code, w.Header(), w.Body)
+	}
+	if a := b.asked; a.Action != admin.GenerateKey || string(a.Parameters) != `{"name":"k1","purpose":"code","algorithm":"P-256"}` || a.Officer != "ada" || string(a.Proposal) != "\x01\x02" || string(a.Signature) != "\x03" {
+		t.Errorf("asked %+v", a)
+	}
+	w = f.do(call{path: "/api/v1/approvals/" + approvalID})
+	m = decode(t, w)
+	if raw, err := base64.StdEncoding.DecodeString(m["proposal"].(string)); err != nil || string(raw) != string(fakeProposal().Proposal) {
+		t.Errorf("proposal: %v", err)
+	}
+	f.do(call{method: "POST", path: "/api/v1/approvals/" + approvalID + "/votes", body: `{"officer": "ada", "decision": "approve", "signature": "MAA="}`})
+	if string(b.voted) != "\x30\x00" {
+		t.Errorf("signature %x", b.voted)
+	}
+	for _, c := range []struct {
+		path, body, field, parameter, says string
+	}{
+		{"/api/v1/approvals/" + approvalID + "/votes", `{"officer": "eve", "decision": "approve", "signature": ""}`, "/officer", "", "no officer"},
+		{"/api/v1/approvals/" + approvalID + "/votes", `{"officer": "ada", "decision": "request", "signature": ""}`, "/decision", "", "approve, reject"},
+		{"/api/v1/approvals/" + approvalID + "/votes", `{"approved": true}`, "/approved", "", "officer, decision, signature"},
+		{"/api/v1/keys", `{"id": "x"}`, "/id", "", "name, purpose, algorithm, members, officer, proposal, signature, lifetime"},
+		{"/api/v1/keys", `{"name": "k1", "lifetime": 604801}`, "/lifetime", "", "from 1 to 604800"},
+		{"/api/v1/keys", `{"name": "k1", "lifetime": "1h"}`, "/lifetime", "", "a whole number"},
+		{"/api/v1/approvals/zz/cancel", "", "", "id", "no proposal"},
+	} {
+		p := decode(t, f.do(call{method: "POST", path: c.path, body: c.body}))
+		field, _ := p["field"].(string)
+		parameter, _ := p["parameter"].(string)
+		if field != c.field || parameter != c.parameter || !strings.Contains(p["detail"].(string), c.says) {
+			t.Errorf("%s %s: %v", c.path, c.body, p)
+		}
+	}
+}
