@@ -157,6 +157,18 @@ func (a *Authority) issuer(name string) (*issuer, error) {
 // HasIssuer tells whether an issuer's certificate exists.
 func (a *Authority) HasIssuer(name string) bool { _, err := a.issuer(name); return err == nil }
 
+// UsesKey tells whether an issuer signs with the key of that name.
+func (a *Authority) UsesKey(name string) bool {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	for _, i := range a.issuers {
+		if i.key.Name() == name {
+			return true
+		}
+	}
+	return false
+}
+
 // IssuerCertificate is the DER certificate of an issuer.
 func (a *Authority) IssuerCertificate(name string) ([]byte, error) {
 	i, err := a.issuer(name)

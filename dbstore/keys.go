@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -77,8 +78,17 @@ func flag(b bool) int {
 // nonceOctets is how much of each hash is kept: chance collisions stay out of reach.
 const nonceOctets = 16
 
-// seenNonce notes an r, unless it is there for the same message.
+// seenNonce notes an r, unless it is there for the same message. A key that another
+// node has quarantined meanwhile releases nothing any more.
 func (t *tx) seenNonce(p hsmstore.SeenNonce) error {
+	var state string
+	err := t.row([]any{&state}, "SELECT state FROM hsm_key WHERE spki_hash = ?", p.Key[:])
+	if err != nil && !errors.Is(err, audit.ErrNotFound) {
+		return err
+	}
+	if state == string(hsmstore.KeyQuarantined) {
+		return fmt.Errorf("%w: %w", audit.ErrConflict, hsmstore.ErrNonceReused)
+	}
 	n, err := t.exec("INSERT INTO hsm_nonce (spki_hash, r, message) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", p.Key[:nonceOctets], p.R[:nonceOctets], p.Message[:nonceOctets])
 	if err != nil || n == 1 {
 		return err

@@ -248,12 +248,17 @@ func (s *Store) copyTo(ctx context.Context, src *source, target *member, acts []
 	if err := src.proc.do(ctx, cerWrap, wrap, &wrapped); err != nil {
 		return err
 	}
-	wrap = wrapped
+	if len(wrapped) != len(wrap) {
+		return fmt.Errorf("%d keys were to be wrapped, %d were", len(wrap), len(wrapped))
+	}
+	for i := range wrap { // nothing but the blobs is taken from the source
+		wrap[i].Blob = wrapped[i].Blob
+	}
 	var born []bornKey
 	if err := dst.do(ctx, cerUnwrap, wrap, &born); err != nil {
 		return err
 	}
-	if len(born) != len(keys) || len(wrap) != len(keys) {
+	if len(born) != len(keys) {
 		return fmt.Errorf("%d keys were to be copied, %d were", len(keys), len(born))
 	}
 	for i, o := range keys {

@@ -268,7 +268,7 @@ func (s *Store) giver(k *Key) *member {
 
 // object is the key as tokens hold it.
 func (k *Key) object() keyObject {
-	return keyObject{ID: k.id, Name: k.name, Purpose: k.purpose, Algorithm: k.alg.name, Subject: k.subject, SPKI: k.spki, Replicable: true}
+	return keyObject{ID: k.id, Name: k.name, Purpose: k.purpose, Algorithm: k.alg.name, Subject: k.Subject(), SPKI: k.SPKI(), Replicable: true}
 }
 
 func (s *Store) keyByID(id KeyID) *Key {

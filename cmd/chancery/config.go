@@ -53,9 +53,17 @@ type MemberConfig struct {
 	Module string            `yaml:"module"` // instead of uri, together with token
 	Token  string            `yaml:"token"`  // token label
 	PIN    string            `yaml:"pin"`    // file:PATH, env:NAME, credential:NAME
-	SOPIN  string            `yaml:"so_pin"` // file:PATH
+	SOPIN  string            `yaml:"so_pin"` // file:PATH; shares: held by officers, M of N
 	Env    map[string]string `yaml:"env"`
+	// How keys get there: wrap (default), or native for a vendor's cluster behind one module.
+	Replication string `yaml:"replication,omitempty"`
+	Sessions    int    `yaml:"sessions,omitempty"`    // most sessions that sign at the same time; 0: 64
+	Reserved    string `yaml:"reserved,omitempty"`    // pReserved of C_Initialize (NSS)
+	WeakUnwrap  bool   `yaml:"weak_unwrap,omitempty"` // accept a module without CKA_UNWRAP_TEMPLATE (NSS)
 }
+
+// sharesPIN says that a SO PIN is nowhere: officers hold it in shares.
+const sharesPIN = "shares:"
 
 // ValidationConfig says how ACME challenges are checked.
 type ValidationConfig struct {
@@ -149,7 +157,8 @@ func (c *Config) members() ([]hsmstore.MemberConfig, error) {
 	var out []hsmstore.MemberConfig
 	for i, m := range c.HSM.Members {
 		at := fmt.Sprintf("config: hsm.members[%d] (%s)", i, m.Name)
-		h := hsmstore.MemberConfig{Name: m.Name, Module: m.Module, TokenLabel: m.Token, JournalPath: c.workerJournal(m.Name)}
+		h := hsmstore.MemberConfig{Name: m.Name, Module: m.Module, TokenLabel: m.Token, JournalPath: c.workerJournal(m.Name),
+			Replication: hsmstore.Replication(m.Replication), Sessions: m.Sessions, Reserved: m.Reserved, WeakUnwrap: m.WeakUnwrap, SplitSO: m.SOPIN == sharesPIN}
 		if m.URI != "" {
 			u, err := uri.ParseWithScheme("pkcs11", m.URI)
 			if err != nil {
@@ -165,7 +174,7 @@ func (c *Config) members() ([]hsmstore.MemberConfig, error) {
 			return nil, &exit{exitConfig, fmt.Errorf("%s: pin: %w", at, err)}
 		}
 		h.PIN = pin
-		if m.SOPIN != "" {
+		if m.SOPIN != "" && !h.SplitSO {
 			if h.SOPIN, err = secret(m.SOPIN); err != nil {
 				return nil, &exit{exitConfig, fmt.Errorf("%s: so_pin: %w", at, err)}
 			}

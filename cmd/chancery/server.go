@@ -102,7 +102,12 @@ func (s *server) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	s.hsm, err = hsmstore.Open(ctx, hsmstore.Config{Members: members, Ledger: s.ledger, Keys: keys, Enrolled: enrolled, Log: s.log})
+	roster, err := s.db.Roster(ctx)
+	if err != nil && !errors.Is(err, audit.ErrNotFound) {
+		return fmt.Errorf("reading the officers: %w", err)
+	}
+	s.hsm, err = hsmstore.Open(ctx, hsmstore.Config{Members: members, Ledger: s.ledger, Keys: keys, Enrolled: enrolled, Log: s.log,
+		Shares: s.db, Officers: roster.Officers, InUse: s.keyInUse, CeremonyOnly: s.ceremonyKey})
 	if err != nil {
 		return err
 	}
@@ -116,6 +121,20 @@ func (s *server) open(ctx context.Context) (err error) {
 	}
 	return nil
 }
+
+// keyInUse says what still needs a key, so that nobody destroys it.
+func (s *server) keyInUse(name string) string {
+	if name == checkpointName {
+		return "it signs the ledger's checkpoints"
+	}
+	if s.authority != nil && s.authority.UsesKey(name) {
+		return "an issuer signs with it; its CRLs would end"
+	}
+	return ""
+}
+
+// ceremonyKey tells which key signs in ceremonies only, and so not an hourly proof.
+func (s *server) ceremonyKey(name string) bool { return name == rootName }
 
 // membersMissing tells whether genesis was cut short before all its members had joined.
 func (s *server) membersMissing(ctx context.Context, enrolled []hsmstore.MemberRecord) (bool, error) {
@@ -209,6 +228,9 @@ func (s *server) close() error {
 
 // buildCA builds the upper floors on an open cluster: checkpoints and the authority.
 func (s *server) buildCA(ctx context.Context) error {
+	if err := s.hsm.SealGenesis(ctx); err != nil {
+		return err
+	}
 	s.checkpoint = audit.NewCheckpointer(s.ledger, s.hsm.CheckpointSigner(), s.cfg.anchor())
 	var err error
 	s.authority, err = ca.New(ctx, ca.Config{Keys: s.hsm, Ledger: s.ledger, Storage: s.db, URL: s.cfg.PublicHTTPURL, API: s.cfg.PublicURL, Issuer: issuingName, Log: s.log})

@@ -1,0 +1,104 @@
+package hsmstore
+
+import (
+	"encoding/hex"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"chancery/admin"
+	"chancery/audit"
+)
+
+// warrantFor is a warrant of 2 of 3 officers for acts, signed with their own keys.
+type chamber struct {
+	keys   []*admin.OfficerKey
+	roster admin.Roster
+	ledger audit.LedgerID
+	now    time.Time
+}
+
+func newChamber(t *testing.T) *chamber {
+	t.Helper()
+	c := &chamber{roster: admin.Roster{Quorum: 2}, ledger: audit.LedgerID{7}, now: time.Unix(2e9, 0)}
+	for _, name := range []string{"ada", "bob", "eve"} {
+		k, err := admin.NewOfficerKey(name)
+		check(t, err)
+		o, err := k.Officer()
+		check(t, err)
+		c.keys, c.roster.Officers = append(c.keys, k), append(c.roster.Officers, o)
+	}
+	return c
+}
+
+func (c *chamber) warrant(t *testing.T, nonce byte, acts ...string) *admin.Warrant {
+	t.Helper()
+	p := admin.Proposal{Ledger: c.ledger, Action: "generate-key", Parameters: [32]byte{1}, Acts: acts, Policy: c.roster.PolicyDigest(), Roster: c.roster.Digest(),
+		Requester: "admin-token", Nonce: [32]byte{nonce}, NotBefore: c.now.Add(-time.Minute), Expires: c.now.Add(time.Hour)}
+	b, err := p.Encode()
+	check(t, err)
+	w := &admin.Warrant{Proposal: b, Roster: c.roster.Officers, Quorum: c.roster.Quorum}
+	for i, k := range c.keys[:2] {
+		sig, err := k.SignVote(admin.Approve, b)
+		check(t, err)
+		w.Votes = append(w.Votes, admin.VoteRecord{Officer: k.Name, SPKI: c.roster.Officers[i].SPKI, Decision: admin.Approve, Signature: sig, Leaf: uint64(i)})
+	}
+	return w
+}
+
+// A ceremony process holds each mandate against its own account, whatever the server
+// and its database say.
+func TestAttack_HSM_11_CeremonyChecksTheWarrant(t *testing.T) {
+	c := newChamber(t)
+	digest := c.roster.Digest()
+	act, other := admin.RotateSOPINAct("m1"), admin.RotateSOPINAct("m2")
+	account := filepath.Join(t.TempDir(), "m1.mandates")
+	base := mandate{Acts: []string{act}, Session: "one", Ledger: hex.EncodeToString(c.ledger[:]), Roster: hex.EncodeToString(digest[:]), Account: account}
+	with := func(change func(*mandate)) mandate {
+		m := base
+		m.Warrant = c.warrant(t, 1, act)
+		change(&m)
+		return m
+	}
+	accept := func(what string, m mandate, at time.Time, ok bool) {
+		t.Helper()
+		if err := m.accept(at); ok && err != nil || !ok && !errors.Is(err, admin.ErrNotGranted) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	accept("genesis", base, c.now, true)
+	accept("genesis goes on", base, c.now, true)
+	accept("only looking", mandate{Account: account}, c.now, true)
+	accept("an act that nobody signed", with(func(m *mandate) { m.Acts = []string{act, other} }), c.now, false)
+	accept("another ledger", with(func(m *mandate) { m.Ledger = hex.EncodeToString(make([]byte, 32)) }), c.now, false)
+	accept("another roster in the database", with(func(m *mandate) { m.Roster = hex.EncodeToString(make([]byte, 32)) }), c.now, false)
+	accept("another roster altogether", with(func(m *mandate) {
+		d := newChamber(t)
+		m.Warrant = d.warrant(t, 1, act)
+		h := d.roster.Digest()
+		m.Roster = hex.EncodeToString(h[:])
+	}), c.now, false)
+	accept("one vote", with(func(m *mandate) { m.Warrant.Votes = m.Warrant.Votes[:1] }), c.now, false)
+	accept("the quorum lowered", with(func(m *mandate) { m.Warrant.Votes, m.Warrant.Quorum = m.Warrant.Votes[:1], 1 }), c.now, false)
+	accept("a vote altered", with(func(m *mandate) { m.Warrant.Votes[0].Signature[9] ^= 1 }), c.now, false)
+	accept("the proposal altered", with(func(m *mandate) { m.Warrant.Proposal[len(m.Warrant.Proposal)-1] ^= 1 }), c.now, false)
+	accept("too late", with(func(m *mandate) {}), c.now.Add(2*time.Hour), false)
+	accept("genesis still open", base, c.now, true)
+
+	good := with(func(*mandate) {})
+	accept("the warrant", good, c.now, true)
+	accept("the same act, its next process", good, c.now.Add(time.Minute), true)
+	accept("the same act, much later", good, c.now.Add(warrantPatience+time.Minute), false)
+	accept("used a second time", with(func(m *mandate) { m.Session = "two" }), c.now, false)
+	accept("another warrant", with(func(m *mandate) { m.Session, m.Warrant = "two", c.warrant(t, 2, act) }), c.now, true)
+	accept("genesis after a warrant", base, c.now, false)
+
+	if err := os.WriteFile(account, []byte("rosster x\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := good.accept(c.now); err == nil {
+		t.Error("a damaged account was accepted")
+	}
+}
