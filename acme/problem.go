@@ -130,7 +130,7 @@ func problemFor(err error) (p *Problem, internal bool) {
 
 // unavailable tells errors that pass by themselves from those of the request.
 func unavailable(err error) bool {
-	for _, target := range []error{audit.ErrUnavailable, audit.ErrBusy, hsmstore.ErrUnavailable, hsmstore.ErrBusy, hsmstore.ErrClosed, context.DeadlineExceeded, context.Canceled} {
+	for _, target := range []error{audit.ErrUnavailable, audit.ErrBusy, hsmstore.ErrUnavailable, hsmstore.ErrBusy, hsmstore.ErrClosed, hsmstore.ErrNoKey, context.DeadlineExceeded, context.Canceled} {
 		if errors.Is(err, target) {
 			return true
 		}

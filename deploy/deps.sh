@@ -24,6 +24,7 @@ if [ "$what" = test ]; then
 	have certbot certbot
 	have openssl openssl
 	have pkcs11-tool opensc
+	ls /usr/lib/*/libsoftokn3.so >/dev/null 2>&1 || need="$need libnss3" # the second vendor of HSM modules
 	have certtool gnutls-bin
 	have softhsm2-util softhsm2
 	have dpkg dpkg
