@@ -261,7 +261,7 @@ func (m *member) load(ctx context.Context, l *link, req loadRequest) error {
 		}
 	}
 	m.setSessions(reply.Status.Sessions)
-	if m.link == l {
+	if m.link == l && m.state == Up {
 		m.live.Store(&live{l, maps.Clone(m.bad)})
 	}
 	return nil
@@ -278,7 +278,9 @@ func (m *member) serve(ctx context.Context, l *link, r *run) error {
 	m.mu.Lock()
 	m.link = l
 	m.setLocked(Up, nil)
-	m.live.Store(&live{l, maps.Clone(m.bad)})
+	if m.state == Up { // it may have been fenced while its worker started
+		m.live.Store(&live{l, maps.Clone(m.bad)})
+	}
 	m.mu.Unlock()
 	m.lastUse.Store(time.Now().UnixNano())
 	m.store.resize()
