@@ -121,7 +121,7 @@ func (c *cluster) hang(t *testing.T, member string) {
 	t.Fatalf("worker %d does not stop", p.Pid)
 }
 
-func TestHangUnderLoad(t *testing.T) {
+func TestAttack_HSM_04_HangUnderLoad(t *testing.T) {
 	c := newCluster(t, func(cfg *hsmstore.Config) { cfg.SignTimeout = 500 * time.Millisecond })
 	stop := c.load(t, 8)
 	time.Sleep(200 * time.Millisecond)
@@ -280,7 +280,7 @@ func TestAllMembersDown(t *testing.T) {
 	}
 }
 
-func TestQueueIsBounded(t *testing.T) {
+func TestAttack_HSM_19_QueueIsBounded(t *testing.T) {
 	c := newCluster(t, func(cfg *hsmstore.Config) { cfg.Queue = 2 })
 	k := c.key(t, "issuing")
 	var ops []*hsmstore.Operation
@@ -323,4 +323,35 @@ func TestWrongSignatureFences(t *testing.T) {
 	if err := op.Close(); err != nil || c.db.closing(op.Index()) != audit.KindOrphan {
 		t.Errorf("closed as %v: %v", c.db.closing(op.Index()), err)
 	}
+}
+
+// Ten thousand callers at once: what finds no place is told so before any intent, what
+// was begun is finished, and nothing is lost.
+func TestAttack_HSM_19_TenThousandCallers(t *testing.T) {
+	c := newCluster(t, func(cfg *hsmstore.Config) { cfg.Queue = 1000 })
+	k := c.key(t, "document")
+	req := hsmstore.SignRequest{Op: audit.OpCMS, Message: attributes(oidData, 32), Requester: "test"}
+	before := c.db.size()
+	var done, busy atomic.Int64
+	var wg sync.WaitGroup
+	for range 10_000 {
+		wg.Go(func() {
+			switch err := once(t.Context(), k, req); {
+			case err == nil:
+				done.Add(1)
+			case errors.Is(err, hsmstore.ErrBusy):
+				busy.Add(1)
+			default:
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if done.Load() < 1000 || busy.Load() == 0 {
+		t.Errorf("%d done, %d told to wait", done.Load(), busy.Load())
+	}
+	if n := c.db.size() - before; n != 2*uint64(done.Load()) {
+		t.Errorf("%d leaves for %d signatures", n, done.Load())
+	}
+	c.nothingHeld(t)
 }

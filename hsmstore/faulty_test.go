@@ -145,10 +145,10 @@ func (c *cluster) settled(t *testing.T) {
 
 func isUp(s hsmstore.MemberStatus) bool { return s.State == hsmstore.Up }
 
-// TestFaultUnderLoad lets member m2 of two fail in one way after another while 24
+// TestAttack_HSM_03_FaultUnderLoad lets member m2 of two fail in one way after another while 24
 // callers issue. Nobody may see an error or wait longer than one deadline and a
 // little, nothing may be left on the ledger, and the member comes back by itself.
-func TestFaultUnderLoad(t *testing.T) {
+func TestAttack_HSM_03_FaultUnderLoad(t *testing.T) {
 	const lasting = 5 * time.Second
 	failing := func(fn hsmfault.Function, rv hsmfault.CKR) func(*testing.T, *faulty) func() {
 		return func(t *testing.T, f *faulty) func() {
@@ -343,7 +343,7 @@ func TestForeignTokenStaysFenced(t *testing.T) {
 }
 
 // A PIN that is not accepted is tried once. People are told.
-func TestWrongPINIsTriedOnce(t *testing.T) {
+func TestAttack_HSM_01_WrongPINIsTriedOnce(t *testing.T) {
 	f := newFaulty(t)
 	ctl := f.ctl["m2"]
 	ctl.FailLogin(pkcs11.CKR_PIN_INCORRECT, hsmfault.Always)

@@ -140,7 +140,7 @@ func TestNativeRateFollowsSessions(t *testing.T) {
 
 // A key that is born in a vendor's cluster cannot leave it, and is used only when all
 // nodes have it.
-func TestNativeBirth(t *testing.T) {
+func TestAttack_HSM_14_NativeBirth(t *testing.T) {
 	f, ctl := vendor(t, 0)
 	ctl.SetInvisible(300 * time.Millisecond)
 	ctl.SetFlaky(600*time.Millisecond, 500)

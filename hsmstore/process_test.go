@@ -15,7 +15,7 @@ import (
 
 // A PIN is in no argument and no environment of a worker and in no log, and a core
 // dump is impossible.
-func TestSecretsOfWorker(t *testing.T) {
+func TestAttack_HSM_02_SecretsOfWorker(t *testing.T) {
 	c := newCluster(t)
 	pin, err := c.members[0].PIN()
 	must(err)
@@ -82,4 +82,38 @@ func TestWorkersEndWithKilledParent(t *testing.T) {
 func zombie(pid int) bool {
 	b, err := os.ReadFile(filepath.Join("/proc", fmt.Sprint(pid), "stat"))
 	return err != nil || strings.Contains(string(b), ") Z ")
+}
+
+// Nobody but the server can talk to a worker: its socket is one half of a pair without
+// a name, it listens on nothing, and the program does not play worker for a shell.
+func TestAttack_HSM_18_WorkerSocket(t *testing.T) {
+	c := newCluster(t)
+	pid := c.store.WorkerProcess("m1").Pid
+	fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	must(err)
+	table, err := os.ReadFile("/proc/net/unix")
+	must(err)
+	sockets := 0
+	for _, fd := range fds {
+		link, err := os.Readlink(fd)
+		if err != nil || !strings.HasPrefix(link, "socket:[") {
+			continue
+		}
+		sockets++
+		inode := strings.TrimSuffix(strings.TrimPrefix(link, "socket:["), "]")
+		for line := range strings.Lines(string(table)) {
+			f := strings.Fields(line) // Num RefCount Protocol Flags Type St Inode Path
+			if len(f) >= 7 && f[6] == inode && (len(f) > 7 || f[3] != "00000000") {
+				t.Errorf("the worker's socket has a name or listens: %s", line)
+			}
+		}
+	}
+	if sockets != 1 {
+		t.Errorf("the worker has %d sockets, one is expected", sockets)
+	}
+	cmd := exec.Command("/proc/self/exe", "hsm-worker", "m1")
+	out, err := cmd.CombinedOutput()
+	if err == nil || !bytes.Contains(out, []byte("not by hand")) {
+		t.Errorf("started by hand: %v, %s", err, out)
+	}
 }

@@ -52,7 +52,7 @@ func otherAlgorithm(t *testing.T) []byte {
 
 // The worker signs what the key's purpose allows and nothing else. The messages go
 // straight to it, past the same checks in Begin.
-func TestWorkerPolicy(t *testing.T) {
+func TestAttack_HSM_07_08_WorkerPolicy(t *testing.T) {
 	c := newCluster(t)
 	ctx := t.Context()
 	origin, serial := c.ledger.Origin(), c.store.Members()[0].Serial
