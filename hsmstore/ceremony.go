@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 )
@@ -201,9 +200,10 @@ func (p *pairs) put(key string, w int) {
 	p.known[key] = w
 }
 
-// kind names what decides about the way: make, model, firmware, library.
+// kind names what decides about the way: make, model, firmware, mechanisms; two HSMs of
+// one make can have different policies.
 func (c openedCeremony) kind() string {
-	return strings.Join([]string{c.Manufacturer, c.Model, c.Firmware}, "/")
+	return fmt.Sprintf("%s/%s/%s/%x", c.Manufacturer, c.Model, c.Firmware, c.Mechanisms)
 }
 
 func (s *Store) copyTo(ctx context.Context, src *source, target *member, acts []string, keys []keyObject, report func(copied) error) error {
@@ -232,6 +232,15 @@ func (s *Store) copyTo(ctx context.Context, src *source, target *member, acts []
 	}
 	if err := src.proc.do(ctx, cerTakeKEKs, keks, &struct{}{}); err != nil {
 		return err
+	}
+	if slices.ContainsFunc(waysBetween(src.proc.token.Mechanisms, dst.token.Mechanisms), func(i int) bool { return ways[i].hop != nil }) {
+		var tr transport
+		if err := dst.do(ctx, cerHopPair, struct{}{}, &tr); err != nil {
+			return err
+		}
+		if err := src.proc.do(ctx, cerHopTake, tr, &struct{}{}); err != nil {
+			return err
+		}
 	}
 	for _, typ := range ask.Types {
 		way, err := s.chooseWay(ctx, src.proc, dst, target, typ)

@@ -34,6 +34,8 @@ const (
 	cerTakeTest  byte = 23 // testKey -> testVerdict
 	cerWrap      byte = 24 // []wrappedKey without blobs -> []wrappedKey
 	cerUnwrap    byte = 25 // []wrappedKey -> []bornKey
+	cerHopPair   byte = 26 // nothing -> transport, of the target
+	cerHopTake   byte = 27 // transport -> nothing
 )
 
 type openCeremony struct {
@@ -115,6 +117,7 @@ type ceremony struct {
 	tok     *token            // for all else; never beside c11
 	private pkcs11.ObjectHandle
 	public  pkcs11.ObjectHandle
+	hop     pkcs11.ObjectHandle // of the one hop: private at the target, public and trusted at the source
 	keks    map[uint]pkcs11.ObjectHandle
 	share   shareState
 
@@ -177,6 +180,10 @@ func (c *ceremony) do(f frame) (any, error) {
 		return with(f, c.newKEKs)
 	case cerTakeKEKs:
 		return with(f, c.takeKEKs)
+	case cerHopPair:
+		return with(f, c.hopPair)
+	case cerHopTake:
+		return with(f, c.hopTake)
 	case cerWrapTest:
 		return with(f, c.wrapTest)
 	case cerTakeTest:
@@ -460,6 +467,38 @@ func (c *ceremony) dropKEKs() error {
 	return nil
 }
 
+// hopPair makes the target's transport pair for the one hop.
+func (c *ceremony) hopPair(struct{}) (tr transport, err error) {
+	t, err := c.as(pkcs11.CKU_USER)
+	if err != nil {
+		return tr, err
+	}
+	c.hop, tr.Modulus, err = t.newHop()
+	return tr, err
+}
+
+// hopTake makes that key TRUSTED at the source.
+func (c *ceremony) hopTake(q transport) (none struct{}, err error) {
+	t, err := c.as(pkcs11.CKU_SO)
+	if err != nil {
+		return none, err
+	}
+	c.hop, err = t.importTransport(q.Modulus)
+	return none, err
+}
+
+// travels is the key that wraps or, at the target, unwraps by a way.
+func (c *ceremony) travels(way int, keyType uint) (pkcs11.ObjectHandle, bool) {
+	if way < 0 || way >= len(ways) {
+		return 0, false
+	}
+	if ways[way].hop != nil {
+		return c.hop, c.hop != 0
+	}
+	h, ok := c.keks[keyType]
+	return h, ok
+}
+
 // wrap wraps keys with the target's KEKs, which are destroyed with that.
 func (c *ceremony) wrap(keys []wrappedKey) ([]wrappedKey, error) {
 	t, err := c.as(pkcs11.CKU_USER)
@@ -474,15 +513,15 @@ func (c *ceremony) wrap(keys []wrappedKey) ([]wrappedKey, error) {
 		if err != nil {
 			return nil, err
 		}
-		kek, ok := c.keks[keyTypeOf(pub)]
-		if !ok || w.Way < 0 || w.Way >= len(ways) {
-			return nil, faultf(exitProtocol, "no KEK or no way for key %s", w.Key.Name)
+		by, ok := c.travels(w.Way, keyTypeOf(pub))
+		if !ok {
+			return nil, faultf(exitProtocol, "no key for way %d of key %s", w.Way, w.Key.Name)
 		}
 		h, err := t.theKey(w.Key)
 		if err != nil {
 			return nil, err
 		}
-		if keys[i].Blob, err = t.wrapKey(kek, h, ways[w.Way]); err != nil {
+		if keys[i].Blob, err = t.wrapKey(by, h, ways[w.Way]); err != nil {
 			return nil, fmt.Errorf("key %s: %w", w.Key.Name, err)
 		}
 	}
@@ -566,14 +605,14 @@ func (c *ceremony) unwrapKey(t *token, w wrappedKey) (pkcs11.ObjectHandle, error
 	if err != nil {
 		return 0, err
 	}
-	kek, ok := c.keks[keyTypeOf(pub)]
-	if !ok || w.Way < 0 || w.Way >= len(ways) {
-		return 0, faultf(exitProtocol, "no KEK or no way for key %s", o.Name)
+	by, ok := c.travels(w.Way, keyTypeOf(pub))
+	if !ok {
+		return 0, faultf(exitProtocol, "no key for way %d of key %s", w.Way, o.Name)
 	}
 	private := append([]*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), attr(pkcs11.CKA_KEY_TYPE, keyTypeOf(pub))}, c.copyTemplate(o.ID, o.label(), o.Subject, pub)...)
 	var h pkcs11.ObjectHandle
 	take := func(private []*pkcs11.Attribute) (err error) {
-		h, err = t.m.UnwrapKey(t.session, mechanism(ways[w.Way].unwrap, nil), kek, w.Blob, private)
+		h, err = t.unwrapBy(by, ways[w.Way], w.Blob, private)
 		return err
 	}
 	if c.open.Weak {

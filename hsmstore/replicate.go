@@ -22,12 +22,19 @@ import (
 //	source user  wraps the keys with the KEK                           wrapKey
 //	target user  unwraps them under the template                       unwrapKey
 //
+// Where both modules have RSA_AES_KEY_WRAP one hop does: the target's user makes a
+// transport pair whose UNWRAP_TEMPLATE covers the copies, the source's SO imports its
+// public half as TRUSTED, the source's user wraps the keys straight to it.
+//
 // All but the copies are session objects: they end with the process. Each side is
 // a process of its own (ceremony_worker.go); only public and wrapped data passes
 // between them.
 
 // transportBits is the modulus length of the transport pair.
 const transportBits = 4096
+
+// hopBits is that of the one hop's pair, made while everybody waits.
+const hopBits = 3072
 
 func mechanism(m uint, params any) []*pkcs11.Mechanism {
 	return []*pkcs11.Mechanism{pkcs11.NewMechanism(m, params)}
@@ -42,6 +49,21 @@ func oaep() []*pkcs11.Mechanism {
 // newTransport makes the transport pair; the SO is logged in.
 func (t *token) newTransport(bits int) (private pkcs11.ObjectHandle, modulus []byte, err error) {
 	pub, priv, free := transportPair(bits)
+	defer free()
+	pubHandle, private, err := t.m.GenerateKeyPair(t.session, mechanism(pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN, nil), pub, priv)
+	if err != nil {
+		return 0, nil, classify("making the transport pair", err)
+	}
+	as, err := t.m.GetAttributeValue(t.session, pubHandle, []*pkcs11.Attribute{attr(pkcs11.CKA_MODULUS, nil)})
+	if err != nil {
+		return 0, nil, classify("reading the transport key", err)
+	}
+	return private, as[0].Value, nil
+}
+
+// newHop makes the target's transport pair for the one hop; the user is logged in.
+func (t *token) newHop() (private pkcs11.ObjectHandle, modulus []byte, err error) {
+	pub, priv, free := hopPair(hopBits)
 	defer free()
 	pubHandle, private, err := t.m.GenerateKeyPair(t.session, mechanism(pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN, nil), pub, priv)
 	if err != nil {
@@ -111,20 +133,44 @@ func (t *token) takeKEK(transport pkcs11.ObjectHandle, blob []byte) (pkcs11.Obje
 // is thrown away ([selfTest]).
 type way struct {
 	wrap, unwrap uint
-	name         string // stands in the ledger
+	hop          *oaepHash // not nil: RSA_AES_KEY_WRAP straight to the target's transport key, without a KEK
+	name         string    // stands in the ledger
 }
 
 var ways = []way{
-	{ckmAESKeyWrapPad, ckmAESKeyWrapPad, "reverse-KEK, RSA-4096 OAEP, AES-256 KWP (RFC 5649)"},
-	{ckmAESKeyWrapKWP, ckmAESKeyWrapKWP, "reverse-KEK, RSA-4096 OAEP, AES-256 KWP (RFC 5649, 0x210B)"},
-	{ckmAESKeyWrapPad, ckmAESKeyWrapKWP, "reverse-KEK, RSA-4096 OAEP, AES-256 KWP (RFC 5649, 0x210A to 0x210B)"},
-	{ckmAESKeyWrapKWP, ckmAESKeyWrapPad, "reverse-KEK, RSA-4096 OAEP, AES-256 KWP (RFC 5649, 0x210B to 0x210A)"},
-	{ckmAESKeyWrap, ckmAESKeyWrap, "reverse-KEK, RSA-4096 OAEP, AES-256 KW (RFC 3394)"},
+	{ckmAESKeyWrapPad, ckmAESKeyWrapPad, nil, "reverse-KEK, RSA-4096 OAEP, AES-256 KWP (RFC 5649)"},
+	{ckmAESKeyWrapKWP, ckmAESKeyWrapKWP, nil, "reverse-KEK, RSA-4096 OAEP, AES-256 KWP (RFC 5649, 0x210B)"},
+	{ckmAESKeyWrapPad, ckmAESKeyWrapKWP, nil, "reverse-KEK, RSA-4096 OAEP, AES-256 KWP (RFC 5649, 0x210A to 0x210B)"},
+	{ckmAESKeyWrapKWP, ckmAESKeyWrapPad, nil, "reverse-KEK, RSA-4096 OAEP, AES-256 KWP (RFC 5649, 0x210B to 0x210A)"},
+	{ckmAESKeyWrap, ckmAESKeyWrap, nil, "reverse-KEK, RSA-4096 OAEP, AES-256 KW (RFC 3394)"},
+	{ckmRSAAESKeyWrap, ckmRSAAESKeyWrap, &oaepHashes[0], "one hop, RSA_AES_KEY_WRAP, RSA-3072 OAEP SHA-256, AES-256 KWP"},
+	{ckmRSAAESKeyWrap, ckmRSAAESKeyWrap, &oaepHashes[1], "one hop, RSA_AES_KEY_WRAP, RSA-3072 OAEP SHA-1, AES-256 KWP"},
+}
+
+// preferred are the ways, the best first: with one hop there is no KEK that anyone
+// could take, and the target's unwrap template covers the key itself. Their numbers
+// are kept in backups, so that new ways are added at the end.
+var preferred = []int{5, 6, 0, 1, 2, 3, 4}
+
+// mechanisms are those of both sides, with their parameters.
+func (w way) wrapMechanism() (mech []*pkcs11.Mechanism, free func()) {
+	if w.hop != nil {
+		return rsaAESMechanism(*w.hop)
+	}
+	return mechanism(w.wrap, nil), func() {}
+}
+
+func (w way) unwrapMechanism() (mech []*pkcs11.Mechanism, free func()) {
+	if w.hop != nil {
+		return rsaAESMechanism(*w.hop)
+	}
+	return mechanism(w.unwrap, nil), func() {}
 }
 
 // waysBetween are those that both modules claim to have.
 func waysBetween(source, target []uint) (out []int) {
-	for i, w := range ways {
+	for _, i := range preferred {
+		w := ways[i]
 		if slices.Contains(source, w.wrap) && slices.Contains(target, w.unwrap) {
 			out = append(out, i)
 		}
@@ -132,9 +178,12 @@ func waysBetween(source, target []uint) (out []int) {
 	return out
 }
 
-// wrapKey wraps a private key with the trusted KEK; the user is logged in.
-func (t *token) wrapKey(kek, key pkcs11.ObjectHandle, w way) ([]byte, error) {
-	blob, err := t.m.WrapKey(t.session, mechanism(w.wrap, nil), kek, key)
+// wrapKey wraps a private key with a trusted key, the KEK or with one hop the target's
+// transport key; the user is logged in.
+func (t *token) wrapKey(by, key pkcs11.ObjectHandle, w way) ([]byte, error) {
+	mech, free := w.wrapMechanism()
+	defer free()
+	blob, err := t.m.WrapKey(t.session, mech, by, key)
 	if err != nil {
 		return nil, classify("wrapping the key", err)
 	}

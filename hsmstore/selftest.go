@@ -71,15 +71,12 @@ func (c *ceremony) wrapTest(q wrapTest) (out testKey, err error) {
 	if out.SPKI, err = marshalSPKI(key); err != nil {
 		return out, err
 	}
-	kek, ok := c.keks[keyTypeOf(key)]
-	if !ok {
-		return out, faultf(exitProtocol, "no KEK for a throw-away key")
-	}
 	for _, i := range q.Ways {
-		if i < 0 || i >= len(ways) {
-			return out, faultf(exitProtocol, "way %d is unknown", i)
+		by, ok := c.travels(i, keyTypeOf(key))
+		if !ok {
+			return out, faultf(exitProtocol, "no key for way %d of a throw-away key", i)
 		}
-		if blob, err := t.wrapKey(kek, priv, ways[i]); err == nil {
+		if blob, err := t.wrapKey(by, priv, ways[i]); err == nil {
 			out.Blobs[i] = blob
 		}
 	}
@@ -98,22 +95,23 @@ func (c *ceremony) unwrapTest(q testKey) (v testVerdict, err error) {
 	if err != nil {
 		return v, err
 	}
-	kek, ok := c.keks[keyTypeOf(pub)]
-	if !ok {
-		return v, faultf(exitProtocol, "no KEK for a throw-away key")
-	}
 	var id KeyID
 	rand.Read(id[:])
 	text := make([]byte, 64)
 	rand.Read(text)
 	head := []*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), attr(pkcs11.CKA_KEY_TYPE, keyTypeOf(pub))}
-	for i, w := range ways {
+	for _, i := range preferred {
+		w := ways[i]
 		blob, ok := q.Blobs[i]
 		if !ok {
 			continue
 		}
+		by, ok := c.travels(i, keyTypeOf(pub))
+		if !ok {
+			return v, faultf(exitProtocol, "no key for way %d of a throw-away key", i)
+		}
 		template := append(head[:2:2], sessionObject(c.copyTemplate(id, "self-test", nil, pub))...)
-		h, err := t.m.UnwrapKey(t.session, mechanism(w.unwrap, nil), kek, blob, template)
+		h, err := t.unwrapBy(by, w, blob, template)
 		if err != nil {
 			v.Why = fmt.Sprintf("%s: %v", w.name, err)
 			continue
@@ -129,7 +127,7 @@ func (c *ceremony) unwrapTest(q testKey) (v testVerdict, err error) {
 			continue
 		}
 		v.Way = i
-		v.Weak = t.unwrapsWeakly(kek, w, blob, template)
+		v.Weak = t.unwrapsWeakly(by, w, blob, template)
 		return v, nil
 	}
 	return v, nil
@@ -137,7 +135,7 @@ func (c *ceremony) unwrapTest(q testKey) (v testVerdict, err error) {
 
 // unwrapsWeakly tries what an attacker with the PIN would: the same blob, but with
 // SENSITIVE=false.
-func (t *token) unwrapsWeakly(kek pkcs11.ObjectHandle, w way, blob []byte, template []*pkcs11.Attribute) bool {
+func (t *token) unwrapsWeakly(by pkcs11.ObjectHandle, w way, blob []byte, template []*pkcs11.Attribute) bool {
 	weak := make([]*pkcs11.Attribute, len(template))
 	for i, a := range template {
 		if a.Type == pkcs11.CKA_SENSITIVE {
@@ -145,13 +143,19 @@ func (t *token) unwrapsWeakly(kek pkcs11.ObjectHandle, w way, blob []byte, templ
 		}
 		weak[i] = a
 	}
-	h, err := t.m.UnwrapKey(t.session, mechanism(w.unwrap, nil), kek, blob, weak)
+	h, err := t.unwrapBy(by, w, blob, weak)
 	if err != nil {
 		return false
 	}
 	as, err := t.m.GetAttributeValue(t.session, h, []*pkcs11.Attribute{attr(pkcs11.CKA_SENSITIVE, nil)})
 	_ = t.m.DestroyObject(t.session, h)
 	return err != nil || !bytes.Equal(as[0].Value, []byte{1})
+}
+
+func (t *token) unwrapBy(by pkcs11.ObjectHandle, w way, blob []byte, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
+	mech, free := w.unwrapMechanism()
+	defer free()
+	return t.m.UnwrapKey(t.session, mech, by, blob, template)
 }
 
 // sessionObject is a template for an object that ends with the session.

@@ -69,6 +69,23 @@ func transportPair(bits int) (public, private []*pkcs11.Attribute, free func()) 
 	return public, private, free
 }
 
+// hopPair is the target's pair for copies by one hop, session objects of its user: what
+// the private half unwraps is a key like the first one, or nothing.
+func hopPair(bits int) (public, private []*pkcs11.Attribute, free func()) {
+	inner, free := nested(pkcs11.CKA_UNWRAP_TEMPLATE,
+		attr(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), attr(pkcs11.CKA_SENSITIVE, true), attr(pkcs11.CKA_PRIVATE, true), attr(pkcs11.CKA_WRAP_WITH_TRUSTED, true),
+		attr(pkcs11.CKA_DECRYPT, false), attr(pkcs11.CKA_UNWRAP, false), attr(pkcs11.CKA_DERIVE, false))
+	public = []*pkcs11.Attribute{
+		attr(pkcs11.CKA_TOKEN, false), attr(pkcs11.CKA_PRIVATE, false), attr(pkcs11.CKA_MODULUS_BITS, bits), attr(pkcs11.CKA_PUBLIC_EXPONENT, publicExponent),
+		attr(pkcs11.CKA_WRAP, true), attr(pkcs11.CKA_ENCRYPT, false), attr(pkcs11.CKA_VERIFY, false),
+	}
+	private = []*pkcs11.Attribute{
+		attr(pkcs11.CKA_TOKEN, false), attr(pkcs11.CKA_PRIVATE, true), attr(pkcs11.CKA_SENSITIVE, true), attr(pkcs11.CKA_EXTRACTABLE, false),
+		attr(pkcs11.CKA_UNWRAP, true), attr(pkcs11.CKA_DECRYPT, false), attr(pkcs11.CKA_SIGN, false), attr(pkcs11.CKA_DERIVE, false), inner, attr(pkcs11.CKA_MODIFIABLE, false),
+	}
+	return public, private, free
+}
+
 // transportImport is the transport key's public half at the target, made TRUSTED
 // by its SO.
 func transportImport(modulus []byte) []*pkcs11.Attribute {

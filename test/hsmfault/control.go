@@ -343,6 +343,10 @@ func (c *Control) RepeatRandom(seed uint64) {
 // TrueRandom gives the random numbers of the token again.
 func (c *Control) TrueRandom() { c.mem.rng.Store(0) }
 
+// SetOneHop makes the token one that has CKM_RSA_AES_KEY_WRAP, as vendors' HSMs and
+// SoftHSM from 2.7 on do. It counts for keys that are made afterwards.
+func (c *Control) SetOneHop(on bool) { c.mem.oneHop.Store(flag(on)) }
+
 // SetNoExport makes the token one whose private keys are copied by cloning only:
 // C_GenerateKeyPair refuses CKA_EXTRACTABLE=true with CKR_TEMPLATE_INCONSISTENT, and
 // C_WrapKey of a private key gives CKR_KEY_UNEXTRACTABLE.

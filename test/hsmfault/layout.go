@@ -52,6 +52,7 @@ type control struct {
 	rngSeed        atomic.Uint64
 	absent         atomic.Uint64
 	noExport       atomic.Uint64
+	oneHop         atomic.Uint64
 	serialSet      atomic.Uint64
 	labelSet       atomic.Uint64
 	hiddenLen      atomic.Uint64

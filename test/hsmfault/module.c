@@ -128,6 +128,7 @@ struct user {
 	FIELD(word, rng_seed, )          /* the constant octet, or the seed of the repeated stream */  \
 	FIELD(word, absent, )            /* the token is not in its slot */                            \
 	FIELD(word, no_export, )         /* private keys are never extractable */                      \
+	FIELD(word, one_hop, )           /* has CKM_RSA_AES_KEY_WRAP */                                \
 	FIELD(word, serial_set, )                                                                      \
 	FIELD(word, label_set, )                                                                       \
 	FIELD(word, hidden_len, )        /* mechanisms that do not exist */                            \
@@ -643,6 +644,174 @@ static CK_RV exportable(const CK_ATTRIBUTE *template, CK_ULONG n)
 	return CKR_OK;
 }
 
+// ---- RSA_AES_KEY_WRAP -----------------------------------------------------------
+
+// SoftHSM before 2.7 lacks CKM_RSA_AES_KEY_WRAP (PKCS#11 v2.40 §2.1.21), which vendors'
+// HSMs have. It is put together here from what SoftHSM has: an AES key wrapped by
+// RSA-OAEP, and the key wrapped by that (RFC 5649). Two things SoftHSM does not allow
+// the user are done in advance: the AES key must be trusted, which only the SO can make
+// it, so it is made when the SO imports a trusted RSA key; and the CKA_UNWRAP_TEMPLATE
+// of a pair must cover the key that comes out, not the AES key on the way, so it is
+// kept and enforced here.
+
+#define KWP 0x210AUL // RFC 5649 in SoftHSM
+
+struct hop_source { CK_OBJECT_HANDLE public, aes; };
+
+struct hop_target {
+	CK_OBJECT_HANDLE private;
+	CK_ULONG n;
+	CK_ATTRIBUTE template[16];
+	unsigned char values[16][64];
+};
+
+static struct hop_source hop_sources[16];
+static struct hop_target hop_targets[16];
+static unsigned hop_sources_n, hop_targets_n;
+static pthread_mutex_t hop_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static const CK_ATTRIBUTE *attribute(const CK_ATTRIBUTE *t, CK_ULONG n, CK_ATTRIBUTE_TYPE type)
+{
+	for (CK_ULONG i = 0; i < n; i++)
+		if (t[i].type == type)
+			return &t[i];
+	return NULL;
+}
+
+// hop_import makes the trusted AES key that goes with an RSA key that the SO trusts.
+static void hop_import(CK_SESSION_HANDLE s, const CK_ATTRIBUTE *t, CK_ULONG n, CK_OBJECT_HANDLE public)
+{
+	const CK_ATTRIBUTE *trusted = attribute(t, n, CKA_TRUSTED), *wraps = attribute(t, n, CKA_WRAP);
+	if (!atomic_load(&ctl->one_hop) || trusted == NULL || wraps == NULL || !*(CK_BBOOL *)trusted->pValue || !*(CK_BBOOL *)wraps->pValue)
+		return;
+	CK_BBOOL yes = CK_TRUE, no = CK_FALSE;
+	CK_ULONG len = 32;
+	CK_ATTRIBUTE aes[] = {
+		{ CKA_TOKEN, &no, sizeof no }, { CKA_PRIVATE, &no, sizeof no }, { CKA_SENSITIVE, &yes, sizeof yes }, { CKA_EXTRACTABLE, &yes, sizeof yes },
+		{ CKA_WRAP_WITH_TRUSTED, &yes, sizeof yes }, { CKA_TRUSTED, &yes, sizeof yes }, { CKA_WRAP, &yes, sizeof yes }, { CKA_UNWRAP, &no, sizeof no },
+		{ CKA_ENCRYPT, &no, sizeof no }, { CKA_DECRYPT, &no, sizeof no }, { CKA_VALUE_LEN, &len, sizeof len },
+	};
+	CK_MECHANISM m = { CKM_AES_KEY_GEN, NULL, 0 };
+	CK_OBJECT_HANDLE h;
+	CK_RV rv;
+	REAL(C_GenerateKey(s, &m, aes, LENGTH(aes), &h));
+	if (rv != CKR_OK)
+		return;
+	pthread_mutex_lock(&hop_lock);
+	hop_sources[hop_sources_n++ % LENGTH(hop_sources)] = (struct hop_source){ public, h };
+	pthread_mutex_unlock(&hop_lock);
+}
+
+// hop_keep remembers the unwrap template of a pair and takes it out of the template.
+static CK_ULONG hop_keep(CK_ATTRIBUTE *out, const CK_ATTRIBUTE *t, CK_ULONG n, struct hop_target *keep)
+{
+	CK_ULONG left = 0;
+	keep->n = 0;
+	for (CK_ULONG i = 0; i < n; i++) {
+		if (!atomic_load(&ctl->one_hop) || t[i].type != CKA_UNWRAP_TEMPLATE) {
+			out[left++] = t[i];
+			continue;
+		}
+		const CK_ATTRIBUTE *inner = t[i].pValue;
+		for (CK_ULONG j = 0; j < t[i].ulValueLen / sizeof *inner && j < LENGTH(keep->template) && inner[j].ulValueLen <= sizeof keep->values[0]; j++) {
+			memcpy(keep->values[j], inner[j].pValue, inner[j].ulValueLen);
+			keep->template[keep->n++] = (CK_ATTRIBUTE){ inner[j].type, NULL, inner[j].ulValueLen };
+		}
+	}
+	return left;
+}
+
+static void hop_note(const struct hop_target *keep, CK_OBJECT_HANDLE private)
+{
+	if (keep->n == 0)
+		return;
+	pthread_mutex_lock(&hop_lock);
+	struct hop_target *to = &hop_targets[hop_targets_n++ % LENGTH(hop_targets)];
+	*to = *keep;
+	to->private = private;
+	pthread_mutex_unlock(&hop_lock);
+}
+
+// hop_allows enforces a kept template.
+static CK_RV hop_allows(CK_OBJECT_HANDLE private, const CK_ATTRIBUTE *t, CK_ULONG n)
+{
+	CK_RV rv = CKR_OK;
+	pthread_mutex_lock(&hop_lock);
+	for (size_t i = 0; i < LENGTH(hop_targets); i++) {
+		if (hop_targets[i].private != private)
+			continue;
+		for (CK_ULONG j = 0; j < hop_targets[i].n; j++) {
+			const CK_ATTRIBUTE *a = attribute(t, n, hop_targets[i].template[j].type);
+			if (a == NULL || a->ulValueLen != hop_targets[i].template[j].ulValueLen || memcmp(a->pValue, hop_targets[i].values[j], a->ulValueLen) != 0)
+				rv = CKR_TEMPLATE_INCONSISTENT;
+		}
+	}
+	pthread_mutex_unlock(&hop_lock);
+	return rv;
+}
+
+static CK_RV hop_wrap(CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_OBJECT_HANDLE public, CK_OBJECT_HANDLE key, CK_BYTE_PTR out, CK_ULONG_PTR n)
+{
+	if (m->ulParameterLen != sizeof(CK_RSA_AES_KEY_WRAP_PARAMS))
+		return CKR_MECHANISM_PARAM_INVALID;
+	CK_RSA_AES_KEY_WRAP_PARAMS *p = m->pParameter;
+	CK_OBJECT_HANDLE aes = 0;
+	pthread_mutex_lock(&hop_lock);
+	for (size_t i = 0; i < LENGTH(hop_sources); i++)
+		if (hop_sources[i].public == public)
+			aes = hop_sources[i].aes;
+	pthread_mutex_unlock(&hop_lock);
+	if (aes == 0)
+		return CKR_KEY_NOT_WRAPPABLE; // not trusted
+	CK_MECHANISM oaep = { CKM_RSA_PKCS_OAEP, p->pOAEPParams, sizeof *p->pOAEPParams }, kwp = { KWP, NULL, 0 };
+	unsigned char first[1024], second[8192];
+	CK_ULONG nfirst = sizeof first, nsecond = sizeof second;
+	CK_RV rv;
+	REAL(C_WrapKey(s, &oaep, public, aes, first, &nfirst));
+	if (rv != CKR_OK)
+		return rv;
+	REAL(C_WrapKey(s, &kwp, aes, key, second, &nsecond));
+	if (rv != CKR_OK)
+		return rv;
+	CK_ULONG room = *n;
+	*n = nfirst + nsecond;
+	if (out == NULL)
+		return CKR_OK;
+	if (room < *n)
+		return CKR_BUFFER_TOO_SMALL;
+	memcpy(out, first, nfirst);
+	memcpy(out + nfirst, second, nsecond);
+	return CKR_OK;
+}
+
+static CK_RV hop_unwrap(CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_OBJECT_HANDLE private, CK_BYTE_PTR in, CK_ULONG n, CK_ATTRIBUTE_PTR t, CK_ULONG nt, CK_OBJECT_HANDLE_PTR key)
+{
+	if (m->ulParameterLen != sizeof(CK_RSA_AES_KEY_WRAP_PARAMS))
+		return CKR_MECHANISM_PARAM_INVALID;
+	CK_RSA_AES_KEY_WRAP_PARAMS *p = m->pParameter;
+	CK_ATTRIBUTE modulus = { CKA_MODULUS, NULL, 0 };
+	CK_RV rv;
+	REAL(C_GetAttributeValue(s, private, &modulus, 1));
+	if (rv != CKR_OK || n <= modulus.ulValueLen)
+		return CKR_WRAPPED_KEY_LEN_RANGE;
+	CK_OBJECT_CLASS class = CKO_SECRET_KEY;
+	CK_KEY_TYPE type = CKK_AES;
+	CK_BBOOL yes = CK_TRUE, no = CK_FALSE;
+	CK_ATTRIBUTE aes[] = {
+		{ CKA_CLASS, &class, sizeof class }, { CKA_KEY_TYPE, &type, sizeof type }, { CKA_TOKEN, &no, sizeof no }, { CKA_PRIVATE, &yes, sizeof yes },
+		{ CKA_SENSITIVE, &yes, sizeof yes }, { CKA_EXTRACTABLE, &no, sizeof no }, { CKA_UNWRAP, &yes, sizeof yes }, { CKA_DECRYPT, &no, sizeof no },
+	};
+	CK_MECHANISM oaep = { CKM_RSA_PKCS_OAEP, p->pOAEPParams, sizeof *p->pOAEPParams }, kwp = { KWP, NULL, 0 };
+	CK_OBJECT_HANDLE between;
+	REAL(C_UnwrapKey(s, &oaep, private, in, modulus.ulValueLen, aes, LENGTH(aes), &between));
+	if (rv != CKR_OK)
+		return rv;
+	REAL(C_UnwrapKey(s, &kwp, between, in + modulus.ulValueLen, n - modulus.ulValueLen, t, nt, key));
+	CK_RV result = rv;
+	REAL(C_DestroyObject(s, between));
+	return result != CKR_OK ? result : rv;
+}
+
 // ---- Signatures from memory ----------------------------------------------------
 
 // memory holds signatures that the real module made in this process.
@@ -809,6 +978,8 @@ static CK_RV fault_C_GetMechanismList(CK_SLOT_ID slot, CK_MECHANISM_TYPE_PTR lis
 	REAL(C_GetMechanismList(slot, all, &have));
 	if (rv != CKR_OK)
 		return leave(&c, rv);
+	if (atomic_load(&ctl->one_hop) && have < LENGTH(all))
+		all[have++] = CKM_RSA_AES_KEY_WRAP;
 	for (CK_ULONG i = 0; i < have; i++)
 		if (!hidden(all[i]))
 			all[keep++] = all[i];
@@ -906,8 +1077,10 @@ static CK_RV fault_C_CreateObject(CK_SESSION_HANDLE s, CK_ATTRIBUTE_PTR t, CK_UL
 	if (rv != CKR_OK)
 		return rv;
 	REAL(C_CreateObject(s, t, n, object));
-	if (rv == CKR_OK)
+	if (rv == CKR_OK) {
+		hop_import(s, t, n, *object);
 		record_birth(s, *object);
+	}
 	return leave(&c, rv);
 }
 
@@ -929,8 +1102,14 @@ static CK_RV fault_C_GenerateKeyPair(CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK
 	CK_RV rv = enter_session(&c, FN_GENERATE_KEY_PAIR, s);
 	if (rv != CKR_OK || (rv = offered(m)) != CKR_OK || (rv = exportable(priv, npriv)) != CKR_OK)
 		return rv;
-	REAL(C_GenerateKeyPair(s, m, pub, npub, priv, npriv, hpub, hpriv));
+	CK_ATTRIBUTE template[64];
+	if (npriv > LENGTH(template))
+		return CKR_ARGUMENTS_BAD;
+	struct hop_target keep;
+	CK_ULONG nkept = hop_keep(template, priv, npriv, &keep);
+	REAL(C_GenerateKeyPair(s, m, pub, npub, template, nkept, hpub, hpriv));
 	if (rv == CKR_OK) {
+		hop_note(&keep, *hpriv);
 		record_birth(s, *hpub);
 		record_birth(s, *hpriv);
 	}
@@ -952,7 +1131,10 @@ static CK_RV fault_C_WrapKey(CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_OBJECT_
 		if (rv == CKR_OK && class == CKO_PRIVATE_KEY)
 			return CKR_KEY_UNEXTRACTABLE;
 	}
-	REAL(C_WrapKey(s, m, wrapping, key, out, n));
+	if (m->mechanism == CKM_RSA_AES_KEY_WRAP && atomic_load(&ctl->one_hop))
+		rv = hop_wrap(s, m, wrapping, key, out, n);
+	else
+		REAL(C_WrapKey(s, m, wrapping, key, out, n));
 	return leave(&c, rv);
 }
 
@@ -962,7 +1144,12 @@ static CK_RV fault_C_UnwrapKey(CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_OBJEC
 	CK_RV rv = enter_session(&c, FN_UNWRAP_KEY, s);
 	if (rv != CKR_OK || (rv = offered(m)) != CKR_OK || (rv = present(s, unwrapping, CKR_UNWRAPPING_KEY_HANDLE_INVALID)) != CKR_OK)
 		return rv;
-	REAL(C_UnwrapKey(s, m, unwrapping, in, n, t, nt, key));
+	if ((rv = hop_allows(unwrapping, t, nt)) != CKR_OK)
+		return rv;
+	if (m->mechanism == CKM_RSA_AES_KEY_WRAP && atomic_load(&ctl->one_hop))
+		rv = hop_unwrap(s, m, unwrapping, in, n, t, nt, key);
+	else
+		REAL(C_UnwrapKey(s, m, unwrapping, in, n, t, nt, key));
 	if (rv == CKR_OK)
 		record_birth(s, *key);
 	return leave(&c, rv);
