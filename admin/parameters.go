@@ -9,6 +9,7 @@ const (
 	DestroyKey   = "destroy-key"   // every copy of a key ends: [DestroyParameters]
 	RepairKey    = "repair-key"    // one copy is made anew: [RepairParameters]
 	AdoptKey     = "adopt-key"     // a key of others comes into the cluster: [AdoptParameters]
+	SplitSOPIN   = "split-so-pin"  // officers hold a member's SO PIN in shares: [SplitParameters]
 	ImportKey    = "import-key"    // a wrapped key is unwrapped into the cluster: [ImportParameters]
 )
 
@@ -61,6 +62,12 @@ type AdoptParameters struct {
 	SPKI        string   `json:"spki_sha256"`           // hex
 	AcceptWeak  []string `json:"accept_weak,omitempty"` // weak attributes that are accepted
 	Attestation []byte   `json:"attestation,omitempty"` // the vendor's evidence
+}
+
+// SplitParameters are those of [SplitSOPIN].
+type SplitParameters struct {
+	Member    string `json:"member"`
+	Threshold int    `json:"threshold"` // M of the officers
 }
 
 // ImportParameters are those of [ImportKey].

@@ -80,6 +80,8 @@ func RunIfWorker() {
 		os.Exit(runChild(workerMain))
 	case ceremonyCommand:
 		os.Exit(runChild(ceremonyMain))
+	case doctorCommand:
+		os.Exit(runChild(doctorMain))
 	}
 }
 
@@ -269,15 +271,18 @@ func fatalError(payload []byte) error {
 	return &fault{int(payload[0]), fmt.Errorf("%w: %s", is, strings.TrimPrefix(string(payload[1:]), is.Error()+": "))}
 }
 
-// tail keeps the last 4 KiB that a child wrote to stderr, for the log when it dies.
+// tail keeps the last 4 KiB that a child wrote to stderr, for the log when it dies,
+// and the first octets, where Go's runtime says which signal it was.
 type tail struct {
-	mu sync.Mutex
-	b  []byte
+	mu   sync.Mutex
+	head []byte
+	b    []byte
 }
 
 func (t *tail) Write(p []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.head = append(t.head, p[:min(len(p), 256-len(t.head))]...)
 	t.b = append(t.b, p...)
 	if n := len(t.b) - 4096; n > 0 {
 		t.b = append(t.b[:0], t.b[n:]...)

@@ -266,12 +266,16 @@ func (s *Store) collect(ctx context.Context, cfg MemberConfig, p *ceremonyProces
 	if err := p.do(ctx, cerJoin, struct{}{}, &struct{}{}); err != nil {
 		return err
 	}
-	return s.rotate(ctx, cfg.Name, p, s.cfg.Officers, sets[0].Threshold)
+	return s.rotate(ctx, cfg.Name, p, sets[0].Threshold)
 }
 
 // rotate gives the member a new SO PIN, split anew. The new set is durable before the
 // PIN changes: a crash in between leaves both, and the next ceremony tries both.
-func (s *Store) rotate(ctx context.Context, member string, p *ceremonyProcess, officers []admin.Officer, threshold int) error {
+func (s *Store) rotate(ctx context.Context, member string, p *ceremonyProcess, threshold int) error {
+	officers, err := s.cfg.Officers(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the officers who hold shares: %w", err)
+	}
 	var set ShareSet
 	if err := p.do(ctx, cerNewShares, newShares{Member: member, Officers: officers, Threshold: threshold}, &set); err != nil {
 		return err
@@ -307,8 +311,8 @@ func (s *Store) SplitSOPIN(ctx context.Context, grant *admin.Grant, name string,
 	if err != nil {
 		return err
 	}
-	if s.cfg.Shares == nil || len(s.cfg.Officers) < threshold {
-		return fmt.Errorf("%w: there are %d officers to split the SO PIN of member %s among", ErrStanding, len(s.cfg.Officers), name)
+	if s.cfg.Shares == nil || s.cfg.Officers == nil {
+		return fmt.Errorf("%w: there are no officers to split the SO PIN of member %s among", ErrStanding, name)
 	}
 	act := admin.RotateSOPINAct(name)
 	if err := grant.Spend(act); err != nil {
@@ -319,7 +323,7 @@ func (s *Store) SplitSOPIN(ctx context.Context, grant *admin.Grant, name string,
 		return err
 	}
 	defer p.end()
-	return s.rotate(ctx, name, p, s.cfg.Officers, threshold)
+	return s.rotate(ctx, name, p, threshold)
 }
 
 func (c *collections) add(one *collection) {

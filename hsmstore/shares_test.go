@@ -70,7 +70,9 @@ func (c *cluster) collecting(t testing.TB, member string) hsmstore.Collection {
 func TestSplitSOPIN(t *testing.T) {
 	c := copyCluster(t)
 	keys, officers := people(t, 3)
-	change := func(cfg *hsmstore.Config) { cfg.Shares, cfg.Officers = sharesOf{c.db}, officers }
+	change := func(cfg *hsmstore.Config) {
+		cfg.Shares, cfg.Officers = sharesOf{c.db}, func(context.Context) ([]admin.Officer, error) { return officers, nil }
+	}
 	stop, err := c.open(t.Context(), change)
 	if err != nil {
 		t.Fatal(err)

@@ -193,6 +193,9 @@ func openToken(module, reserved, label, serial string, others ...string) (*token
 	return &token{m: m, session: s, slot: slot, user: noUser}, info, nil
 }
 
+// reservedPins is never collected: the collector panics at a Pinner that still pins.
+var reservedPins runtime.Pinner
+
 // loadModule loads and initializes a library that is to be trusted.
 func loadModule(module, reserved string) (*pkcs11.Ctx, error) {
 	if err := checkModule(module); err != nil {
@@ -205,12 +208,11 @@ func loadModule(module, reserved string) (*pkcs11.Ctx, error) {
 	var options []pkcs11.InitializeOption
 	if reserved != "" {
 		b := append([]byte(reserved), 0)
-		var pins runtime.Pinner
-		pins.Pin(&b[0]) // for ever: a library may keep the pointer
+		reservedPins.Pin(&b[0]) // for ever: a library may keep the pointer
 		options = append(options, pkcs11.InitializeWithReserved(unsafe.Pointer(&b[0])))
 	}
 	if err := m.Initialize(options...); err != nil {
-		return nil, faultf(exitModule, "%w: C_Initialize of %s: %v", ErrModule, module, err)
+		return nil, faultf(exitModule, "%w: C_Initialize of %s: %w", ErrModule, module, err)
 	}
 	return m, nil
 }

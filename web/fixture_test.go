@@ -21,8 +21,10 @@ import (
 	"testing"
 	"time"
 
+	"chancery/admin"
 	"chancery/audit"
 	"chancery/ca"
+	"chancery/hsmstore"
 	"chancery/signing"
 	"chancery/web"
 )
@@ -249,8 +251,15 @@ func newFixture(t testing.TB, edit ...func(*web.Config)) *fixture {
 			}
 			return nil, audit.ErrNotFound
 		},
-		Documents:  f.ca,
-		Approvals:  &fakeBoard{fail: &f.ca.fail},
+		Documents: f.ca,
+		Approvals: &fakeBoard{fail: &f.ca.fail},
+		HSM:       fakeHSM{fail: &f.ca.fail},
+		Candidate: func(_ context.Context, name string) (admin.MemberParameters, error) {
+			if f.ca.fail != nil {
+				return admin.MemberParameters{}, f.ca.fail
+			}
+			return admin.MemberParameters{Name: name, Serial: "5e71a1", ProbeKey: "probe-" + name}, nil
+		},
 		Ready:      func(context.Context) error { return nil },
 		AdminToken: func(s string) bool { return s == token },
 		PublicURL:  publicURL, PublicHTTPURL: publicHTTP,
@@ -365,4 +374,33 @@ func (f *fakeCA) SignCMS(_ context.Context, r signing.Request) (*signing.Signatu
 		return nil, fmt.Errorf("%w: %q", signing.ErrNoKey, r.Key)
 	}
 	return &signing.Signature{CMS: []byte{0x30, 0}, Time: time.Unix(1790000000, 0).UTC(), Receipt: audit.Receipt{Origin: "ca.example/ledger/00", Index: 7, Leaf: []byte{1}, ProofURL: publicURL + "/ledger/proof/7"}}, nil
+}
+
+// fakeHSM is a cluster of one member with one key; it fails on command.
+type fakeHSM struct{ fail *error }
+
+func (h fakeHSM) Members() []hsmstore.MemberStatus {
+	return []hsmstore.MemberStatus{{Name: "alpha", State: hsmstore.Down, Since: time.Unix(1, 0), Err: hsmstore.ErrToken, Serial: "5e71a1", Replication: hsmstore.ReplicateWrap,
+		Bad: map[hsmstore.KeyID]string{{1}: "not there"}}}
+}
+func (h fakeHSM) Keys() []hsmstore.KeyInfo {
+	return []hsmstore.KeyInfo{{KeyRecord: hsmstore.KeyRecord{ID: hsmstore.KeyID{1}, Name: "issuing", Purpose: audit.PurposeIssuer, Algorithm: "P-256", SPKI: []byte{0x30}, Origin: "alpha",
+		Members: []string{"alpha"}, State: hsmstore.KeyUsable}}}
+}
+func (h fakeHSM) Drain(context.Context, string, string, bool) error               { return *h.fail }
+func (h fakeHSM) Fence(context.Context, string, string) error                     { return *h.fail }
+func (h fakeHSM) Admit(context.Context, string, string) error                     { return *h.fail }
+func (h fakeHSM) Disable(context.Context, string, string) error                   { return *h.fail }
+func (h fakeHSM) Enable(context.Context, string) error                            { return *h.fail }
+func (h fakeHSM) Describe(context.Context, string, string) error                  { return *h.fail }
+func (h fakeHSM) Collecting() []hsmstore.Collection                               { return []hsmstore.Collection{} }
+func (h fakeHSM) GiveShare(context.Context, string, string, string, []byte) error { return *h.fail }
+func (h fakeHSM) Verify(context.Context) (hsmstore.Drift, error) {
+	return hsmstore.Drift{Findings: []hsmstore.Finding{}, Asked: []string{"alpha"}}, *h.fail
+}
+func (h fakeHSM) Attributes(context.Context, string) ([]hsmstore.MemberAttributes, error) {
+	return []hsmstore.MemberAttributes{{Member: "alpha"}}, *h.fail
+}
+func (h fakeHSM) InspectKey(_ context.Context, member string, _ []byte, _ string) (hsmstore.AdoptReport, error) {
+	return hsmstore.AdoptReport{Member: member, Algorithms: []string{"P-256"}}, *h.fail
 }

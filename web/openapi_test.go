@@ -70,7 +70,7 @@ func TestOpenAPIDescribesExactlyTheRoutes(t *testing.T) {
 
 func TestEveryRouteIsServedWhereTheTableSays(t *testing.T) {
 	f := newFixture(t)
-	fill := strings.NewReplacer("{serial}", f.leaf, "{issuer}", "issuing", "{slug}", "bad-csr", "{path}", "directory", "{index}", "7", "{id}", approvalID)
+	fill := strings.NewReplacer("{serial}", f.leaf, "{issuer}", "issuing", "{slug}", "bad-csr", "{path}", "directory", "{index}", "7", "{id}", approvalID, "{name}", "issuing")
 	for _, r := range f.Routes() {
 		for _, plain := range []bool{false, true} {
 			here := r.HTTPS && !plain || r.HTTP && plain
@@ -178,6 +178,33 @@ func TestAnswersMatchOpenAPI(t *testing.T) {
 		{"key on one text", call{method: post, path: "/api/v1/keys", body: `{"name": "k", "members": "alpha"}`}, nil, 400, "bad-json"},
 		{"key without ledger", call{method: post, path: "/api/v1/keys", body: keyBody}, audit.ErrUnavailable, 503, "unavailable"},
 		{"key without token", call{method: post, path: "/api/v1/keys", body: keyBody, noToken: true}, nil, 401, "unauthorized"},
+		{"members", call{path: "/api/v1/hsm/members"}, nil, 200, ""},
+		{"members without token", call{path: "/api/v1/hsm/members", noToken: true}, nil, 401, "unauthorized"},
+		{"drain", call{method: post, path: "/api/v1/hsm/members/alpha/drain", body: `{"reason": "maintenance", "force": true}`}, nil, 200, ""},
+		{"drain the last", call{method: post, path: "/api/v1/hsm/members/alpha/drain", body: `{}`}, hsmstore.ErrStanding, 409, "hsm-conflict"},
+		{"drain by wish", call{method: post, path: "/api/v1/hsm/members/alpha/drain", body: `{"why": ""}`}, nil, 400, "bad-json"},
+		{"fence", call{method: post, path: "/api/v1/hsm/members/alpha/fence", body: `{"reason": "odd"}`}, nil, 200, ""},
+		{"fence nobody", call{method: post, path: "/api/v1/hsm/members/beta/fence", body: `{}`}, hsmstore.ErrNoMember, 404, "not-found"},
+		{"admit", call{method: post, path: "/api/v1/hsm/members/alpha/admit", body: `{}`}, nil, 200, ""},
+		{"admit with a wrong PIN", call{method: post, path: "/api/v1/hsm/members/alpha/admit", body: `{}`}, hsmstore.ErrPIN, 409, "hsm-fault"},
+		{"candidate", call{path: "/api/v1/hsm/candidates/gamma"}, nil, 200, ""},
+		{"candidate without a token", call{path: "/api/v1/hsm/candidates/gamma"}, hsmstore.ErrToken, 409, "hsm-fault"},
+		{"verify", call{method: post, path: "/api/v1/hsm/verify", body: `{}`}, nil, 200, ""},
+		{"ceremonies", call{path: "/api/v1/hsm/ceremonies"}, nil, 200, ""},
+		{"share", call{method: post, path: "/api/v1/hsm/ceremonies/x/shares", body: `{"officer": "ada", "set": "y", "box": "MAA="}`}, nil, 200, ""},
+		{"wrong share", call{method: post, path: "/api/v1/hsm/ceremonies/x/shares", body: `{"officer": "ada", "set": "y", "box": "MAA="}`}, hsmstore.ErrRefused, 409, "hsm-conflict"},
+		{"keys", call{path: "/api/v1/keys"}, nil, 200, ""},
+		{"one key", call{path: "/api/v1/keys/issuing"}, nil, 200, ""},
+		{"no key", call{path: "/api/v1/keys/other"}, nil, 404, "not-found"},
+		{"inspect", call{method: post, path: "/api/v1/keys/inspect", body: `{"member": "alpha", "label": "old"}`}, nil, 200, ""},
+		{"inspect no hex", call{method: post, path: "/api/v1/keys/inspect", body: `{"member": "alpha", "cka_id": "zz"}`}, nil, 400, "bad-proposal"},
+		{"disable", call{method: post, path: "/api/v1/keys/issuing/disable", body: `{"reason": "lost trust"}`}, nil, 200, ""},
+		{"disable none", call{method: post, path: "/api/v1/keys/other/disable", body: `{}`}, hsmstore.ErrNoKey, 404, "not-found"},
+		{"enable", call{method: post, path: "/api/v1/keys/issuing/enable", body: `{}`}, nil, 200, ""},
+		{"describe", call{method: post, path: "/api/v1/keys/issuing/describe", body: `{"reason": "for the shop"}`}, nil, 200, ""},
+		{"propose", call{method: post, path: approvals, body: `{"action": "generate-key", "parameters": ` + keyBody + `}`}, nil, 202, ""},
+		{"propose nonsense", call{method: post, path: approvals, body: `{"action": 7}`}, nil, 400, "bad-json"},
+		{"propose without token", call{method: post, path: approvals, body: `{}`, noToken: true}, nil, 401, "unauthorized"},
 		{"approvals", call{path: approvals}, nil, 200, ""},
 		{"approvals pending", call{path: approvals + "?state=pending"}, nil, 200, ""},
 		{"approvals in no state", call{path: approvals + "?state=wild"}, nil, 400, "bad-proposal"},

@@ -81,6 +81,8 @@ const (
 	conflict             slug = "conflict"
 	alreadyRevoked       slug = "already-revoked"
 	approvalClosed       slug = "approval-closed"
+	hsmConflict          slug = "hsm-conflict"
+	hsmFault             slug = "hsm-fault"
 	tooLarge             slug = "too-large"
 	unsupportedMediaType slug = "unsupported-media-type"
 	internal             slug = "internal"
@@ -122,6 +124,8 @@ var kinds = []kind{
 	{conflict, 409, "State changed meanwhile", "Another request changed the same object at the same time.", "Fetch the object and decide again.", 0},
 	{alreadyRevoked, 409, "Already revoked", "The certificate is revoked already; its first date and reason stay.", "Nothing needs to be done.", 0},
 	{approvalClosed, 409, "Proposal is closed", "The proposal was decided, carried out, cancelled or has expired; or too many are waiting.", "Look at its state. Propose it again if it is still wanted.", 0},
+	{hsmConflict, 409, "Does not fit the state", "The HSM member or key is in a state in which this cannot be done.", "The detail says in which state it is and what is possible; chancery hsm list and chancery key list show all.", 0},
+	{hsmFault, 409, "HSM cannot be used", "The HSM or its module did not do what was asked: no token, a wrong PIN, a module that does not load.", "Operators: chancery doctor names the cause.", 0},
 	{tooLarge, 413, "Request too large", "The body is larger than this server reads.", "Send less: a CSR has about 1,000 octets.", 0},
 	{unsupportedMediaType, 415, "Unsupported media type", "The body is not of the type that this request takes.", "Send JSON and the header Content-Type: application/json.", 0},
 	{internal, 500, "Internal error", "The server failed in a way that it did not foresee. Its log has an entry with the instance of this problem.", "Tell the operator the instance. Repeating the request may help; a certificate that was not handed out is revoked by itself.", 0},

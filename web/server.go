@@ -15,6 +15,8 @@ import (
 
 	"github.com/labstack/echo/v4"
 
+	"chancery/admin"
+
 	"chancery/ca"
 )
 
@@ -66,6 +68,11 @@ type Config struct {
 	Documents Documents
 	// Approvals is where officers decide.
 	Approvals Approvals
+	// HSM is the cluster of HSM members with its keys.
+	HSM HSM
+	// Candidate looks at the token of a member that the configuration names and the
+	// cluster does not have; its errors are those of hsmstore, or an *admin.Refusal.
+	Candidate func(ctx context.Context, name string) (admin.MemberParameters, error)
 	// Ready returns nil only while the server can sign and commit; a *NotReady says to
 	// the public which part cannot. It is called at most once a second.
 	Ready func(ctx context.Context) error
@@ -109,8 +116,8 @@ func New(cfg Config) (*Server, error) {
 	if s.httpBase, err = baseURL(cfg.PublicHTTPURL, "http"); err != nil {
 		return nil, fmt.Errorf("web: PublicHTTPURL: %w", err)
 	}
-	if cfg.CA == nil || cfg.ACME == nil || cfg.Console == nil || cfg.Checkpoint == nil || cfg.Proof == nil || cfg.LeafProof == nil || cfg.Documents == nil || cfg.Approvals == nil || cfg.Ready == nil || cfg.AdminToken == nil {
-		return nil, errors.New("web: CA, ACME, Console, Checkpoint, Proof, LeafProof, Documents, Approvals, Ready and AdminToken must be set")
+	if cfg.CA == nil || cfg.ACME == nil || cfg.Console == nil || cfg.Checkpoint == nil || cfg.Proof == nil || cfg.LeafProof == nil || cfg.Documents == nil || cfg.Approvals == nil || cfg.HSM == nil || cfg.Candidate == nil || cfg.Ready == nil || cfg.AdminToken == nil {
+		return nil, errors.New("web: CA, ACME, Console, Checkpoint, Proof, LeafProof, Documents, Approvals, HSM, Candidate, Ready and AdminToken must be set")
 	}
 	if s.https, err = s.door(doorHTTPS); err != nil {
 		return nil, err

@@ -2,12 +2,15 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json/v2"
 	"errors"
 	"fmt"
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"chancery/admin"
 	"chancery/audit"
@@ -21,7 +24,13 @@ func (s *server) newBoard(ctx context.Context) (*admin.Board, error) {
 		return nil, err
 	}
 	return admin.NewBoard(admin.Config{Ledger: s.ledger, Storage: s.db, Roster: roster, Log: s.log, Actions: map[string]admin.Action{
-		admin.GenerateKey: {Acts: s.generateKeyActs, Execute: s.generateKey},
+		admin.GenerateKey:  {Acts: s.generateKeyActs, Execute: s.generateKey},
+		admin.AddMember:    {Acts: s.addMemberActs, Execute: s.addMember},
+		admin.RemoveMember: {Acts: s.removeMemberActs, Execute: s.removeMember},
+		admin.SplitSOPIN:   {Acts: s.splitActs, Execute: s.splitSOPIN},
+		admin.DestroyKey:   {Acts: s.destroyKeyActs, Execute: s.destroyKey},
+		admin.RepairKey:    {Acts: s.repairKeyActs, Execute: s.repairKey},
+		admin.AdoptKey:     {Acts: s.adoptKeyActs, Execute: s.adoptKey},
 	}})
 }
 
@@ -42,7 +51,7 @@ func (s *server) roster(ctx context.Context) (admin.Roster, error) {
 // birth; probe and checkpoint keys come with a member and with genesis.
 var (
 	keyPurposes   = []audit.Purpose{audit.PurposeDocument, audit.PurposeCode, audit.PurposeOCSP, audit.PurposeTimestamp}
-	keyAlgorithms = []string{"P-256", "P-384", "P-521", "RSA-2048", "RSA-3072", "RSA-4096"}
+	keyAlgorithms = hsmstore.Algorithms()
 	keyName       = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
 )
 
@@ -79,14 +88,285 @@ func listing(purposes []audit.Purpose) string {
 
 // actsOf derives the acts of an action from its parameters, without a server.
 func actsOf(action string, parameters []byte) ([]string, error) {
-	if action != admin.GenerateKey {
-		return nil, fmt.Errorf("this chancery does not know the action %q; use the version of the server", action)
+	switch action {
+	case admin.GenerateKey:
+		spec, err := keySpec(parameters)
+		return []string{spec.Act()}, err
+	case admin.AddMember:
+		p, err := parametersOf[admin.MemberParameters](parameters)
+		return []string{admin.AddMemberAct(p.Name, p.Serial), admin.GenerateKeyAct(p.ProbeKey, audit.PurposeProbe.String(), "P-256", nil, p.Name)}, err
+	case admin.RemoveMember:
+		p, err := parametersOf[admin.RemoveParameters](parameters)
+		return []string{admin.RemoveMemberAct(p.Name, p.Serial)}, err
+	case admin.SplitSOPIN:
+		p, err := parametersOf[admin.SplitParameters](parameters)
+		return []string{admin.RotateSOPINAct(p.Member)}, err
+	case admin.DestroyKey:
+		p, err := parametersOf[admin.DestroyParameters](parameters)
+		if err != nil {
+			return nil, err
+		}
+		hash, err := spkiHash(p.SPKI)
+		return []string{admin.DestroyKeyAct(p.Name, hash)}, err
+	case admin.RepairKey:
+		p, err := parametersOf[admin.RepairParameters](parameters)
+		return []string{admin.RepairKeyAct(p.Name, p.Member)}, err
+	case admin.AdoptKey:
+		p, err := parametersOf[admin.AdoptParameters](parameters)
+		if err != nil {
+			return nil, err
+		}
+		hash, err := spkiHash(p.SPKI)
+		return []string{admin.AdoptKeyAct(p.Name, p.Purpose, p.Algorithm, p.Subject, hash, p.AcceptWeak...)}, err
 	}
-	spec, err := keySpec(parameters)
+	return nil, fmt.Errorf("this chancery does not know the action %q; use the version of the server", audit.Text(action, 64))
+}
+
+// parametersOf reads the parameters of an action, strictly.
+func parametersOf[P any](parameters []byte) (p P, err error) {
+	if err := json.Unmarshal(parameters, &p, json.RejectUnknownMembers(true)); err != nil {
+		return p, fmt.Errorf("the parameters are not those of a %T; chancery hsm and chancery key make them", p)
+	}
+	return p, nil
+}
+
+func spkiHash(s string) (h [32]byte, err error) {
+	b, err := hex.DecodeString(s)
+	if err != nil || len(b) != len(h) {
+		return h, fmt.Errorf("spki_sha256 %q must be the 64 hex digits of the SHA-256 of the public key", audit.Text(s, 80))
+	}
+	return [32]byte(b), nil
+}
+
+// candidate looks at the token of a member that the configuration names and the
+// cluster does not have. The file is read anew: that is how a running server learns
+// of a new HSM.
+func (s *server) candidate(ctx context.Context, name string) (admin.MemberParameters, error) {
+	cfg, cand, err := s.inspect(ctx, name)
+	if err != nil {
+		return admin.MemberParameters{}, err
+	}
+	for _, m := range s.hsm.Members() {
+		if m.Name == cfg.Name && m.State != hsmstore.Out {
+			return admin.MemberParameters{}, fmt.Errorf("%w: member %s is in the cluster already and is %s", hsmstore.ErrStanding, name, m.State)
+		}
+	}
+	// The second act bears the probe key: generate-key NAME probe ….
+	probe := strings.Fields(cand.Acts[1])[1]
+	return admin.MemberParameters{Name: name, Serial: cand.Serial, Label: cand.Label, Manufacturer: cand.Manufacturer, Model: cand.Model, Firmware: cand.Firmware, ProbeKey: probe}, nil
+}
+
+func (s *server) inspect(ctx context.Context, name string) (hsmstore.MemberConfig, hsmstore.Candidate, error) {
+	cfg, err := s.reload()
+	if err != nil {
+		return hsmstore.MemberConfig{}, hsmstore.Candidate{}, fmt.Errorf("%w: %w", hsmstore.ErrStanding, err)
+	}
+	members, err := cfg.members()
+	if err != nil {
+		return hsmstore.MemberConfig{}, hsmstore.Candidate{}, fmt.Errorf("%w: %w", hsmstore.ErrStanding, err)
+	}
+	for _, m := range members {
+		if m.Name == name {
+			cand, err := s.hsm.Inspect(ctx, m)
+			return m, cand, err
+		}
+	}
+	return hsmstore.MemberConfig{}, hsmstore.Candidate{}, fmt.Errorf("%w: hsm.members of the server's configuration has no %q; add it there (name, module, token, pin, and so_pin for the time of the ceremony), no restart is needed", hsmstore.ErrNoMember, audit.Text(name, 64))
+}
+
+func (s *server) addMemberActs(parameters []byte) ([]string, error) {
+	p, err := parametersOf[admin.MemberParameters](parameters)
 	if err != nil {
 		return nil, err
 	}
-	return []string{spec.Act()}, nil
+	ctx, cancel := context.WithTimeout(context.Background(), inspectTime)
+	defer cancel()
+	now, err := s.candidate(ctx, p.Name)
+	if err != nil {
+		return nil, err
+	}
+	if now != p {
+		return nil, fmt.Errorf("name: the token of member %s is %s by %s now, the proposal says %s by %s; ask for it again", p.Name, now.Serial, now.Manufacturer, audit.Text(p.Serial, 64), audit.Text(p.Manufacturer, 64))
+	}
+	return actsOf(admin.AddMember, parameters)
+}
+
+// inspectTime bounds the look at a token while a request waits.
+const inspectTime = 20 * time.Second
+
+func (s *server) addMember(ctx context.Context, g *admin.Grant, parameters []byte) (any, error) {
+	p, err := parametersOf[admin.MemberParameters](parameters)
+	if err != nil {
+		return nil, err
+	}
+	cfg, cand, err := s.inspect(ctx, p.Name)
+	if err != nil {
+		return nil, err
+	}
+	if cand.Serial != p.Serial {
+		return nil, fmt.Errorf("%w: the officers approved token %s, %s is there", hsmstore.ErrToken, p.Serial, cand.Serial)
+	}
+	steps := []string{}
+	err = s.hsm.AddMember(ctx, g, cfg, func(step string) {
+		s.log.Info("adding HSM member", "member", p.Name, "step", step)
+		steps = append(steps, step)
+	})
+	return map[string]any{"member": p.Name, "serial": p.Serial, "steps": steps}, err
+}
+
+func (s *server) removeMemberActs(parameters []byte) ([]string, error) {
+	p, err := parametersOf[admin.RemoveParameters](parameters)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range s.hsm.Members() {
+		switch {
+		case m.Name != p.Name:
+		case m.Serial != p.Serial:
+			return nil, fmt.Errorf("serial: member %s has token %s", m.Name, m.Serial)
+		case m.State != hsmstore.Out && m.State != hsmstore.Fenced && m.State != hsmstore.Absent:
+			return nil, fmt.Errorf("name: member %s is %s; drain or fence it first", m.Name, m.State)
+		default:
+			return actsOf(admin.RemoveMember, parameters)
+		}
+	}
+	return nil, fmt.Errorf("name: there is no HSM member %q", audit.Text(p.Name, 64))
+}
+
+func (s *server) removeMember(ctx context.Context, g *admin.Grant, parameters []byte) (any, error) {
+	p, err := parametersOf[admin.RemoveParameters](parameters)
+	if err != nil {
+		return nil, err
+	}
+	return map[string]string{"removed": p.Name}, s.hsm.RemoveMember(ctx, g, p.Name)
+}
+
+func (s *server) splitActs(parameters []byte) ([]string, error) {
+	p, err := parametersOf[admin.SplitParameters](parameters)
+	if err != nil {
+		return nil, err
+	}
+	roster, err := s.db.Roster(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	if p.Threshold < admin.MinQuorum || p.Threshold > admin.MaxQuorum || p.Threshold > len(roster.Officers) {
+		return nil, fmt.Errorf("threshold: %d of %d officers is not possible; M is %d to %d", p.Threshold, len(roster.Officers), admin.MinQuorum, admin.MaxQuorum)
+	}
+	if !slices.ContainsFunc(s.hsm.Members(), func(m hsmstore.MemberStatus) bool { return m.Name == p.Member }) {
+		return nil, fmt.Errorf("member: there is no HSM member %q", audit.Text(p.Member, 64))
+	}
+	return actsOf(admin.SplitSOPIN, parameters)
+}
+
+func (s *server) splitSOPIN(ctx context.Context, g *admin.Grant, parameters []byte) (any, error) {
+	p, err := parametersOf[admin.SplitParameters](parameters)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.hsm.SplitSOPIN(ctx, g, p.Member, p.Threshold); err != nil {
+		return nil, err
+	}
+	return map[string]string{"member": p.Member, "next": "write so_pin: \"shares:\" for it in the configuration and remove its SO PIN file"}, nil
+}
+
+// keyNamed finds a key and holds it against the public key that a proposal names.
+func (s *server) keyNamed(name, spki string) error {
+	for _, k := range s.hsm.Keys() {
+		if k.Name != name {
+			continue
+		}
+		if hash := sha256.Sum256(k.SPKI); spki != "" && hex.EncodeToString(hash[:]) != spki {
+			return fmt.Errorf("spki_sha256: key %s is %x", name, hash)
+		}
+		return nil
+	}
+	return fmt.Errorf("name: there is no key %q", audit.Text(name, 64))
+}
+
+func (s *server) destroyKeyActs(parameters []byte) ([]string, error) {
+	p, err := parametersOf[admin.DestroyParameters](parameters)
+	if err != nil {
+		return nil, err
+	}
+	if why := s.keyInUse(p.Name); why != "" {
+		return nil, fmt.Errorf("name: key %s cannot be destroyed: %s", p.Name, why)
+	}
+	if err := s.keyNamed(p.Name, p.SPKI); err != nil {
+		return nil, err
+	}
+	return actsOf(admin.DestroyKey, parameters)
+}
+
+func (s *server) destroyKey(ctx context.Context, g *admin.Grant, parameters []byte) (any, error) {
+	p, err := parametersOf[admin.DestroyParameters](parameters)
+	if err != nil {
+		return nil, err
+	}
+	return s.hsm.Destroy(ctx, g, p.Name)
+}
+
+func (s *server) repairKeyActs(parameters []byte) ([]string, error) {
+	p, err := parametersOf[admin.RepairParameters](parameters)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.keyNamed(p.Name, ""); err != nil {
+		return nil, err
+	}
+	return actsOf(admin.RepairKey, parameters)
+}
+
+func (s *server) repairKey(ctx context.Context, g *admin.Grant, parameters []byte) (any, error) {
+	p, err := parametersOf[admin.RepairParameters](parameters)
+	if err != nil {
+		return nil, err
+	}
+	return map[string]string{"key": p.Name, "member": p.Member}, s.hsm.Repair(ctx, g, p.Name, p.Member)
+}
+
+// adoptSpec reads the parameters of admin.AdoptKey.
+func adoptSpec(parameters []byte) (spec hsmstore.AdoptSpec, p admin.AdoptParameters, err error) {
+	if p, err = parametersOf[admin.AdoptParameters](parameters); err != nil {
+		return spec, p, err
+	}
+	purpose, err := audit.ParsePurpose(p.Purpose)
+	if err != nil {
+		return spec, p, fmt.Errorf("purpose: %w", err)
+	}
+	id, err := hex.DecodeString(p.CKAID)
+	if err != nil {
+		return spec, p, errors.New("cka_id must be hex digits")
+	}
+	return hsmstore.AdoptSpec{Name: p.Name, Purpose: purpose, Algorithm: p.Algorithm, Subject: p.Subject, Member: p.Member, CKAID: id, Label: p.Label, AcceptWeak: p.AcceptWeak, Attestation: p.Attestation}, p, nil
+}
+
+// adoptKeyActs tries the adoption dry: what would be refused is refused now.
+func (s *server) adoptKeyActs(parameters []byte) ([]string, error) {
+	spec, p, err := adoptSpec(parameters)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), inspectTime)
+	defer cancel()
+	spec.DryRun = true
+	report, err := s.hsm.Adopt(ctx, nil, spec)
+	if err != nil {
+		return nil, err
+	}
+	acts, err := actsOf(admin.AdoptKey, parameters)
+	if err == nil && report.Act != acts[0] {
+		err = fmt.Errorf("spki_sha256: the token holds another key than %s", audit.Text(p.SPKI, 64))
+	}
+	return acts, err
+}
+
+func (s *server) adoptKey(ctx context.Context, g *admin.Grant, parameters []byte) (any, error) {
+	spec, _, err := adoptSpec(parameters)
+	if err != nil {
+		return nil, err
+	}
+	return s.hsm.Adopt(ctx, g, spec)
 }
 
 // generateKeyActs refuses what is known to fail before officers are troubled with it.

@@ -99,7 +99,7 @@ func (d *dev) run(ctx context.Context) error {
 		return err
 	}
 	defer l.close()
-	s := &server{cfg: cfg, dev: true, log: log}
+	s := &server{cfg: cfg, dev: true, log: log, reload: func() (*Config, error) { return loadConfig(d.path("chancery.yaml"), d.overlay) }}
 	if err := d.start(ctx, s); err != nil {
 		return errors.Join(err, s.close())
 	}

@@ -2,11 +2,19 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"net/url"
+	"os"
 	"slices"
+	"strings"
+	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -17,7 +25,10 @@ import (
 
 func keyCommand() *cobra.Command {
 	c := &cobra.Command{Use: "key", Short: "Keys in the HSM cluster"}
-	c.AddCommand(keyGenerateCommand())
+	c.AddCommand(keyListCommand(), keyShowCommand(), keyGenerateCommand(), keyAdoptCommand(), keyDestroyCommand(), keyRepairCommand(),
+		actCommand("disable NAME", "Stop the use of a key; it can be enabled again", "key", "/api/v1/keys/", "disable"),
+		actCommand("enable NAME", "Allow the use of a disabled key again", "key", "/api/v1/keys/", "enable"),
+		actCommand("describe NAME --reason TEXT", "Keep a text for people beside a key", "key", "/api/v1/keys/", "describe"))
 	return c
 }
 
@@ -33,12 +44,12 @@ func keyGenerateCommand() *cobra.Command {
 				return &exit{exitUsage, errors.New("give one NAME; see chancery key generate --help")}
 			}
 			p.Name = args[0]
-			return g.run(c, admin.GenerateKey, "/api/v1/keys", p)
+			return g.run(c, admin.GenerateKey, p)
 		},
 	}
 	g.flags(c)
 	c.Flags().StringVar(&p.Purpose, "purpose", "document", "what it is for, for ever: document, code, ocsp, timestamp")
-	c.Flags().StringVar(&p.Algorithm, "algorithm", "P-256", "P-256, P-384, P-521, RSA-2048, RSA-3072 or RSA-4096")
+	c.Flags().StringVar(&p.Algorithm, "algorithm", "P-256", strings.Join(keyAlgorithms, ", "))
 	c.Flags().StringSliceVar(&p.Members, "members", nil, "HSM members that shall hold it; default all")
 	return c
 }
@@ -60,7 +71,7 @@ func (g *request) flags(c *cobra.Command) {
 }
 
 // run sends the request and tells what became of it.
-func (g *request) run(c *cobra.Command, action, path string, parameters any) error {
+func (g *request) run(c *cobra.Command, action string, parameters any) error {
 	j, err := json.Marshal(parameters)
 	if err != nil {
 		return err
@@ -76,10 +87,7 @@ func (g *request) run(c *cobra.Command, action, path string, parameters any) err
 	if g.lifetime < time.Second || g.lifetime > admin.MaxLifetime {
 		return &exit{exitUsage, fmt.Errorf("--lifetime %s must be 1s to %s", g.lifetime, admin.MaxLifetime)}
 	}
-	var body map[string]any
-	if err := json.Unmarshal(canonical, &body); err != nil {
-		return err
-	}
+	body := map[string]any{"action": action, "parameters": json.RawMessage(canonical)}
 	if g.officer != "" || g.key != "" {
 		proposal, sig, err := g.sign(c.Context(), action, acts, canonical)
 		if err != nil {
@@ -90,7 +98,7 @@ func (g *request) run(c *cobra.Command, action, path string, parameters any) err
 		body["lifetime"] = int64(g.lifetime / time.Second)
 	}
 	var raw json.RawMessage
-	if err := g.r.post(c.Context(), path, body, &raw); err != nil {
+	if err := g.r.post(c.Context(), "/api/v1/approvals", body, &raw); err != nil {
 		return err
 	}
 	var a approvalView
@@ -173,4 +181,175 @@ func (g *request) await(c *cobra.Command, a *approvalView) error {
 		fmt.Fprintf(c.OutOrStdout(), "%s: done, %s\n", id, visible(string(a.Result)))
 	}
 	return nil
+}
+
+// keyView is a key as the server shows it.
+type keyView struct {
+	Name, ID, Purpose, Algorithm, State, Origin, Description string
+
+	SPKI       string `json:"spki_sha256"`
+	Members    []string
+	Ready      []string
+	Birth      uint64
+	Adopted    bool
+	PublicKey  []byte `json:"public_key"`
+	Attributes []struct {
+		Member  string
+		Error   string
+		Objects []struct {
+			Label      string
+			Attributes []string
+		}
+	}
+}
+
+func keyListCommand() *cobra.Command {
+	var v view
+	c := &cobra.Command{Use: "list", Short: "The keys of the cluster", Args: noArgs, RunE: func(c *cobra.Command, _ []string) error {
+		var list struct{ Keys []keyView }
+		return v.show(c, "/api/v1/keys", &list, func(w *tabwriter.Writer) {
+			fmt.Fprintln(w, "NAME\tPURPOSE\tALGORITHM\tSTATE\tREADY\tMEMBERS\tSPKI SHA-256")
+			for _, k := range list.Keys {
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d of %d\t%s\t%.16s\n", visible(k.Name), visible(k.Purpose), visible(k.Algorithm), visible(k.State), len(k.Ready), len(k.Members), visible(strings.Join(k.Members, ",")), visible(k.SPKI))
+			}
+		})
+	}}
+	v.flags(c)
+	return c
+}
+
+func keyShowCommand() *cobra.Command {
+	var v view
+	c := &cobra.Command{Use: "show NAME", Short: "One key, with what the tokens show of it now", RunE: func(c *cobra.Command, args []string) error {
+		name, err := oneName(c, args)
+		if err != nil {
+			return err
+		}
+		var k keyView
+		return v.show(c, "/api/v1/keys/"+url.PathEscape(name), &k, func(w *tabwriter.Writer) {
+			for _, line := range [][2]string{{"name", k.Name}, {"purpose", k.Purpose}, {"algorithm", k.Algorithm}, {"state", k.State}, {"SPKI SHA-256", k.SPKI}, {"CKA_ID", k.ID}, {"born on", k.Origin},
+				{"birth", fmt.Sprintf("ledger entry %d", k.Birth)}, {"adopted", fmt.Sprint(k.Adopted)}, {"description", k.Description}} {
+				fmt.Fprintf(w, "%s\t%s\n", line[0], visible(line[1]))
+			}
+			for _, a := range k.Attributes {
+				for _, o := range a.Objects {
+					fmt.Fprintf(w, "on %s\t%s: %s\n", visible(a.Member), visible(o.Label), visible(strings.Join(o.Attributes, " ")))
+				}
+				if a.Error != "" {
+					fmt.Fprintf(w, "on %s\t%s\n", visible(a.Member), visible(a.Error))
+				}
+			}
+			fmt.Fprintf(w, "public key\t%s\n", base64.StdEncoding.EncodeToString(k.PublicKey))
+		})
+	}}
+	v.flags(c)
+	return c
+}
+
+func keyDestroyCommand() *cobra.Command {
+	var g request
+	c := &cobra.Command{Use: "destroy NAME", Short: "Ask the officers to destroy every copy of a key", RunE: func(c *cobra.Command, args []string) error {
+		name, err := oneName(c, args)
+		if err != nil {
+			return err
+		}
+		var k keyView
+		if err := g.r.get(c.Context(), "/api/v1/keys/"+url.PathEscape(name), &k); err != nil {
+			return err
+		}
+		return g.run(c, admin.DestroyKey, admin.DestroyParameters{Name: name, SPKI: k.SPKI})
+	}}
+	g.flags(c)
+	return c
+}
+
+func keyRepairCommand() *cobra.Command {
+	var g request
+	var member string
+	c := &cobra.Command{Use: "repair NAME --member MEMBER", Short: "Ask the officers to copy a key again to a member that lost it", RunE: func(c *cobra.Command, args []string) error {
+		name, err := oneName(c, args)
+		if err != nil {
+			return err
+		}
+		return g.run(c, admin.RepairKey, admin.RepairParameters{Name: name, Member: member})
+	}}
+	g.flags(c)
+	c.Flags().StringVar(&member, "member", "", "member whose copy is to be made anew")
+	return c
+}
+
+func keyAdoptCommand() *cobra.Command {
+	var g request
+	var p admin.AdoptParameters
+	var subject, attestation string
+	var dry bool
+	c := &cobra.Command{
+		Use: "adopt NAME --member M (--cka-id HEX | --label TEXT) --purpose P --algorithm A", Short: "Ask the officers to take a key that others made, where it is",
+		Long: "First look: --dry-run shows the key and what of it is weaker than our own keys. Each weakness must be accepted\n" +
+			"by name (--accept DECRYPT=true) and stands in what the officers sign. What would give the key away is\n" +
+			"never accepted.",
+		RunE: func(c *cobra.Command, args []string) error {
+			name, err := oneName(c, args)
+			if err != nil {
+				return err
+			}
+			var raw json.RawMessage
+			if err := g.r.post(c.Context(), "/api/v1/keys/inspect", map[string]string{"member": p.Member, "cka_id": p.CKAID, "label": p.Label}, &raw); err != nil {
+				return err
+			}
+			if dry {
+				return printJSON(c.OutOrStdout(), raw)
+			}
+			var report struct {
+				Object struct{ SPKI []byte }
+				Weak   []string
+			}
+			if err := json.Unmarshal(raw, &report); err != nil {
+				return fmt.Errorf("reading the answer of the server: %w", err)
+			}
+			if p.Subject, err = subjectOf(subject); err != nil {
+				return err
+			}
+			if attestation != "" {
+				if p.Attestation, err = os.ReadFile(attestation); err != nil {
+					return &exit{exitUsage, fmt.Errorf("--attestation: %w", err)}
+				}
+			}
+			hash := sha256.Sum256(report.Object.SPKI)
+			p.Name, p.SPKI = name, hex.EncodeToString(hash[:])
+			return g.run(c, admin.AdoptKey, p)
+		},
+	}
+	g.flags(c)
+	f := c.Flags()
+	f.StringVar(&p.Member, "member", "", "member whose token holds the key")
+	f.StringVar(&p.CKAID, "cka-id", "", "CKA_ID of the key, hex")
+	f.StringVar(&p.Label, "label", "", "CKA_LABEL of the key")
+	f.StringVar(&p.Purpose, "purpose", "document", "what it is for from now on, for ever: issuer, document, code, ocsp, timestamp")
+	f.StringVar(&p.Algorithm, "algorithm", "P-256", strings.Join(keyAlgorithms, ", "))
+	f.StringSliceVar(&p.AcceptWeak, "accept", nil, "weak attributes that are accepted, e.g. MODIFIABLE=true")
+	f.StringVar(&subject, "certificate", "", "PEM file of the CA's certificate, whose subject an issuer key is bound to")
+	f.StringVar(&attestation, "attestation", "", "file with the vendor's evidence for the key; it is kept in the ledger")
+	f.BoolVar(&dry, "dry-run", false, "only look")
+	return c
+}
+
+// subjectOf is the subject Name, DER, of a certificate in a PEM file; "" has none.
+func subjectOf(path string) ([]byte, error) {
+	if path == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, &exit{exitUsage, fmt.Errorf("--certificate: %w", err)}
+	}
+	block, _ := pem.Decode(b)
+	if block == nil || block.Type != "CERTIFICATE" {
+		return nil, &exit{exitUsage, fmt.Errorf("--certificate: %s holds no PEM CERTIFICATE", path)}
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, &exit{exitUsage, fmt.Errorf("--certificate: %s: %w", path, err)}
+	}
+	return cert.RawSubject, nil
 }

@@ -37,7 +37,7 @@ func serveCommand() *cobra.Command {
 				return err
 			}
 			defer l.close()
-			s := &server{cfg: cfg, log: log}
+			s := &server{cfg: cfg, log: log, reload: func() (*Config, error) { return loadChecked(file) }}
 			if err := s.startServing(c.Context()); err != nil {
 				return errors.Join(err, s.close())
 			}

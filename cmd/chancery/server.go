@@ -38,9 +38,10 @@ const (
 
 // server is the running CA: every room, built in order.
 type server struct {
-	cfg *Config
-	dev bool
-	log *slog.Logger
+	cfg    *Config
+	reload func() (*Config, error) // reads the configuration anew
+	dev    bool
+	log    *slog.Logger
 
 	db         *dbstore.Store
 	journal    *audit.Journal
@@ -102,12 +103,8 @@ func (s *server) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	roster, err := s.db.Roster(ctx)
-	if err != nil && !errors.Is(err, audit.ErrNotFound) {
-		return fmt.Errorf("reading the officers: %w", err)
-	}
 	s.hsm, err = hsmstore.Open(ctx, hsmstore.Config{Members: members, Ledger: s.ledger, Keys: keys, Enrolled: enrolled, Log: s.log,
-		Shares: s.db, Officers: roster.Officers, InUse: s.keyInUse, CeremonyOnly: s.ceremonyKey})
+		Shares: s.db, Officers: s.officers, InUse: s.keyInUse, CeremonyOnly: s.ceremonyKey})
 	if err != nil {
 		return err
 	}
@@ -120,6 +117,12 @@ func (s *server) open(ctx context.Context) (err error) {
 		}
 	}
 	return nil
+}
+
+// officers are those in force.
+func (s *server) officers(ctx context.Context) ([]admin.Officer, error) {
+	r, err := s.db.Roster(ctx)
+	return r.Officers, err
 }
 
 // keyInUse says what still needs a key, so that nobody destroys it.
@@ -222,7 +225,7 @@ func (s *server) close() error {
 	if s.db != nil {
 		errs = append(errs, s.db.Close())
 	}
-	*s = server{cfg: s.cfg, dev: s.dev, log: s.log}
+	*s = server{cfg: s.cfg, reload: s.reload, dev: s.dev, log: s.log}
 	return errors.Join(errs...)
 }
 
@@ -321,7 +324,7 @@ func (s *server) serve(ctx context.Context, l listeners, landing web.Landing, re
 	}
 	edge, err := web.New(web.Config{
 		Console: pages.Handler(),
-		CA:      s.authority, Documents: documents, Approvals: board, LeafProof: s.leafProof, ACME: acmeServer.Handler(), PublicURL: s.cfg.PublicURL, PublicHTTPURL: s.cfg.PublicHTTPURL, Dev: s.dev, Landing: landing, Log: s.log,
+		CA:      s.authority, Documents: documents, Approvals: board, HSM: s.hsm, Candidate: s.candidate, LeafProof: s.leafProof, ACME: acmeServer.Handler(), PublicURL: s.cfg.PublicURL, PublicHTTPURL: s.cfg.PublicHTTPURL, Dev: s.dev, Landing: landing, Log: s.log,
 		Checkpoint: s.checkpoint.Latest, Proof: s.proof, Ready: s.ready, GetCertificate: own.get,
 		AdminToken: tokenOK,
 	})
