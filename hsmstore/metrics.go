@@ -2,55 +2,43 @@ package hsmstore
 
 import "maps"
 
-// Stats is the cluster in numbers, at one moment. Counters begin with the server.
+// Stats is a snapshot of the cluster's counters since the start of the server.
 type Stats struct {
-	Members   []MemberSnapshot // in the order of [Store.Members]
-	Failovers uint64           // attempts that another attempt followed
-	Waiting   map[string]int   // operations that wait for a place, by class: revocation, ocsp, api, bulk
-	Running   int              // operations that have a place
-	Findings  int              // differences of the last [Store.Verify]; -1 before the first
+	Members   []MemberSnapshot
+	Failovers uint64        // attempts that another attempt followed
+	Waiting   map[Class]int // operations that wait for a place, by class
+	Running   int           // signatures under way
+	Findings  int           // of the last check of keys; see [Drift]
 }
 
-// MemberSnapshot is one member in [Stats].
+// MemberSnapshot is a member with its counters.
 type MemberSnapshot struct {
 	MemberStatus
 	MemberStats
 }
 
-// classNames are the classes in words for people and metrics.
-var classNames = map[Class]string{ClassRevocation: "revocation", ClassOCSP: "ocsp", ClassAPI: "api", ClassBulk: "bulk"}
+func (c Class) String() string {
+	return [...]string{ClassAPI: "api", ClassRevocation: "revocation", ClassOCSP: "ocsp", ClassBulk: "bulk"}[min(c, ClassBulk)]
+}
 
-// Stats reads every counter. The numbers of one member belong together, those of two
-// may be a moment apart.
+// Stats takes a snapshot.
 func (s *Store) Stats() Stats {
-	out := Stats{Failovers: s.failovers.Load(), Waiting: map[string]int{}, Findings: -1}
-	for _, m := range s.list() {
-		out.Members = append(out.Members, MemberSnapshot{m.current(), m.stats.snapshot()})
-	}
+	out := Stats{Failovers: s.failovers.Load(), Waiting: map[Class]int{}}
 	waiting, running := s.queue.depth()
-	for class, name := range classNames {
-		out.Waiting[name] = waiting[class]
-	}
 	out.Running = running
+	for c, n := range waiting {
+		out.Waiting[Class(c)] = n
+	}
+	for _, m := range s.list() {
+		one := MemberSnapshot{MemberStatus: m.current()}
+		m.stats.mu.Lock()
+		one.MemberStats = m.stats.MemberStats
+		one.Signatures = maps.Clone(m.stats.Signatures)
+		m.stats.mu.Unlock()
+		out.Members = append(out.Members, one)
+	}
 	if d, ok := s.LastDrift(); ok {
 		out.Findings = len(d.Findings)
 	}
 	return out
-}
-
-// snapshot is a copy of the counters.
-func (s *stats) snapshot() MemberStats {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	out := s.MemberStats
-	out.Signatures = maps.Clone(s.Signatures)
-	return out
-}
-
-// Total is how many signatures there were.
-func (s MemberStats) Total() (n uint64) {
-	for _, c := range s.Signatures {
-		n += c
-	}
-	return n
 }

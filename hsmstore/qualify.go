@@ -93,6 +93,7 @@ const (
 	CheckNativeTemplate = "key template without copies"
 	CheckSensitive      = "SENSITIVE keys cannot be read"
 	CheckSticky         = "SENSITIVE cannot be cleared"
+	CheckUnextractable  = "EXTRACTABLE=false keys cannot be wrapped"
 	CheckExtractable    = "EXTRACTABLE=false is for ever"
 	CheckModifiable     = "MODIFIABLE=false is honoured"
 	CheckCopy           = "a copy of a key is no weaker"
@@ -110,6 +111,7 @@ var meanings = map[string]string{
 	CheckNativeTemplate: "the module does not protect keys as ours are protected; only weak_unwrap: true would accept it",
 	CheckSensitive:      "whoever has the PIN reads private keys: never use this HSM",
 	CheckSticky:         "whoever has the PIN makes private keys readable: never use this HSM",
+	CheckUnextractable:  "whoever has the PIN takes keys out with a wrapping key of his own: never use this HSM",
 	CheckExtractable:    "whoever has the PIN makes a key leave the HSM",
 	CheckModifiable:     "whoever has the PIN changes what a key may be used for; purposes are held by the worker alone",
 	CheckCopy:           "whoever has the PIN makes a copy that can be read or may leave: never use this HSM",
@@ -259,6 +261,9 @@ func (q *Qualification) judge() {
 		return
 	case !q.honoured(CheckSensitive, CheckSticky):
 		because(VerdictNone, "private keys are not secret in it: they can be read, or made readable")
+		return
+	case q.refuted(CheckUnextractable):
+		because(VerdictNone, "private keys are not secret in it: whoever has the PIN takes out even those that are not extractable")
 		return
 	case q.refuted(CheckCopy):
 		because(VerdictNone, "private keys are not secret in it: whoever has the PIN makes a weaker copy of them")

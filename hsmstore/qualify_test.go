@@ -111,12 +111,12 @@ func TestQualifyFewAlgorithms(t *testing.T) {
 	}
 }
 
-// NSS lets its user copy a key that may not leave into one that may, and take that out.
+// NSS lets its user take out a key that may not leave, by itself or as a copy that may.
 func TestQualifyNSS(t *testing.T) {
 	m := newNSS(t, copyCluster(t), "nss")
 	m.WeakUnwrap = false
 	q := qualify(t, m)
-	if q.Verdict != hsmstore.VerdictNone || !weak(q, hsmstore.CheckCopy) || !weak(q, "the private key leaves") || !weak(q, hsmstore.CheckTrusted) || !weak(q, hsmstore.CheckWrapTrusted) || !weak(q, hsmstore.CheckAllowed) || !weak(q, "Ed25519") {
+	if q.Verdict != hsmstore.VerdictNone || !weak(q, hsmstore.CheckUnextractable) || !weak(q, hsmstore.CheckCopy) || !weak(q, "the private key leaves") || !weak(q, hsmstore.CheckTrusted) || !weak(q, hsmstore.CheckWrapTrusted) || !weak(q, hsmstore.CheckAllowed) || !weak(q, "Ed25519") {
 		t.Errorf("%s: %v", q.Verdict, q.Why)
 	}
 }

@@ -235,6 +235,14 @@ func (q *qualifier) extractable(alg *algorithm) {
 		return
 	}
 	defer p.destroy(q.tok)
+	q.begin(CheckUnextractable, "C_WrapKey")
+	mech, err := q.leaves(p.private)
+	if err == nil {
+		q.note(CheckUnextractable, false, "an AES key of the user wrapped it by mechanism %#x: the private key leaves", mech)
+	} else {
+		q.note(CheckUnextractable, true, "wrapping one by an AES key of the user: %s", outcome(err))
+	}
+	q.begin(CheckExtractable, "C_SetAttributeValue")
 	err = q.change(p.private, attr(pkcs11.CKA_EXTRACTABLE, true))
 	set, known := q.isSet(p.private, pkcs11.CKA_EXTRACTABLE)
 	q.note(CheckExtractable, known && !set, "making a key extractable later: %s", outcome(err))
@@ -276,34 +284,40 @@ func (q *qualifier) copies(alg *algorithm) {
 			continue
 		}
 		set, known := q.isSet(h, a.id)
-		leaves := q.leaves(h)
+		mech, err := q.leaves(h)
 		q.begin(CheckCopy, "C_DestroyObject")
 		_ = q.tok.m.DestroyObject(q.tok.session, h)
 		if !known || set == a.weak {
-			q.note(CheckCopy, false, "a copy with %s: accepted%s", a.name, leaves)
+			out := ""
+			if err == nil {
+				out = fmt.Sprintf("; and an AES key of the user wrapped it by mechanism %#x: the private key leaves", mech)
+			}
+			q.note(CheckCopy, false, "a copy with %s: accepted%s", a.name, out)
 			return
 		}
 	}
 	q.note(CheckCopy, true, "a copy with %s", strings.Join(said, ", "))
 }
 
-// leaves tells whether an AES key of the user's own takes a private key out.
-func (q *qualifier) leaves(h pkcs11.ObjectHandle) string {
+// leaves tries to take a private key out with an AES key of the user's own, and gives
+// the mechanism that did it, or what the last one said.
+func (q *qualifier) leaves(h pkcs11.ObjectHandle) (mech uint, err error) {
 	kek, err := q.aes()
 	if err != nil {
-		return ""
+		return 0, err
 	}
 	defer func() { _ = q.tok.m.DestroyObject(q.tok.session, kek) }()
+	err = errors.New("there is no AES key wrap mechanism")
 	for _, w := range wrappers {
 		if !slices.Contains(q.mechs, w.mech) {
 			continue
 		}
 		q.begin(q.now.Step, "C_WrapKey")
-		if _, err := q.tok.m.WrapKey(q.tok.session, mechanism(w.mech, nil), kek, h); err == nil {
-			return fmt.Sprintf("; and an AES key of the user wrapped it by mechanism %#x: the private key leaves", w.mech)
+		if _, err = q.tok.m.WrapKey(q.tok.session, mechanism(w.mech, nil), kek, h); err == nil {
+			return w.mech, nil
 		}
 	}
-	return ""
+	return 0, err
 }
 
 // aes makes a wrapping key that nobody has marked trusted.
@@ -340,14 +354,6 @@ func (q *qualifier) trusted() {
 // wrapWithTrusted: an untrusted key must not wrap a key that wants a trusted one. That
 // it wraps another shows that the refusal is not for a lack of the mechanism.
 func (q *qualifier) wrapWithTrusted(alg *algorithm) {
-	q.begin(CheckWrapTrusted, "C_GenerateKey")
-	kek, err := q.aes()
-	if err != nil {
-		q.unknown(CheckWrapTrusted, "no AES key to test with: %s", words(err))
-		return
-	}
-	defer func() { _ = q.tok.m.DestroyObject(q.tok.session, kek) }()
-	// wraps tells whether some mechanism wraps a key with these attributes.
 	wraps := func(more ...*pkcs11.Attribute) (uint, error) {
 		q.begin(CheckWrapTrusted, "C_GenerateKeyPair", true)
 		p, err := q.tok.throwAway(alg, simplePrivate(more...))
@@ -358,29 +364,18 @@ func (q *qualifier) wrapWithTrusted(alg *algorithm) {
 		if set, _ := q.isSet(p.private, pkcs11.CKA_WRAP_WITH_TRUSTED); set { // it must not be one that the user takes back
 			_ = q.change(p.private, attr(pkcs11.CKA_WRAP_WITH_TRUSTED, false))
 		}
-		last := errors.New("no AES key wrap mechanism")
-		for _, w := range wrappers {
-			if !slices.Contains(q.mechs, w.mech) {
-				continue
-			}
-			q.begin(CheckWrapTrusted, "C_WrapKey")
-			if _, last = q.tok.m.WrapKey(q.tok.session, mechanism(w.mech, nil), kek, p.private); last == nil {
-				return w.mech, nil
-			}
-		}
-		return 0, last
+		return q.leaves(p.private)
 	}
 	if _, err := wraps(attr(pkcs11.CKA_EXTRACTABLE, true)); err != nil {
 		q.unknown(CheckWrapTrusted, "no key can be wrapped at all: %s", words(err))
 		return
 	}
 	mech, err := wraps(attr(pkcs11.CKA_EXTRACTABLE, true), attr(pkcs11.CKA_WRAP_WITH_TRUSTED, true))
-	switch {
-	case err == nil:
+	if err == nil {
 		q.note(CheckWrapTrusted, false, "an untrusted AES key wrapped the private key by mechanism %#x", mech)
-	default:
-		q.note(CheckWrapTrusted, true, "wrapping by an untrusted AES key: %s", outcome(err))
+		return
 	}
+	q.note(CheckWrapTrusted, true, "wrapping by an untrusted AES key: %s", outcome(err))
 }
 
 // allowedMechanisms: a key that is for RSA PKCS #1 only must not sign by PSS.

@@ -11,6 +11,10 @@ import (
 	"strings"
 	"testing"
 
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+
 	"chancery/hsmstore"
 )
 
@@ -79,6 +83,8 @@ func lastObject(out string) string {
 // while certificates are issued.
 func TestHSMLife(t *testing.T) {
 	s := newSite(t)
+	monitor := freeAddr(t)
+	s.overlay("listen:\n  metrics: " + monitor + "\n")
 	s.start()
 	cli := commandLine{t, s}
 	client, token := s.client(), s.token()
@@ -268,6 +274,62 @@ func TestHSMLife(t *testing.T) {
 		return err == nil
 	})
 	s.auditVerify()
+
+	m1 := scrape(t, monitor)
+	before2, up := m1.total("chancery_hsm_signatures_total", "purpose", "issuer"), m1.total("chancery_hsm_member_state", "state", "up")
+	issue()
+	m2 := scrape(t, monitor)
+	if after := m2.total("chancery_hsm_signatures_total", "purpose", "issuer"); after <= before2 || up != 2 {
+		t.Errorf("issuer signatures %v, then %v; %v members up", before2, after, up)
+	}
+	if m2.total("chancery_hsm_worker_starts_total", "", "") < 4 || m2.count("chancery_hsm_sign_seconds") == 0 || m2["chancery_hsm_queue_waiting"] == nil || m2["chancery_hsm_failovers_total"] == nil {
+		t.Errorf("metrics: %v", m2)
+	}
+}
+
+// metrics is one scrape.
+type metrics map[string]*dto.MetricFamily
+
+func scrape(t *testing.T, addr string) metrics {
+	t.Helper()
+	resp, err := http.Get("http://" + addr + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	parser := expfmt.NewTextParser(model.LegacyValidation)
+	m, err := parser.TextToMetricFamilies(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// total sums a family over the series with that label; "" is any.
+func (m metrics) total(name, label, value string) (sum float64) {
+	f := m[name]
+	if f == nil {
+		return 0
+	}
+	for _, one := range f.Metric {
+		match := label == ""
+		for _, l := range one.Label {
+			match = match || l.GetName() == label && l.GetValue() == value
+		}
+		if match {
+			sum += one.GetCounter().GetValue() + one.GetGauge().GetValue()
+		}
+	}
+	return sum
+}
+
+func (m metrics) count(name string) (n uint64) {
+	if f := m[name]; f != nil {
+		for _, one := range f.Metric {
+			n += one.GetHistogram().GetSampleCount()
+		}
+	}
+	return n
 }
 
 // raw posts JSON and gives the answer as it is.

@@ -24,6 +24,8 @@ type Config struct {
 	Listen struct {
 		HTTPS string `yaml:"https"` // ACME, API, console: host:port
 		HTTP  string `yaml:"http"`  // CRLs, issuer certificates: host:port
+		// Prometheus metrics: host:port; empty: off. For those who monitor only.
+		Metrics string `yaml:"metrics,omitempty"`
 	} `yaml:"listen"`
 	PublicURL     string       `yaml:"public_url"`      // base of all ACME and API URLs
 	PublicHTTPURL string       `yaml:"public_http_url"` // base of the URLs in certificates (AIA, CDP)
@@ -227,7 +229,10 @@ func (c *Config) check() error {
 	bad := func(format string, args ...any) error {
 		return &exit{exitConfig, fmt.Errorf("config: "+format, args...)}
 	}
-	for name, v := range map[string]string{"listen.https": c.Listen.HTTPS, "listen.http": c.Listen.HTTP} {
+	for name, v := range map[string]string{"listen.https": c.Listen.HTTPS, "listen.http": c.Listen.HTTP, "listen.metrics": c.Listen.Metrics} {
+		if name == "listen.metrics" && v == "" {
+			continue
+		}
 		if _, _, err := net.SplitHostPort(v); err != nil {
 			return bad("%s: %q is no address; write host:port, e.g. 127.0.0.1:8443", name, v)
 		}

@@ -241,7 +241,7 @@ func (s *server) buildCA(ctx context.Context) error {
 }
 
 // listeners are opened before anything is signed, so that a port in use is told at once.
-type listeners struct{ https, http net.Listener }
+type listeners struct{ https, http, metrics net.Listener } // metrics may be nil
 
 func listen(cfg *Config) (l listeners, err error) {
 	if l.https, err = listenOn("listen.https", cfg.Listen.HTTPS); err != nil {
@@ -249,6 +249,13 @@ func listen(cfg *Config) (l listeners, err error) {
 	}
 	if l.http, err = listenOn("listen.http", cfg.Listen.HTTP); err != nil {
 		l.https.Close()
+		return l, err
+	}
+	if cfg.Listen.Metrics != "" {
+		if l.metrics, err = listenOn("listen.metrics", cfg.Listen.Metrics); err != nil {
+			l.https.Close()
+			l.http.Close()
+		}
 	}
 	return l, err
 }
@@ -256,6 +263,9 @@ func listen(cfg *Config) (l listeners, err error) {
 func (l listeners) close() {
 	l.https.Close()
 	l.http.Close()
+	if l.metrics != nil {
+		l.metrics.Close()
+	}
 }
 
 func listenOn(key, addr string) (net.Listener, error) {
@@ -340,6 +350,9 @@ func (s *server) serve(ctx context.Context, l listeners, landing web.Landing, re
 	g.Go(func() error { return acmeServer.Run(back) })
 	g.Go(func() error { return board.Run(back) })
 	g.Go(func() error { return s.checkpoint.Run(back) })
+	if l.metrics != nil {
+		g.Go(func() error { return serveMetrics(back, l.metrics, s.hsm.Stats, s.log) })
+	}
 	g.Go(func() error { return own.run(back, s) })
 	g.Go(func() error { // a ledger that has ended by itself takes the server with it
 		select {
@@ -363,8 +376,10 @@ func (s *server) serve(ctx context.Context, l listeners, landing web.Landing, re
 
 // own are the addresses that an ACME validation must never reach.
 func own(l listeners) (out []string) {
-	for _, x := range []net.Listener{l.https, l.http} {
-		out = append(out, x.Addr().String())
+	for _, x := range []net.Listener{l.https, l.http, l.metrics} {
+		if x != nil {
+			out = append(out, x.Addr().String())
+		}
 	}
 	return out
 }
