@@ -39,6 +39,7 @@ type Store struct {
 	probing     sync.WaitGroup
 	pairs       pairs
 	collections collections
+	opened      openImport
 	drift       drifts
 
 	importing atomic.Bool // an ImportSession is open

@@ -3,6 +3,7 @@ package test
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -180,6 +181,35 @@ func TestHSMLife(t *testing.T) {
 	if out := cli.run(0, "key", "list"); !strings.Contains(out, "destroyed") {
 		t.Errorf("key list:\n%s", out)
 	}
+
+	// A key that was made outside comes in, wrapped by openssl.
+	dir := t.TempDir()
+	in := func(name string) string { return filepath.Join(dir, name) }
+	session := cli.run(0, "key", "import-session", "--member", "alpha", "--out", in("wrap.pem"))
+	id, _, _ := strings.Cut(strings.TrimPrefix(session, "session "), " ")
+	openssl := func(args ...string) {
+		t.Helper()
+		if out, code := run(t, nil, "openssl", args...); code != 0 {
+			t.Fatalf("openssl %s:\n%s", strings.Join(args, " "), out)
+		}
+	}
+	openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", in("key.pem"))
+	openssl("pkey", "-in", in("key.pem"), "-pubout", "-out", in("public.pem"))
+	openssl("pkcs8", "-topk8", "-nocrypt", "-in", in("key.pem"), "-outform", "DER", "-out", in("key.der"))
+	openssl("rand", "-out", in("aes"), "32")
+	aes, err := os.ReadFile(in("aes"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	openssl("pkeyutl", "-encrypt", "-pubin", "-inkey", in("wrap.pem"), "-in", in("aes"), "-out", in("first"), "-pkeyopt", "rsa_padding_mode:oaep", "-pkeyopt", "rsa_oaep_md:sha1", "-pkeyopt", "rsa_mgf1_md:sha1")
+	openssl("enc", "-id-aes256-wrap-pad", "-K", fmt.Sprintf("%x", aes), "-iv", "A65959A6", "-in", in("key.der"), "-out", in("second"))
+	first, err1 := os.ReadFile(in("first"))
+	second, err2 := os.ReadFile(in("second"))
+	if err := errors.Join(err1, err2, os.WriteFile(in("blob"), append(first, second...), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	cli.approve(nil, "key", "import", "from-outside", "--session", id, "--blob", in("blob"), "--public-key", in("public.pem"))
+	cli.run(0, "sign", doc, "--key", "from-outside", "--out", doc+".4")
 
 	// The SO PINs in shares; a key is then born with them.
 	for _, name := range []string{"alpha", "beta"} {

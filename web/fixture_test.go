@@ -401,6 +401,9 @@ func (h fakeHSM) Verify(context.Context) (hsmstore.Drift, error) {
 func (h fakeHSM) Attributes(context.Context, string) ([]hsmstore.MemberAttributes, error) {
 	return []hsmstore.MemberAttributes{{Member: "alpha"}}, *h.fail
 }
+func (h fakeHSM) OpenImport(_ context.Context, member string) (hsmstore.ImportTerms, error) {
+	return hsmstore.ImportTerms{Session: "S", Member: member, WrappingKey: []byte{0x30}, Hash: "SHA-1", Mechanisms: []string{"RSA-AES"}}, *h.fail
+}
 func (h fakeHSM) InspectKey(_ context.Context, member string, _ []byte, _ string) (hsmstore.AdoptReport, error) {
 	return hsmstore.AdoptReport{Member: member, Algorithms: []string{"P-256"}}, *h.fail
 }

@@ -34,6 +34,7 @@ type HSM interface {
 	Enable(ctx context.Context, name string) error
 	Describe(ctx context.Context, name, text string) error
 	InspectKey(ctx context.Context, member string, ckaID []byte, label string) (hsmstore.AdoptReport, error)
+	OpenImport(ctx context.Context, member string) (hsmstore.ImportTerms, error)
 }
 
 var _ HSM = (*hsmstore.Store)(nil)
@@ -259,6 +260,25 @@ func (s *Server) inspectKey(c echo.Context) error {
 		return hsmProblem(err)
 	}
 	return writeJSON(c, http.StatusOK, r)
+}
+
+// importRequest is the body of POST /api/v1/keys/import-sessions.
+type importRequest struct {
+	Member string `json:"member"` // whose token unwraps the key
+}
+
+// openImport is POST /api/v1/keys/import-sessions: a one-time key to wrap a private key
+// to. The officers decide about the import itself.
+func (s *Server) openImport(c echo.Context) error {
+	var body importRequest
+	if err := readJSON(c, &body); err != nil {
+		return err
+	}
+	terms, err := s.cfg.HSM.OpenImport(c.Request().Context(), body.Member)
+	if err != nil {
+		return hsmProblem(err)
+	}
+	return writeJSON(c, http.StatusOK, terms)
 }
 
 // proposalRequest is the body of POST /api/v1/approvals.

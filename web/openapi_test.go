@@ -198,6 +198,8 @@ func TestAnswersMatchOpenAPI(t *testing.T) {
 		{"no key", call{path: "/api/v1/keys/other"}, nil, 404, "not-found"},
 		{"inspect", call{method: post, path: "/api/v1/keys/inspect", body: `{"member": "alpha", "label": "old"}`}, nil, 200, ""},
 		{"inspect no hex", call{method: post, path: "/api/v1/keys/inspect", body: `{"member": "alpha", "cka_id": "zz"}`}, nil, 400, "bad-proposal"},
+		{"import", call{method: post, path: "/api/v1/keys/import-sessions", body: `{"member": "alpha"}`}, nil, 200, ""},
+		{"second import", call{method: post, path: "/api/v1/keys/import-sessions", body: `{"member": "alpha"}`}, hsmstore.ErrBusy, 503, "busy"},
 		{"disable", call{method: post, path: "/api/v1/keys/issuing/disable", body: `{"reason": "lost trust"}`}, nil, 200, ""},
 		{"disable none", call{method: post, path: "/api/v1/keys/other/disable", body: `{}`}, hsmstore.ErrNoKey, 404, "not-found"},
 		{"enable", call{method: post, path: "/api/v1/keys/issuing/enable", body: `{}`}, nil, 200, ""},

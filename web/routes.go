@@ -72,6 +72,7 @@ func (s *Server) routes() []route {
 		{get, "/api/v1/keys", doorHTTPS, tokenHolder, s.listKeys},
 		{post, "/api/v1/keys", doorHTTPS, tokenHolder, s.proposeKey},
 		{post, "/api/v1/keys/inspect", doorHTTPS, tokenHolder, s.inspectKey},
+		{post, "/api/v1/keys/import-sessions", doorHTTPS, tokenHolder, s.openImport},
 		{get, "/api/v1/keys/{name}", doorHTTPS, tokenHolder, s.showKey},
 		{post, "/api/v1/keys/{name}/disable", doorHTTPS, tokenHolder, s.withReason(s.cfg.HSM.Disable)},
 		{post, "/api/v1/keys/{name}/enable", doorHTTPS, tokenHolder, s.withReason(s.enableKey)},

@@ -31,6 +31,7 @@ func (s *server) newBoard(ctx context.Context) (*admin.Board, error) {
 		admin.DestroyKey:   {Acts: s.destroyKeyActs, Execute: s.destroyKey},
 		admin.RepairKey:    {Acts: s.repairKeyActs, Execute: s.repairKey},
 		admin.AdoptKey:     {Acts: s.adoptKeyActs, Execute: s.adoptKey},
+		admin.ImportKey:    {Acts: s.importKeyActs, Execute: s.importKey},
 	}})
 }
 
@@ -118,6 +119,9 @@ func actsOf(action string, parameters []byte) ([]string, error) {
 		}
 		hash, err := spkiHash(p.SPKI)
 		return []string{admin.AdoptKeyAct(p.Name, p.Purpose, p.Algorithm, p.Subject, hash, p.AcceptWeak...)}, err
+	case admin.ImportKey:
+		spec, _, err := importSpec(parameters)
+		return []string{spec.Act()}, err
 	}
 	return nil, fmt.Errorf("this chancery does not know the action %q; use the version of the server", audit.Text(action, 64))
 }
@@ -367,6 +371,43 @@ func (s *server) adoptKey(ctx context.Context, g *admin.Grant, parameters []byte
 		return nil, err
 	}
 	return s.hsm.Adopt(ctx, g, spec)
+}
+
+// importSpec reads the parameters of admin.ImportKey.
+func importSpec(parameters []byte) (spec hsmstore.ImportSpec, session string, err error) {
+	p, err := parametersOf[admin.ImportParameters](parameters)
+	if err != nil {
+		return spec, "", err
+	}
+	purpose, err := audit.ParsePurpose(p.Purpose)
+	if err != nil {
+		return spec, "", fmt.Errorf("purpose: %w", err)
+	}
+	return hsmstore.ImportSpec{Name: p.Name, Purpose: purpose, Algorithm: p.Algorithm, Subject: p.Subject, SPKI: p.SPKI, Mechanism: p.Mechanism, Blob: p.Blob, Members: p.Members}, p.Session, nil
+}
+
+func (s *server) importKeyActs(parameters []byte) ([]string, error) {
+	_, session, err := importSpec(parameters)
+	if err != nil {
+		return nil, err
+	}
+	if !s.hsm.HasImport(session) {
+		return nil, errors.New("session: there is no such import session, or its time is over; begin a new one with chancery key import-session")
+	}
+	return actsOf(admin.ImportKey, parameters)
+}
+
+func (s *server) importKey(ctx context.Context, g *admin.Grant, parameters []byte) (any, error) {
+	spec, session, err := importSpec(parameters)
+	if err != nil {
+		return nil, err
+	}
+	k, err := s.hsm.FinishImport(ctx, g, session, spec)
+	if err != nil {
+		return nil, err
+	}
+	hash := k.SPKIHash()
+	return map[string]string{"key": spec.Name, "spki_sha256": hex.EncodeToString(hash[:])}, nil
 }
 
 // generateKeyActs refuses what is known to fail before officers are troubled with it.

@@ -21,11 +21,12 @@ import (
 
 	"chancery/admin"
 	"chancery/audit"
+	"chancery/hsmstore"
 )
 
 func keyCommand() *cobra.Command {
 	c := &cobra.Command{Use: "key", Short: "Keys in the HSM cluster"}
-	c.AddCommand(keyListCommand(), keyShowCommand(), keyGenerateCommand(), keyAdoptCommand(), keyDestroyCommand(), keyRepairCommand(),
+	c.AddCommand(keyListCommand(), keyShowCommand(), keyGenerateCommand(), keyAdoptCommand(), keyImportSessionCommand(), keyImportCommand(), keyDestroyCommand(), keyRepairCommand(),
 		actCommand("disable NAME", "Stop the use of a key; it can be enabled again", "key", "/api/v1/keys/", "disable"),
 		actCommand("enable NAME", "Allow the use of a disabled key again", "key", "/api/v1/keys/", "enable"),
 		actCommand("describe NAME --reason TEXT", "Keep a text for people beside a key", "key", "/api/v1/keys/", "describe"))
@@ -352,4 +353,76 @@ func subjectOf(path string) ([]byte, error) {
 		return nil, &exit{exitUsage, fmt.Errorf("--certificate: %s: %w", path, err)}
 	}
 	return cert.RawSubject, nil
+}
+
+func keyImportSessionCommand() *cobra.Command {
+	var r remote
+	var member, out string
+	c := &cobra.Command{
+		Use: "import-session --member M --out FILE.pem", Short: "Begin an import: get the one-time key to wrap a private key to",
+		Long: "The private key, as PKCS #8 DER, is wrapped where it is: RSA-AES is RSA_AES_KEY_WRAP of PKCS#11 (an AES-256 key\n" +
+			"under RSA-OAEP, followed by the private key under that AES key by RFC 5649). The session ends after 15 minutes.",
+		Args: noArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if out == "" {
+				return &exit{exitUsage, errors.New("give --out FILE.pem for the wrapping key")}
+			}
+			var t hsmstore.ImportTerms
+			if err := r.post(c.Context(), "/api/v1/keys/import-sessions", map[string]string{"member": member}, &t); err != nil {
+				return err
+			}
+			if err := writeFile(out, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: t.WrappingKey}), 0o644); err != nil {
+				return err
+			}
+			_, err := fmt.Fprintf(c.OutOrStdout(), "session %s until %s\nwrap to %s with %s, OAEP and MGF1 with %s, empty label; then:\n\n  %s key import NAME --session %s --blob FILE --public-key FILE.pem …\n",
+				visible(t.Session), t.Expires.Format(time.RFC3339), out, visible(strings.Join(t.Mechanisms, " or ")), visible(t.Hash), self(), visible(t.Session))
+			return err
+		},
+	}
+	r.flags(c)
+	c.Flags().StringVar(&member, "member", "", "member whose token unwraps the key")
+	c.Flags().StringVar(&out, "out", "", "file for the wrapping key, PEM")
+	return c
+}
+
+func keyImportCommand() *cobra.Command {
+	var g request
+	var p admin.ImportParameters
+	var blob, public, certificate string
+	c := &cobra.Command{
+		Use: "import NAME --session ID --blob FILE --public-key FILE.pem", Short: "Ask the officers to take a key that was wrapped for an import session",
+		RunE: func(c *cobra.Command, args []string) error {
+			name, err := oneName(c, args)
+			if err != nil {
+				return err
+			}
+			if p.Blob, err = os.ReadFile(blob); err != nil {
+				return &exit{exitUsage, fmt.Errorf("--blob: %w", err)}
+			}
+			b, err := os.ReadFile(public)
+			if err != nil {
+				return &exit{exitUsage, fmt.Errorf("--public-key: %w", err)}
+			}
+			block, _ := pem.Decode(b)
+			if block == nil || block.Type != "PUBLIC KEY" {
+				return &exit{exitUsage, fmt.Errorf("--public-key: %s holds no PEM PUBLIC KEY", public)}
+			}
+			if p.Subject, err = subjectOf(certificate); err != nil {
+				return err
+			}
+			p.Name, p.SPKI = name, block.Bytes
+			return g.run(c, admin.ImportKey, p)
+		},
+	}
+	g.flags(c)
+	f := c.Flags()
+	f.StringVar(&p.Session, "session", "", "import session")
+	f.StringVar(&blob, "blob", "", "file of the wrapped private key")
+	f.StringVar(&public, "public-key", "", "PEM file of the public half")
+	f.StringVar(&p.Mechanism, "mechanism", hsmstore.ImportRSAAES, hsmstore.ImportRSAAES+" or "+hsmstore.ImportRSAOAEP)
+	f.StringVar(&p.Purpose, "purpose", "document", "what it is for, for ever: issuer, document, code, ocsp, timestamp")
+	f.StringVar(&p.Algorithm, "algorithm", "P-256", strings.Join(keyAlgorithms, ", "))
+	f.StringSliceVar(&p.Members, "members", nil, "HSM members that shall hold it; default all")
+	f.StringVar(&certificate, "certificate", "", "PEM file of the CA's certificate, whose subject an issuer key is bound to")
+	return c
 }
