@@ -94,7 +94,7 @@ func (a *approvals) event(index uint64, l Leaf) error {
 		if !named || (p == nil) != (l.Op == OpProposal) {
 			return violate(index, "its proposal is not known, or known already")
 		}
-	case OpKeyGenerate, OpMemberAdd, OpKeyDestroy:
+	case OpKeyGenerate, OpKeyAdopt, OpKeyImport, OpKeyReplicate, OpMemberAdd, OpKeyDestroy:
 		if _, ok := l.Hash(TagGrant); !ok {
 			return violate(index, "it was done without a grant")
 		}
