@@ -121,8 +121,8 @@ func weakKEKTemplate() []*pkcs11.Attribute {
 // ckaNSSDB is how NSS is told the public point of an EC key that it unwraps.
 const ckaNSSDB = 0xD5A0DB00
 
-// weakCopyTemplate is that of a copy in such a module: as there is no trust, it may
-// not leave at all. NSS takes no CKA_SUBJECT beside a CKA_LABEL; what the key is bound
+// weakCopyTemplate is that of a copy in such a module. It asks that the copy never
+// leaves; NSS does not see to that: who has its PIN gets keys out. NSS takes no CKA_SUBJECT beside a CKA_LABEL; what the key is bound
 // to is kept by the worker there.
 func weakCopyTemplate(id KeyID, label string, pub crypto.PublicKey) []*pkcs11.Attribute {
 	t := []*pkcs11.Attribute{

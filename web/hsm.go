@@ -61,11 +61,14 @@ type hsmMembers struct {
 	Members []hsmMember `json:"members"`
 }
 
-// listMembers is GET /api/v1/hsm/members.
-func (s *Server) listMembers(c echo.Context) error {
+// members are the members with that name; "" is all.
+func (s *Server) members(name string) (out []hsmMember) {
+	out = []hsmMember{}
 	keys := s.cfg.HSM.Keys()
-	out := hsmMembers{Members: []hsmMember{}}
 	for _, m := range s.cfg.HSM.Members() {
+		if name != "" && m.Name != name {
+			continue
+		}
 		v := hsmMember{Name: m.Name, State: m.State, Since: m.Since.UTC(), Serial: m.Serial, Label: m.Label, Replication: m.Replication, Sessions: m.Sessions, InFlight: m.Outstanding,
 			Signatures: m.Calls, Starts: m.Starts, Bad: []string{}}
 		if m.Err != nil && m.State != hsmstore.Up {
@@ -82,9 +85,24 @@ func (s *Server) listMembers(c echo.Context) error {
 				v.Bad = append(v.Bad, k.Name+": "+why)
 			}
 		}
-		out.Members = append(out.Members, v)
+		out = append(out, v)
 	}
-	return writeJSON(c, http.StatusOK, out)
+	return out
+}
+
+// listMembers is GET /api/v1/hsm/members.
+func (s *Server) listMembers(c echo.Context) error {
+	return writeJSON(c, http.StatusOK, hsmMembers{s.members("")})
+}
+
+// showMember is GET /api/v1/hsm/members/{name}.
+func (s *Server) showMember(c echo.Context) error {
+	name := param(c, "name", "")
+	one := s.members(name)
+	if len(one) != 1 {
+		return problemf(notFound, "there is no HSM member %s; GET /api/v1/hsm/members lists them", quote(name))
+	}
+	return writeJSON(c, http.StatusOK, one[0])
 }
 
 // because is the body of what an administrator does to a member or key.

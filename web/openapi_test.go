@@ -70,7 +70,7 @@ func TestOpenAPIDescribesExactlyTheRoutes(t *testing.T) {
 
 func TestEveryRouteIsServedWhereTheTableSays(t *testing.T) {
 	f := newFixture(t)
-	fill := strings.NewReplacer("{serial}", f.leaf, "{issuer}", "issuing", "{slug}", "bad-csr", "{path}", "directory", "{index}", "7", "{id}", approvalID, "{name}", "issuing")
+	fill := strings.NewReplacer("/members/{name}", "/members/alpha", "{serial}", f.leaf, "{issuer}", "issuing", "{slug}", "bad-csr", "{path}", "directory", "{index}", "7", "{id}", approvalID, "{name}", "issuing")
 	for _, r := range f.Routes() {
 		for _, plain := range []bool{false, true} {
 			here := r.HTTPS && !plain || r.HTTP && plain
@@ -179,6 +179,8 @@ func TestAnswersMatchOpenAPI(t *testing.T) {
 		{"key without ledger", call{method: post, path: "/api/v1/keys", body: keyBody}, audit.ErrUnavailable, 503, "unavailable"},
 		{"key without token", call{method: post, path: "/api/v1/keys", body: keyBody, noToken: true}, nil, 401, "unauthorized"},
 		{"members", call{path: "/api/v1/hsm/members"}, nil, 200, ""},
+		{"one member", call{path: "/api/v1/hsm/members/alpha"}, nil, 200, ""},
+		{"no member", call{path: "/api/v1/hsm/members/other"}, nil, 404, "not-found"},
 		{"members without token", call{path: "/api/v1/hsm/members", noToken: true}, nil, 401, "unauthorized"},
 		{"drain", call{method: post, path: "/api/v1/hsm/members/alpha/drain", body: `{"reason": "maintenance", "force": true}`}, nil, 200, ""},
 		{"drain the last", call{method: post, path: "/api/v1/hsm/members/alpha/drain", body: `{}`}, hsmstore.ErrStanding, 409, "hsm-conflict"},

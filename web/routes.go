@@ -62,6 +62,7 @@ func (s *Server) routes() []route {
 		{get, "/api/v1/certificates/{serial}/proof", doorHTTPS, public, s.proof},
 		{post, "/api/v1/sign/cms", doorHTTPS, tokenHolder, s.signCMS},
 		{get, "/api/v1/hsm/members", doorHTTPS, tokenHolder, s.listMembers},
+		{get, "/api/v1/hsm/members/{name}", doorHTTPS, tokenHolder, s.showMember},
 		{post, "/api/v1/hsm/members/{name}/drain", doorHTTPS, tokenHolder, s.drainMember},
 		{post, "/api/v1/hsm/members/{name}/fence", doorHTTPS, tokenHolder, s.withReason(s.cfg.HSM.Fence)},
 		{post, "/api/v1/hsm/members/{name}/admit", doorHTTPS, tokenHolder, s.withReason(s.cfg.HSM.Admit)},

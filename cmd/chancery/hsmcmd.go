@@ -106,6 +106,8 @@ type memberView struct {
 	Bad        []string
 }
 
+func memberPath(name string) string { return "/api/v1/hsm/members/" + url.PathEscape(name) }
+
 func hsmListCommand() *cobra.Command {
 	var v view
 	c := &cobra.Command{Use: "list", Short: "The HSM members and what they are doing", Args: noArgs, RunE: func(c *cobra.Command, _ []string) error {
@@ -128,23 +130,13 @@ func hsmInfoCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		var list struct{ Members []json.RawMessage }
-		if err := v.r.get(c.Context(), "/api/v1/hsm/members", &list); err != nil {
-			return err
-		}
-		for _, raw := range list.Members {
-			var m memberView
-			if err := json.Unmarshal(raw, &m); err != nil || m.Name != name {
-				continue
+		var m memberView
+		return v.show(c, memberPath(name), &m, func(w *tabwriter.Writer) {
+			for _, line := range [][2]string{{"name", m.Name}, {"state", m.State}, {"since", m.Since.Format(time.RFC3339)}, {"why", m.Why}, {"token", m.Label}, {"serial number", m.Serial}, {"replication", m.Replication},
+				{"sessions", fmt.Sprint(m.Sessions)}, {"worker starts", fmt.Sprint(m.Starts)}, {"signatures", fmt.Sprint(m.Signatures)}, {"keys", fmt.Sprintf("%d held, %d ready", m.Keys, m.Ready)}, {"not usable", strings.Join(m.Bad, "; ")}} {
+				fmt.Fprintf(w, "%s\t%s\n", line[0], visible(line[1]))
 			}
-			return v.print(c, raw, &m, func(w *tabwriter.Writer) {
-				for _, line := range [][2]string{{"name", m.Name}, {"state", m.State}, {"since", m.Since.Format(time.RFC3339)}, {"why", m.Why}, {"token", m.Label}, {"serial number", m.Serial}, {"replication", m.Replication},
-					{"sessions", fmt.Sprint(m.Sessions)}, {"worker starts", fmt.Sprint(m.Starts)}, {"signatures", fmt.Sprint(m.Signatures)}, {"keys", fmt.Sprintf("%d held, %d ready", m.Keys, m.Ready)}, {"not usable", strings.Join(m.Bad, "; ")}} {
-					fmt.Fprintf(w, "%s\t%s\n", line[0], visible(line[1]))
-				}
-			})
-		}
-		return fmt.Errorf("there is no HSM member %q; chancery hsm list shows them", name)
+		})
 	}}
 	v.flags(c)
 	return c
@@ -181,16 +173,11 @@ func hsmRemoveCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		var list struct{ Members []memberView }
-		if err := g.r.get(c.Context(), "/api/v1/hsm/members", &list); err != nil {
+		var m memberView
+		if err := g.r.get(c.Context(), memberPath(name), &m); err != nil {
 			return err
 		}
-		for _, m := range list.Members {
-			if m.Name == name {
-				return g.run(c, admin.RemoveMember, admin.RemoveParameters{Name: name, Serial: m.Serial})
-			}
-		}
-		return fmt.Errorf("there is no HSM member %q; chancery hsm list shows them", name)
+		return g.run(c, admin.RemoveMember, admin.RemoveParameters{Name: name, Serial: m.Serial})
 	}}
 	g.flags(c)
 	return c
