@@ -40,11 +40,24 @@ func (s *Store) OpenImport(ctx context.Context, member string) (ImportTerms, err
 	return ImportTerms{Session: s.opened.id, Member: member, WrappingKey: i.WrappingKey(), Hash: i.Hash(), Mechanisms: i.Mechanisms(), Expires: i.Expires().UTC()}, nil
 }
 
-// HasImport tells whether a session waits still.
-func (s *Store) HasImport(id string) bool {
+// CheckImport tells before the officers are asked what [Store.FinishImport] would refuse
+// about a spec; whether the blob unwraps is known only then.
+func (s *Store) CheckImport(id string, spec ImportSpec) error {
 	s.opened.mu.Lock()
-	defer s.opened.mu.Unlock()
-	return s.opened.session != nil && s.opened.id == id && time.Now().Before(s.opened.session.Expires())
+	i := s.opened.session
+	if s.opened.id != id || i != nil && time.Now().After(i.Expires()) {
+		i = nil
+	}
+	s.opened.mu.Unlock()
+	if i == nil {
+		return noImport(id)
+	}
+	_, err := i.mayImport(spec)
+	return err
+}
+
+func noImport(id string) error {
+	return fmt.Errorf("%w: there is no import session %q, or its time is over; begin a new one with chancery key import-session", ErrNoKey, audit.Text(id, 40))
 }
 
 // FinishImport takes the blob of a session, which ends with it, well or not. Errors are
@@ -59,7 +72,7 @@ func (s *Store) FinishImport(ctx context.Context, grant *admin.Grant, id string,
 	}
 	s.opened.mu.Unlock()
 	if i == nil {
-		return nil, fmt.Errorf("%w: there is no import session %q, or its time is over; begin a new one", ErrNoKey, audit.Text(id, 40))
+		return nil, noImport(id)
 	}
 	defer i.Close()
 	return i.Finish(ctx, grant, spec)

@@ -208,6 +208,15 @@ func TestHSMLife(t *testing.T) {
 	if err := errors.Join(err1, err2, os.WriteFile(in("blob"), append(first, second...), 0o600)); err != nil {
 		t.Fatal(err)
 	}
+	importing := func(name, mechanism string) string { // refused before the officers are asked; the session stays
+		return cli.run(1, "key", "import", name, "--session", id, "--blob", in("blob"), "--public-key", in("public.pem"), "--mechanism", mechanism)
+	}
+	if out := importing("issuing", "RSA-AES"); !strings.Contains(out, "is in the cluster") {
+		t.Errorf("import under a name that is taken:\n%s", out)
+	}
+	if out := importing("from-outside", "RSA-OAEP"); !strings.Contains(out, "octets") {
+		t.Errorf("import by the wrong mechanism:\n%s", out)
+	}
 	cli.approve(nil, "key", "import", "from-outside", "--session", id, "--blob", in("blob"), "--public-key", in("public.pem"))
 	cli.run(0, "sign", doc, "--key", "from-outside", "--out", doc+".4")
 
@@ -302,6 +311,9 @@ func TestHSMLife(t *testing.T) {
 		n++
 		_, err := s.issue(client, token, fmt.Sprintf("n%d.example.org", n))
 		return err == nil
+	})
+	eventually(t, func() bool { // the first that is back serves; the other follows
+		return scrape(t, monitor).total("chancery_hsm_member_state", "state", "up") == 2
 	})
 	s.auditVerify()
 

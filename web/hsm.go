@@ -6,14 +6,12 @@ import (
 	"encoding/hex"
 	"encoding/json/jsontext"
 	"errors"
-	"fmt"
 	"net/http"
 	"slices"
 	"time"
 
 	"github.com/labstack/echo/v4"
 
-	"chancery/admin"
 	"chancery/hsmstore"
 )
 
@@ -100,7 +98,7 @@ func (s *Server) showMember(c echo.Context) error {
 	name := param(c, "name", "")
 	one := s.members(name)
 	if len(one) != 1 {
-		return problemf(notFound, "there is no HSM member %s; GET /api/v1/hsm/members lists them", quote(name))
+		return problemf(notFound, "there is no HSM member %s; GET /api/v1/hsm/members lists them", quote(name)).at("", "name")
 	}
 	return writeJSON(c, http.StatusOK, one[0])
 }
@@ -145,6 +143,16 @@ func (s *Server) withReason(do func(ctx context.Context, name, reason string) er
 		defer cancel()
 		return s.done(c, do(ctx, param(c, "name", ""), body.Reason))
 	}
+}
+
+// onKey is withReason for an act on a key that must be there.
+func (s *Server) onKey(do func(ctx context.Context, name, reason string) error) echo.HandlerFunc {
+	return s.withReason(func(ctx context.Context, name, reason string) error {
+		if _, err := s.key(name); err != nil {
+			return err
+		}
+		return do(ctx, name, reason)
+	})
 }
 
 // candidate is GET /api/v1/hsm/candidates/{name}: the token of a member that the
@@ -235,20 +243,16 @@ func (s *Server) listKeys(c echo.Context) error {
 
 // showKey is GET /api/v1/keys/{name}.
 func (s *Server) showKey(c echo.Context) error {
-	name := param(c, "name", "")
-	for _, k := range s.cfg.HSM.Keys() {
-		if k.Name != name {
-			continue
-		}
-		out := keyOf(k)
-		out.PublicKey = k.SPKI
-		var err error
-		if out.Attributes, err = s.cfg.HSM.Attributes(c.Request().Context(), name); err != nil {
-			return hsmProblem(err)
-		}
-		return writeJSON(c, http.StatusOK, out)
+	k, err := s.key(param(c, "name", ""))
+	if err != nil {
+		return err
 	}
-	return problemf(notFound, "there is no key %s; GET /api/v1/keys lists them", quote(name))
+	out := keyOf(k)
+	out.PublicKey = k.SPKI
+	if out.Attributes, err = s.cfg.HSM.Attributes(c.Request().Context(), k.Name); err != nil {
+		return hsmProblem(err)
+	}
+	return writeJSON(c, http.StatusOK, out)
 }
 
 // enableKey ignores the reason: what counts is who was disabled, and when.
@@ -273,7 +277,16 @@ func (s *Server) inspectKey(c echo.Context) error {
 	if err != nil {
 		return problemf(badProposal, "cka_id must be hex digits").at("/cka_id", "")
 	}
+	if len(id) == 0 && body.Label == "" {
+		return problemf(badProposal, "cka_id and label are both missing; give one of them, or both").at("/cka_id", "")
+	}
+	if err := s.mustName(body.Member); err != nil {
+		return err
+	}
 	r, err := s.cfg.HSM.InspectKey(c.Request().Context(), body.Member, id, body.Label)
+	if errors.Is(err, hsmstore.ErrNoKey) {
+		return problemf(notFound, "%s", clipTo(err.Error(), 500))
+	}
 	if err != nil {
 		return hsmProblem(err)
 	}
@@ -290,6 +303,9 @@ type importRequest struct {
 func (s *Server) openImport(c echo.Context) error {
 	var body importRequest
 	if err := readJSON(c, &body); err != nil {
+		return err
+	}
+	if err := s.mustName(body.Member); err != nil {
 		return err
 	}
 	terms, err := s.cfg.HSM.OpenImport(c.Request().Context(), body.Member)
@@ -315,20 +331,38 @@ func (s *Server) proposeAction(c echo.Context) error {
 	return s.propose(c, body.Action, body.Parameters, body.askedBy)
 }
 
-// hsmProblem tells the administrator what the cluster said; other errors go the way of all.
+// hsmProblem tells the administrator what the cluster said. What the edge knows for
+// all requests – the ledger, a full queue, a time limit – goes the way of all; every
+// other error of the cluster is a refusal, and its text says the cure.
 func hsmProblem(err error) error {
 	for _, t := range []struct {
 		is   error
 		slug slug
-	}{{hsmstore.ErrNoMember, notFound}, {hsmstore.ErrNoKey, notFound}, {hsmstore.ErrStanding, hsmConflict}, {hsmstore.ErrRefused, hsmConflict}, {hsmstore.ErrWeak, hsmConflict},
-		{hsmstore.ErrToken, hsmFault}, {hsmstore.ErrPIN, hsmFault}, {hsmstore.ErrModule, hsmFault}, {hsmstore.ErrRandom, hsmFault}} {
+	}{{hsmstore.ErrNoMember, notFound}, {hsmstore.ErrToken, hsmFault}, {hsmstore.ErrPIN, hsmFault}, {hsmstore.ErrModule, hsmFault}, {hsmstore.ErrRandom, hsmFault}, {hsmstore.ErrNoKey, hsmConflict}} {
 		if errors.Is(err, t.is) {
 			return problemf(t.slug, "%s", clipTo(err.Error(), 500))
 		}
 	}
-	var refusal *admin.Refusal
-	if errors.As(err, &refusal) {
+	if p := problemFor(err); p.slug != internal && !errors.Is(err, hsmstore.ErrUnavailable) {
 		return err
 	}
-	return fmt.Errorf("HSM cluster: %w", err)
+	return problemf(hsmConflict, "%s", clipTo(err.Error(), 500))
+}
+
+// mustName is the problem that a body names no member of the cluster, or nil.
+func (s *Server) mustName(member string) error {
+	if member != "" && len(s.members(member)) == 1 {
+		return nil
+	}
+	return problemf(badProposal, "member: there is no HSM member %s; GET /api/v1/hsm/members lists them", quote(member)).at("/member", "")
+}
+
+// key is the key of that name, or the problem that there is none.
+func (s *Server) key(name string) (hsmstore.KeyInfo, error) {
+	for _, k := range s.cfg.HSM.Keys() {
+		if k.Name == name {
+			return k, nil
+		}
+	}
+	return hsmstore.KeyInfo{}, problemf(notFound, "there is no key %s; GET /api/v1/keys lists them", quote(name)).at("", "name")
 }

@@ -172,6 +172,9 @@ func (s *server) inspect(ctx context.Context, name string) (hsmstore.MemberConfi
 	for _, m := range members {
 		if m.Name == name {
 			cand, err := s.hsm.Inspect(ctx, m)
+			if err == nil && !s.dev && strings.Contains(cand.Label, devTokenLabel) {
+				err = fmt.Errorf("%w: the token of member %s was made by chancery dev, whose PINs lie beside it; make one for production", hsmstore.ErrToken, name)
+			}
 			return m, cand, err
 		}
 	}
@@ -318,6 +321,11 @@ func (s *server) repairKeyActs(parameters []byte) ([]string, error) {
 	if err := s.keyNamed(p.Name, ""); err != nil {
 		return nil, err
 	}
+	for _, k := range s.hsm.Keys() {
+		if k.Name == p.Name && !slices.Contains(k.Members, p.Member) {
+			return nil, fmt.Errorf("member: key %s is not on member %q; its members are %s", p.Name, audit.Text(p.Member, 64), strings.Join(k.Members, ", "))
+		}
+	}
 	return actsOf(admin.RepairKey, parameters)
 }
 
@@ -387,12 +395,12 @@ func importSpec(parameters []byte) (spec hsmstore.ImportSpec, session string, er
 }
 
 func (s *server) importKeyActs(parameters []byte) ([]string, error) {
-	_, session, err := importSpec(parameters)
+	spec, session, err := importSpec(parameters)
 	if err != nil {
 		return nil, err
 	}
-	if !s.hsm.HasImport(session) {
-		return nil, errors.New("session: there is no such import session, or its time is over; begin a new one with chancery key import-session")
+	if err := s.hsm.CheckImport(session, spec); err != nil {
+		return nil, err
 	}
 	return actsOf(admin.ImportKey, parameters)
 }

@@ -199,7 +199,7 @@ func secret(s string) (hsmstore.Secret, error) {
 	case "file":
 		return hsmstore.FileSecret(rest), nil
 	case "credential": // systemd LoadCredential=
-		return hsmstore.FileSecret(os.Getenv("CREDENTIALS_DIRECTORY") + "/" + rest), nil
+		return hsmstore.FileSecret(credentialPath(rest)), nil
 	case "env":
 		return func() (string, error) {
 			if v := os.Getenv(rest); v != "" {
@@ -210,6 +210,9 @@ func secret(s string) (hsmstore.Secret, error) {
 	}
 	return nil, fmt.Errorf("kind %q is not known; allowed: file:PATH, env:NAME, credential:NAME", kind)
 }
+
+// credentialPath is where systemd puts a credential for this process.
+func credentialPath(name string) string { return os.Getenv("CREDENTIALS_DIRECTORY") + "/" + name }
 
 // networks gives the typed form of a list of networks.
 func networks(key string, list []string) ([]netip.Prefix, error) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -24,13 +25,39 @@ func TestExampleConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text := strings.NewReplacer("# so_pin:", "so_pin:", "# resolvers:", "resolvers:", "# allow_networks:", "allow_networks:").Replace(string(b))
+	text := strings.NewReplacer("# metrics:", "metrics:", "# so_pin:", "so_pin:", "# resolvers:", "resolvers:", "# allow_networks:", "allow_networks:").Replace(string(b))
 	c, err = parseConfig("example", []byte(text))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.check(); err != nil || len(c.ACME.Validation.Resolvers) != 1 || c.HSM.Members[0].SOPIN == "" {
+	if err := c.check(); err != nil || c.Listen.Metrics == "" || len(c.ACME.Validation.Resolvers) != 1 || c.HSM.Members[0].SOPIN == "" {
 		t.Errorf("with comments: %+v, %v", c, err)
+	}
+}
+
+// P5: no server runs that could read a SO PIN, wherever it stands.
+func TestServeRefusesAReadableSOPIN(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "so"), []byte("so-pin-of-alpha\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("CREDENTIALS_DIRECTORY", dir)
+	t.Setenv("CHANCERY_TEST_SO", "so-pin-of-alpha")
+	for source, refused := range map[string]bool{
+		"": false, "shares:": false,
+		"file:" + dir + "/so": true, "file:" + dir + "/none": false,
+		"credential:so": true, "credential:none": false,
+		"env:CHANCERY_TEST_SO": true, "env:CHANCERY_TEST_NONE": false,
+	} {
+		var c Config
+		c.HSM.Members = []MemberConfig{{Name: "alpha", SOPIN: source}}
+		err := c.production()
+		if (err != nil) != refused {
+			t.Errorf("so_pin %q: %v", source, err)
+		}
+		if err != nil && (code(err) != exitConfig || !strings.Contains(err.Error(), "hsm.members[0] (alpha)") || strings.Contains(err.Error(), "so-pin-of-alpha")) {
+			t.Errorf("so_pin %q: code %d, %v", source, code(err), err)
+		}
 	}
 }
 

@@ -66,17 +66,34 @@ func loadChecked(file string) (*Config, error) {
 func (c *Config) production() error {
 	for i, m := range c.HSM.Members {
 		at := fmt.Sprintf("config: hsm.members[%d] (%s)", i, m.Name)
-		if path, ok := strings.CutPrefix(m.SOPIN, "file:"); ok {
-			if f, err := os.Open(path); err == nil {
-				f.Close()
-				return &exit{exitConfig, fmt.Errorf("%s: the SO PIN %s can be read by the server; take it away: it is for ceremonies only", at, path)}
-			}
+		if readable(m.SOPIN) {
+			return &exit{exitConfig, fmt.Errorf("%s: the SO PIN %s can be read by the server; take it away: it is for ceremonies only", at, m.SOPIN)}
 		}
 		if strings.Contains(m.Token, devTokenLabel) || strings.Contains(m.URI, devTokenLabel) {
 			return &exit{exitConfig, fmt.Errorf("%s: the token was made by chancery dev, whose PINs lie beside it; make one for production", at)}
 		}
 	}
 	return nil
+}
+
+// readable tells whether a PIN's source gives anything to this process, in whatever mode.
+func readable(source string) bool {
+	kind, path, _ := strings.Cut(source, ":")
+	switch kind {
+	case "env":
+		return os.Getenv(path) != ""
+	case "credential":
+		path = credentialPath(path)
+	case "file":
+	default:
+		return false
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	f.Close()
+	return true
 }
 
 // startServing brings everything up to the point where the listeners may answer.
