@@ -122,8 +122,11 @@ const wrapAndDecrypt = "WRAP=true"
 // The report is complete also with an error. Errors wrap admin.ErrNotGranted,
 // audit.ErrExists, ErrNoKey, ErrUnavailable, ErrWeak.
 func (s *Store) Adopt(ctx context.Context, grant *admin.Grant, spec AdoptSpec) (AdoptReport, error) {
-	s.keysMu.Lock()
-	defer s.keysMu.Unlock()
+	unlock, err := s.ceremony(ctx)
+	if err != nil {
+		return AdoptReport{}, err
+	}
+	defer unlock()
 	report, err := s.InspectKey(ctx, spec.Member, spec.CKAID, spec.Label)
 	if err != nil {
 		return report, fmt.Errorf("key %q: %w", spec.Name, err)

@@ -108,8 +108,11 @@ func (s *Store) Verify(ctx context.Context) (Drift, error) {
 	if s.ledger.ID() == (audit.LedgerID{}) {
 		return Drift{}, fmt.Errorf("%w: there is no ledger yet", ErrUnavailable)
 	}
-	s.keysMu.Lock() // a ceremony leaves a token in between
-	defer s.keysMu.Unlock()
+	unlock, err := s.ceremony(ctx)
+	if err != nil {
+		return Drift{}, err
+	}
+	defer unlock()
 	d := Drift{At: time.Now().UTC(), Findings: []Finding{}}
 	born, err := s.verifyBirths(ctx, &d)
 	if err != nil {
@@ -317,6 +320,9 @@ func (s *Store) recordDrift(ctx context.Context, d Drift) error {
 
 // watchDrift is Verify for [Store.Run], unless one is under way.
 func (s *Store) watchDrift(ctx context.Context) {
+	if s.ledger.ID() == (audit.LedgerID{}) {
+		return // genesis is under way
+	}
 	if _, err := s.Verify(ctx); err != nil && ctx.Err() == nil {
 		s.log.Error("keys could not be verified", "err", err)
 	}

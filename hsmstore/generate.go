@@ -76,8 +76,11 @@ func (s *Store) GenerateKey(ctx context.Context, grant *admin.Grant, spec KeySpe
 // Errors wrap admin.ErrNotGranted, ErrUnavailable, ErrPIN, audit.ErrExists for a name
 // that is taken.
 func (s *Store) GenerateKeys(ctx context.Context, grant *admin.Grant, specs ...KeySpec) ([]*Key, error) {
-	s.keysMu.Lock()
-	defer s.keysMu.Unlock()
+	unlock, err := s.ceremony(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	return s.generate(s.under(ctx, grant), grant, specs)
 }
 

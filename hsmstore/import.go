@@ -156,8 +156,11 @@ func (i *ImportSession) Close() error {
 // admin.ErrNotGranted, audit.ErrExists, ErrUnavailable, ErrUsed (the session is over).
 func (i *ImportSession) Finish(ctx context.Context, grant *admin.Grant, spec ImportSpec) (*Key, error) {
 	s := i.store
-	s.keysMu.Lock()
-	defer s.keysMu.Unlock()
+	unlock, err := s.ceremony(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	members, err := i.mayImport(spec)
 	if err != nil {
 		return nil, err

@@ -28,8 +28,11 @@ type DestroyReport struct {
 // admin.ErrNotGranted, ErrUnavailable; a key that Config.InUse says is needed, the
 // checkpoint key of the ledger and probe keys are refused.
 func (s *Store) Destroy(ctx context.Context, grant *admin.Grant, name string) (DestroyReport, error) {
-	s.keysMu.Lock()
-	defer s.keysMu.Unlock()
+	unlock, err := s.ceremony(ctx)
+	if err != nil {
+		return DestroyReport{}, err
+	}
+	defer unlock()
 	var report DestroyReport
 	k, err := s.anyKey(name)
 	if err != nil {

@@ -17,8 +17,11 @@ import (
 // Errors wrap ErrNoKey, admin.ErrNotGranted, ErrUnavailable (no other member has a
 // good copy, or this one is not up), ErrPIN.
 func (s *Store) Repair(ctx context.Context, grant *admin.Grant, name, memberName string) error {
-	s.keysMu.Lock()
-	defer s.keysMu.Unlock()
+	unlock, err := s.ceremony(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	k, m, from, err := s.mayRepair(name, memberName)
 	if err != nil {
 		return err

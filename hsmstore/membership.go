@@ -62,7 +62,7 @@ func (s *Store) newMember(c MemberConfig, state State) *member {
 	if s.cfg.Shares != nil {
 		c.split = s.collect
 	}
-	return &member{cfg: c, store: s, log: s.log.With("member", c.Name), serial: c.TokenSerial, state: state, bad: map[KeyID]string{}}
+	return &member{cfg: c, store: s, log: s.log.With("member", c.Name), serial: c.TokenSerial, state: state, since: time.Now(), bad: map[KeyID]string{}}
 }
 
 func (s *Store) find(members []*member, name string) *member {
@@ -131,8 +131,11 @@ func (s *Store) AddMember(ctx context.Context, grant *admin.Grant, cfg MemberCon
 	if progress == nil {
 		progress = func(string) {}
 	}
-	s.keysMu.Lock()
-	defer s.keysMu.Unlock()
+	unlock, err := s.ceremony(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	ctx = s.under(ctx, grant)
 	cand, err := s.Inspect(ctx, cfg)
 	if err != nil {
@@ -330,6 +333,26 @@ func (s *Store) bringUp(ctx context.Context, m *member) error {
 	return nil
 }
 
+// ceremonyWait is how long an act waits for the ceremony before it.
+const ceremonyWait = 10 * time.Second
+
+// ceremony waits for its turn: one act on keys or members at a time. One before it may
+// wait for officers' shares, so the wait is bounded: ErrBusy.
+func (s *Store) ceremony(ctx context.Context) (unlock func(), err error) {
+	end := time.Now().Add(ceremonyWait)
+	for !s.keysMu.TryLock() {
+		if time.Now().After(end) {
+			return nil, fmt.Errorf("%w: another act on keys or members is under way (it may wait for officers' shares: chancery hsm share); try again later", ErrBusy)
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	return s.keysMu.Unlock, nil
+}
+
 // setList replaces the members.
 func (s *Store) setList(members []*member) {
 	s.members.Store(&members)
@@ -385,8 +408,11 @@ func (s *Store) mustBe(name string, states ...State) (*member, error) {
 //
 // With force also the last member that can sign with some key is taken out.
 func (s *Store) Drain(ctx context.Context, name, reason string, force bool) error {
-	s.keysMu.Lock()
-	defer s.keysMu.Unlock()
+	unlock, err := s.ceremony(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	m, err := s.mustBe(name, Up, Starting, Suspect, Down)
 	if err != nil {
 		return err
@@ -440,8 +466,11 @@ func (s *Store) Fence(ctx context.Context, name, reason string) error {
 // token's serial number, its probe key and every other key, and only if it comes up
 // and each of its keys has proved itself is the member active again.
 func (s *Store) Admit(ctx context.Context, name, reason string) error {
-	s.keysMu.Lock()
-	defer s.keysMu.Unlock()
+	unlock, err := s.ceremony(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	m, err := s.mustBe(name, Out, Fenced)
 	if err != nil {
 		return err
@@ -492,8 +521,11 @@ func (s *Store) proveHeld(ctx context.Context, m *member) error {
 // fenced. The keys on its token are not touched: destroy them with the vendor's tools,
 // or wipe the token. The act is admin.RemoveMemberAct.
 func (s *Store) RemoveMember(ctx context.Context, grant *admin.Grant, name string) error {
-	s.keysMu.Lock()
-	defer s.keysMu.Unlock()
+	unlock, err := s.ceremony(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	m, err := s.mustBe(name, Out, Fenced, Absent)
 	if err != nil {
 		return err

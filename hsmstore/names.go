@@ -1,7 +1,5 @@
 package hsmstore
 
-import "chancery/audit"
-
 // ProbeAlgorithm is that of every probe key.
 const ProbeAlgorithm = "P-256"
 
@@ -12,8 +10,3 @@ func CheckName(what, name string) error { return checkName(what, name) }
 // ProbeSpec is the probe key that a member gets when it joins; its name is a new one if
 // a member of that name has left before.
 func (s *Store) ProbeSpec(member string) KeySpec { return s.probeSpec(member) }
-
-// ProbeSpecOf is the probe key of that name for a member.
-func ProbeSpecOf(key, member string) KeySpec {
-	return KeySpec{Name: key, Purpose: audit.PurposeProbe, Algorithm: ProbeAlgorithm, Members: []string{member}}
-}

@@ -305,8 +305,11 @@ func (s *Store) rotate(ctx context.Context, member string, p *ceremonyProcess, t
 // shares. It needs the present PIN, or the present shares. The act is
 // admin.RotateSOPINAct.
 func (s *Store) SplitSOPIN(ctx context.Context, grant *admin.Grant, name string, threshold int) error {
-	s.keysMu.Lock()
-	defer s.keysMu.Unlock()
+	unlock, err := s.ceremony(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	m, err := s.mustBe(name, Up, Out, Down, Suspect)
 	if err != nil {
 		return err

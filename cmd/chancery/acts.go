@@ -7,7 +7,6 @@ import (
 	"encoding/json/v2"
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -53,7 +52,6 @@ func (s *server) roster(ctx context.Context) (admin.Roster, error) {
 var (
 	keyPurposes   = []audit.Purpose{audit.PurposeDocument, audit.PurposeCode, audit.PurposeOCSP, audit.PurposeTimestamp}
 	keyAlgorithms = hsmstore.Algorithms()
-	keyName       = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
 )
 
 // keySpec reads the parameters of admin.GenerateKey. The command line uses it too, so
@@ -72,8 +70,8 @@ func keySpec(parameters []byte) (spec hsmstore.KeySpec, err error) {
 		return spec, fmt.Errorf("algorithm %q is not known; allowed: %s", audit.Text(p.Algorithm, 64), strings.Join(keyAlgorithms, ", "))
 	}
 	for _, name := range append([]string{p.Name}, p.Members...) {
-		if !keyName.MatchString(name) {
-			return spec, fmt.Errorf("name %q: 1 to 63 of a-z, 0-9, '.', '_', '-', starting with a letter or digit, please", audit.Text(name, 64))
+		if err := hsmstore.CheckName("key or member", name); err != nil {
+			return spec, err
 		}
 	}
 	return hsmstore.KeySpec{Name: p.Name, Purpose: purpose, Algorithm: p.Algorithm, Members: p.Members}, nil
@@ -95,7 +93,7 @@ func actsOf(action string, parameters []byte) ([]string, error) {
 		return []string{spec.Act()}, err
 	case admin.AddMember:
 		p, err := parametersOf[admin.MemberParameters](parameters)
-		return []string{admin.AddMemberAct(p.Name, p.Serial), admin.GenerateKeyAct(p.ProbeKey, audit.PurposeProbe.String(), "P-256", nil, p.Name)}, err
+		return []string{admin.AddMemberAct(p.Name, p.Serial), admin.GenerateKeyAct(p.ProbeKey, audit.PurposeProbe.String(), hsmstore.ProbeAlgorithm, nil, p.Name)}, err
 	case admin.RemoveMember:
 		p, err := parametersOf[admin.RemoveParameters](parameters)
 		return []string{admin.RemoveMemberAct(p.Name, p.Serial)}, err
@@ -155,9 +153,7 @@ func (s *server) candidate(ctx context.Context, name string) (admin.MemberParame
 			return admin.MemberParameters{}, fmt.Errorf("%w: member %s is in the cluster already and is %s", hsmstore.ErrStanding, name, m.State)
 		}
 	}
-	// The second act bears the probe key: generate-key NAME probe ….
-	probe := strings.Fields(cand.Acts[1])[1]
-	return admin.MemberParameters{Name: name, Serial: cand.Serial, Label: cand.Label, Manufacturer: cand.Manufacturer, Model: cand.Model, Firmware: cand.Firmware, ProbeKey: probe}, nil
+	return admin.MemberParameters{Name: name, Serial: cand.Serial, Label: cand.Label, Manufacturer: cand.Manufacturer, Model: cand.Model, Firmware: cand.Firmware, ProbeKey: s.hsm.ProbeSpec(name).Name}, nil
 }
 
 func (s *server) inspect(ctx context.Context, name string) (hsmstore.MemberConfig, hsmstore.Candidate, error) {

@@ -114,13 +114,16 @@ func (r *remote) ask(ctx context.Context, method, path string, body io.Reader, i
 	if resp.StatusCode/100 == 2 {
 		return json.Unmarshal(answer, into)
 	}
-	var p struct{ Title, Detail string }
+	var p struct{ Type, Title, Detail string }
 	if json.Unmarshal(answer, &p) != nil || p.Title == "" {
 		p.Title, p.Detail = resp.Status, "the answer is no problem document"
 	}
 	code := exitError
 	if resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden {
 		code = exitAuth
+	}
+	if strings.HasSuffix(p.Type, "/hsm-fault") {
+		code = exitHSM
 	}
 	return &exit{code, fmt.Errorf("%s: %s", p.Title, p.Detail)}
 }
