@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -79,25 +78,22 @@ func flag(b bool) int {
 const nonceOctets = 16
 
 // seenNonce notes an r, unless it is there for the same message. A key that another
-// node has quarantined meanwhile releases nothing any more.
+// node has quarantined meanwhile releases nothing any more. It is one statement for
+// all that is well; COALESCE tells PostgreSQL the type of a parameter.
 func (t *tx) seenNonce(p hsmstore.SeenNonce) error {
-	var state string
-	err := t.row([]any{&state}, "SELECT state FROM hsm_key WHERE spki_hash = ?", p.Key[:])
-	if err != nil && !errors.Is(err, audit.ErrNotFound) {
-		return err
-	}
-	if state == string(hsmstore.KeyQuarantined) {
-		return fmt.Errorf("%w: %w", audit.ErrConflict, hsmstore.ErrNonceReused)
-	}
-	n, err := t.exec("INSERT INTO hsm_nonce (spki_hash, r, message) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", p.Key[:nonceOctets], p.R[:nonceOctets], p.Message[:nonceOctets])
+	n, err := t.exec(`INSERT INTO hsm_nonce (spki_hash, r, message) SELECT COALESCE(?, spki_hash), COALESCE(?, spki_hash), COALESCE(?, spki_hash)
+		FROM hsm_key WHERE spki_hash = ? AND state <> 'quarantined' ON CONFLICT DO NOTHING`, p.Key[:nonceOctets], p.R[:nonceOctets], p.Message[:nonceOctets], p.Key[:])
 	if err != nil || n == 1 {
 		return err
 	}
+	var state string
 	var old []byte
-	if err := t.row([]any{&old}, "SELECT message FROM hsm_nonce WHERE spki_hash = ? AND r = ?", p.Key[:nonceOctets], p.R[:nonceOctets]); err != nil {
-		return err
+	err = t.row([]any{&state, &old}, `SELECT k.state, COALESCE(n.message, k.id) FROM hsm_key k LEFT JOIN hsm_nonce n ON n.spki_hash = ? AND n.r = ? WHERE k.spki_hash = ?`,
+		p.Key[:nonceOctets], p.R[:nonceOctets], p.Key[:])
+	if err != nil {
+		return fmt.Errorf("noting a nonce of key %x: %w", p.Key[:8], err)
 	}
-	if !bytes.Equal(old, p.Message[:nonceOctets]) {
+	if state == string(hsmstore.KeyQuarantined) || !bytes.Equal(old, p.Message[:nonceOctets]) {
 		return fmt.Errorf("%w: %w", audit.ErrConflict, hsmstore.ErrNonceReused)
 	}
 	return nil
