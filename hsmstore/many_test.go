@@ -118,7 +118,11 @@ func TestManyMembers(t *testing.T) {
 	}
 	mean := float64(total) / manyMembers
 	t.Logf("%.0f signatures/s; calls per member %d to %d, mean %.0f", rate, slices.Min(calls), slices.Max(calls), mean)
-	if float64(slices.Min(calls)) < 0.9*mean || float64(slices.Max(calls)) > 1.1*mean {
+	apart := 0.10
+	if raceEnabled { // beside other packages' tests the scheduler adds its own unevenness
+		apart = 0.25
+	}
+	if float64(slices.Min(calls)) < (1-apart)*mean || float64(slices.Max(calls)) > (1+apart)*mean {
 		t.Errorf("the load is not even: %v", calls)
 	}
 

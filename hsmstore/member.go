@@ -210,7 +210,7 @@ func (m *member) start(ctx context.Context) (*link, error) {
 // token that opens and does not sign is not up.
 func (m *member) firstProbe(l *link) error {
 	k := m.store.probeKey(m.cfg.Name)
-	if k == nil || !k.on(m) {
+	if k == nil || !k.on(m) || !k.usable() {
 		return nil // before its birth
 	}
 	m.mu.Lock()

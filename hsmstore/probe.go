@@ -90,7 +90,7 @@ func (s *Store) probeIdle(ctx context.Context) {
 			continue
 		}
 		k := s.probeKey(m.cfg.Name)
-		if k == nil {
+		if k == nil || !k.usable() { // the worker may not know one that is being born
 			continue
 		}
 		l := m.ready(k.id)
