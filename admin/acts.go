@@ -68,18 +68,25 @@ func RemoveMemberAct(name, serial string) string { return act("remove-member", n
 // RotateSOPINAct allows a member's SO PIN to be changed.
 func RotateSOPINAct(member string) string { return act("rotate-so-pin", member) }
 
-// BackupRecipientAct allows a token to receive backups. serial is its serial number,
-// transportSPKIHash the SHA-256 of the SPKI DER of the key that backups are wrapped to.
-func BackupRecipientAct(name, serial string, transportSPKIHash [32]byte) string {
-	return act("backup-recipient", name, serial, hexHash(transportSPKIHash))
+// BackupRecipientAct allows a token to receive backups: its KEKs are made. serial is its
+// serial number (PKCS#11 CK_TOKEN_INFO).
+func BackupRecipientAct(name, serial string) string { return act("backup-recipient", name, serial) }
+
+// RemoveRecipientAct ends that: new keys are not wrapped to the token any more.
+func RemoveRecipientAct(name, serial string) string {
+	return act("remove-backup-recipient", name, serial)
 }
 
-// BackupAct allows one backup of the keys to a recipient.
+// BackupAct allows the keys of the cluster to be wrapped to a recipient.
 func BackupAct(recipient string) string { return act("backup", recipient) }
 
 // RestoreAct allows the keys of one backup to be restored. manifestHash is the
 // SHA-256 of the backup's manifest.
 func RestoreAct(manifestHash [32]byte) string { return act("restore", hexHash(manifestHash)) }
+
+// RetireAct ends the use of every key of a cluster, because another one goes on with
+// them.
+func RetireAct() string { return act("retire-cluster") }
 
 func hexHash(h [32]byte) string { return fmt.Sprintf("%x", h) }
 

@@ -11,6 +11,12 @@ const (
 	AdoptKey     = "adopt-key"     // a key of others comes into the cluster: [AdoptParameters]
 	SplitSOPIN   = "split-so-pin"  // officers hold a member's SO PIN in shares: [SplitParameters]
 	ImportKey    = "import-key"    // a wrapped key is unwrapped into the cluster: [ImportParameters]
+
+	BackupRecipient = "backup-recipient"        // a token receives backups: [RecipientParameters]
+	RemoveRecipient = "remove-backup-recipient" // it receives no more: [RecipientParameters]
+	Backup          = "backup"                  // keys without a backup are wrapped to a recipient: [BackupParameters]
+	Restore         = "restore"                 // a predecessor's keys come back, elsewhere: [RestoreParameters]
+	RetireCluster   = "retire-cluster"          // nothing is signed here any more: [RetireParameters]
 )
 
 // KeyParameters are the parameters of [GenerateKey].
@@ -81,4 +87,25 @@ type ImportParameters struct {
 	Mechanism string   `json:"mechanism"`
 	Blob      []byte   `json:"blob"` // the wrapped private key
 	Members   []string `json:"members,omitempty"`
+}
+
+// RecipientParameters are those of [BackupRecipient] and [RemoveRecipient].
+type RecipientParameters struct {
+	Name   string `json:"name"`
+	Serial string `json:"serial"` // of its token
+}
+
+// BackupParameters are those of [Backup].
+type BackupParameters struct {
+	Recipient string `json:"recipient"`
+}
+
+// RestoreParameters are those of [Restore].
+type RestoreParameters struct {
+	Manifest string `json:"manifest_sha256"` // hex
+}
+
+// RetireParameters are those of [RetireCluster].
+type RetireParameters struct {
+	Reason string `json:"reason"` // stands in the ledger
 }

@@ -170,7 +170,9 @@ func TestActTexts(t *testing.T) {
 		admin.AddMemberAct("m", "0a1b"):                           "add-member m 0a1b",
 		admin.RemoveMemberAct("m", "0a1b"):                        "remove-member m 0a1b",
 		admin.RotateSOPINAct("m"):                                 "rotate-so-pin m",
-		admin.BackupRecipientAct("r", "0a1b", h):                  "backup-recipient r 0a1b " + hex,
+		admin.BackupRecipientAct("r", "0a1b"):                     "backup-recipient r 0a1b",
+		admin.RemoveRecipientAct("r", "0a1b"):                     "remove-backup-recipient r 0a1b",
+		admin.RetireAct():                                         "retire-cluster",
 		admin.BackupAct("r"):                                      "backup r",
 		admin.RestoreAct(h):                                       "restore " + hex,
 	} {

@@ -162,6 +162,7 @@ const (
 	TagWeak           Tag = 104 // list of text: attributes of an adopted key that are weaker than ours and were accepted
 	TagCopies         Tag = 105 // list of text: every copy of a destroyed key: "member NAME token SERIAL", "backup RECIPIENT"
 	TagFindings       Tag = 106 // list of text: what differs between tokens, database and ledger; empty: nothing any more
+	TagWarrant        Tag = 107 // list: a proposal (ENCODINGS) of the predecessor's officers, then for each vote the SHA-256 of the officer's SPKI DER ‖ signature as in TagVote
 	TagProposal       Tag = 80  // proposal (ENCODINGS): TLV of its own
 	TagProposalHash   Tag = 81  // 32 octets: H("proposal", proposal)
 	TagOfficer        Tag = 82  // 32 octets: SHA-256 of an officer's SPKI DER
@@ -192,7 +193,7 @@ var tagShapes = map[Tag]shape{
 	TagSignature: shapeHash, TagArtefact: shapeHash, TagAttempts: shapeBytes, TagReason: shapeText, TagKeyName: shapeText,
 	TagMember: shapeText, TagSerialNumber: shapeText, TagSPKI: shapeBytes, TagSource: shapeText, TagMechanism: shapeText,
 	TagCounts: shapeBytes, TagRevokedAt: shapeU64, TagAttributes: shapeBytes, TagSubject: shapeHash,
-	TagState: shapeText, TagAttestation: shapeBytes, TagManifest: shapeHash, TagRecipient: shapeText, TagWeak: shapeBytes, TagCopies: shapeBytes, TagFindings: shapeBytes,
+	TagState: shapeText, TagAttestation: shapeBytes, TagManifest: shapeHash, TagRecipient: shapeText, TagWeak: shapeBytes, TagCopies: shapeBytes, TagFindings: shapeBytes, TagWarrant: shapeBytes,
 	TagProposal: shapeBytes, TagProposalHash: shapeHash, TagOfficer: shapeHash, TagDecision: shapeU8, TagVote: shapeBytes,
 	TagVotes: shapeBytes, TagOutcome: shapeText,
 }

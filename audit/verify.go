@@ -120,22 +120,13 @@ func Verify(ctx context.Context, src VerifySource, journal io.Reader, anchors ..
 
 func (v *verifier) genesis(ctx context.Context) error {
 	return v.src.Leaves(ctx, 0, 1, func(_ uint64, b []byte) error {
-		g, err := DecodeLeaf(b)
+		g, origin, keys, err := OpenGenesis(b)
 		if err != nil {
 			return violate(0, "%v", err)
 		}
-		zero := g
-		zero.Ledger = LedgerID{}
-		z, err := zero.Encode()
-		if err != nil || g.Kind != KindGenesis || LedgerID(Digest("ledger", z)) != g.Ledger {
-			return violate(0, "it is no genesis: the ledger id is not the digest of the leaf")
-		}
-		domain, _ := g.Get(TagDomain)
-		list, _ := g.Get(TagCheckpointKeys)
-		v.ledger, v.origin = g.Ledger, Origin(string(domain), g.Ledger)
+		v.ledger, v.origin, v.keys = g.Ledger, origin, keys
 		v.report.Origin = v.origin
-		v.keys, err = ParseList(list)
-		return err
+		return nil
 	})
 }
 
@@ -311,6 +302,7 @@ func (v *verifier) account(index uint64, h tlog.Hash, l Leaf, arts map[uint64]Ar
 		return v.rows.intent(index, l)
 	case KindGenesis:
 		v.rows.approvals.genesis(l)
+		_, v.rows.succeeds = l.Get(TagPrevious)
 		return nil
 	case KindEvent:
 		return v.rows.event(index, l)

@@ -86,12 +86,14 @@ type rows struct {
 	members     map[string]bool // name, line feed, token serial
 	approvals   approvals
 	revocations uint64
+	succeeds    bool // leaf 0 names the last checkpoint of a predecessor
 }
 
 type revoked struct {
-	leaf   uint64
-	reason string
-	at     uint64 // seconds since 1970; 0: the leaf does not say
+	leaf    uint64
+	reason  string
+	at      uint64 // seconds since 1970; 0: the leaf does not say
+	carried bool   // over from a predecessor ledger
 }
 
 type recordedCRL struct {
@@ -158,7 +160,16 @@ func (r *rows) event(index uint64, l Leaf) error {
 		issuer, _ := l.Hash(TagIssuer)
 		serial, _ := l.Get(TagSerial)
 		at, _ := l.Uint(TagRevokedAt)
-		r.revoke(issuer, serial, revoked{index, text(TagReason), at})
+		_, carried := l.Get(TagSource)
+		if carried && !r.succeeds {
+			return violate(index, "it carries a revocation over, but leaf 0 names no predecessor")
+		}
+		r.revoke(issuer, serial, revoked{index, text(TagReason), at, carried})
+	case OpRestore:
+		if !r.succeeds {
+			return violate(index, "it restores something, but leaf 0 names no predecessor")
+		}
+		r.restored(l)
 	case OpKeyGenerate, OpKeyAdopt, OpKeyImport:
 		key, _ := l.Hash(TagKey)
 		purpose, _ := l.Uint(TagPurpose)
@@ -169,11 +180,28 @@ func (r *rows) event(index uint64, l Leaf) error {
 	return r.approvals.event(index, l)
 }
 
+// restored takes a key over from a predecessor, or an issuer with its certificate and the
+// number from which its CRLs go on.
+func (r *rows) restored(l Leaf) {
+	if name, ok := l.Get(TagKeyName); ok {
+		key, _ := l.Hash(TagKey)
+		purpose, _ := l.Uint(TagPurpose)
+		r.keys[key] = bornOn{string(name), Purpose(purpose)}
+	}
+	if artefact, ok := l.Hash(TagArtefact); ok {
+		r.certificate(artefact)
+		issuer, _ := l.Hash(TagIssuer)
+		number, _ := l.Uint(TagCRLNumber)
+		this, _ := l.Uint(TagThisUpdate)
+		r.scopes[issuer] = CRLScope{Number: number, ThisUpdate: time.Unix(int64(this), 0)}
+	}
+}
+
 // revoke: a later reason replaces the first, the date stays.
 func (r *rows) revoke(issuer [32]byte, serial []byte, now revoked) {
 	k := string(issuer[:]) + string(serial)
 	if before, again := r.revoked[k]; again {
-		now.at = before.at
+		now.at, now.carried = before.at, before.carried
 	}
 	r.revoked[k] = now
 }
@@ -211,12 +239,19 @@ func (r *rows) finish(ctx context.Context, src VerifySource, checkpointKeys [][]
 	for intent := range r.serials {
 		return violate(intent, "the serial that it reserved is not stored: it could be given again")
 	}
+	ends, err := issuersEnds(ctx, src)
+	if err != nil {
+		return err
+	}
 	byIssuer := map[[32]byte][]RevocationRow{}
 	err = src.RevocationRows(ctx, func(row RevocationRow) error {
 		r.revocations++
-		byIssuer[row.Issuer] = append(byIssuer[row.Issuer], row)
 		k := string(row.Issuer[:]) + string(row.Serial)
 		want, ok := r.revoked[k]
+		if want.carried { // the certificate is in the predecessor's database
+			row.Expires = ends[row.Issuer]
+		}
+		byIssuer[row.Issuer] = append(byIssuer[row.Issuer], row)
 		if !ok {
 			return violate(row.Leaf, "the database revokes %x, which no entry does", row.Serial)
 		}
@@ -239,6 +274,18 @@ func (r *rows) finish(ctx context.Context, src VerifySource, checkpointKeys [][]
 		return err
 	}
 	return r.clusterRows(ctx, src, checkpointKeys)
+}
+
+// issuersEnds are the ends of the issuers' certificates, by SHA-256 of their SPKI.
+func issuersEnds(ctx context.Context, src VerifySource) (map[[32]byte]time.Time, error) {
+	out := map[[32]byte]time.Time{}
+	err := src.IssuerRows(ctx, func(i IssuerRow) error {
+		if c, err := x509.ParseCertificate(i.DER); err == nil {
+			out[i.SPKI] = c.NotAfter
+		}
+		return nil
+	})
+	return out, err
 }
 
 func (r *rows) issuerRows(ctx context.Context, src VerifySource, revocations map[[32]byte][]RevocationRow) error {

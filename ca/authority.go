@@ -35,6 +35,10 @@ type Config struct {
 	Issuer  string // name of the issuer that serves requests naming none
 	Log     *slog.Logger
 	Now     func() time.Time // nil: time.Now
+
+	// Predecessor is the origin of the ledger whose issuers go on here, "" if there is none.
+	// What it issued is not in this database: any serial can be revoked.
+	Predecessor string
 }
 
 // Authority issues certificates and CRLs.

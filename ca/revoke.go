@@ -32,6 +32,11 @@ func (a *Authority) Revoke(ctx context.Context, r RevokeRequest) error {
 	f.Uint64(audit.TagRevokedAt, uint64(at.Unix()))
 	f.Text(audit.TagRequester, r.Requester)
 	_, err = a.cfg.Ledger.Append(ctx, audit.Event(audit.OpRevoke, f), RevokeSerial{Issuer: is.spki, Serial: serial, Reason: r.Reason, At: at})
+	if errors.Is(err, audit.ErrNotFound) && a.cfg.Predecessor != "" {
+		// The certificates of the ledger before this one are not in this database.
+		f.Text(audit.TagSource, a.cfg.Predecessor)
+		_, err = a.cfg.Ledger.Append(ctx, audit.Event(audit.OpRevoke, f), CarryRevocation{Issuer: is.spki, Serial: serial, Reason: r.Reason, At: at, NotAfter: is.cert.NotAfter})
+	}
 	switch {
 	case errors.Is(err, audit.ErrExists):
 		return refuse(AlreadyRevoked, "serial", "certificate %s is revoked already; its date and reason stay", r.Serial)

@@ -14,6 +14,12 @@ func (t *tx) Apply(p audit.Projection, at *audit.StoredLeaf) error {
 	if ok, err := t.applyKeys(p, at); ok {
 		return err
 	}
+	if ok, err := t.applyRestore(p, at); ok {
+		return err
+	}
+	if ok, err := t.applyBackup(p, at); ok {
+		return err
+	}
 	if ok, err := t.applyShares(p); ok {
 		return err
 	}

@@ -192,6 +192,16 @@ func (c *ceremony) do(f frame) (any, error) {
 		return with(f, c.wrap)
 	case cerUnwrap:
 		return with(f, c.unwrap)
+	case cerBackupMake:
+		return with(f, c.makeBackupKEKs)
+	case cerBackupOpen:
+		return with(f, c.openBackup)
+	case cerBackupTest:
+		return with(f, c.backupTest)
+	case cerProve:
+		return with(f, c.proveBackup)
+	case cerRestore:
+		return with(f, c.restoreKeys)
 	case cerDestroy:
 		return with(f, c.destroy)
 	case cerClear:
@@ -265,13 +275,13 @@ func (c *ceremony) mayBear(o keyObject) error {
 	return c.allowed(o.Act)
 }
 
-// mayCopy holds the grant for a copy: the birth of a key covers its copies, and a
-// member that joins gets them all.
+// mayCopy holds the grant for a copy: the birth of a key covers its copies and backups,
+// a member that joins gets them all, and so does a backup recipient.
 func (c *ceremony) mayCopy(w wrappedKey) error {
 	if c.mayBear(w.Key) == nil {
 		return nil
 	}
-	for _, act := range []string{admin.ImportKeyAct(w.Key.Name, w.Key.Purpose.String(), w.Key.Algorithm, w.Key.Subject, sha256.Sum256(w.Key.SPKI)), admin.AddMemberAct(w.Target, w.Serial), admin.RepairKeyAct(w.Key.Name, w.Target)} {
+	for _, act := range []string{admin.ImportKeyAct(w.Key.Name, w.Key.Purpose.String(), w.Key.Algorithm, w.Key.Subject, sha256.Sum256(w.Key.SPKI)), admin.AddMemberAct(w.Target, w.Serial), admin.RepairKeyAct(w.Key.Name, w.Target), admin.BackupAct(w.Target)} {
 		if slices.Contains(c.open.Acts, act) {
 			return nil
 		}
@@ -550,11 +560,22 @@ func (c *ceremony) unwrap(keys []wrappedKey) ([]bornKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := make([]bornKey, len(keys))
-	for i, w := range keys {
+	for _, w := range keys {
 		if err := c.mayCopy(w); err != nil {
 			return nil, err
 		}
+	}
+	out, err := c.takeCopies(t, keys)
+	if err != nil {
+		return nil, err
+	}
+	return out, c.dropKEKs()
+}
+
+// takeCopies unwraps keys into the token; the user is logged in.
+func (c *ceremony) takeCopies(t *token, keys []wrappedKey) ([]bornKey, error) {
+	out := make([]bornKey, len(keys))
+	for i, w := range keys {
 		h, err := t.find(pkcs11.CKO_PRIVATE_KEY, w.Key.ID)
 		if errors.Is(err, errAbsent) {
 			h, err = c.unwrapKey(t, w)
@@ -573,7 +594,7 @@ func (c *ceremony) unwrap(keys []wrappedKey) ([]bornKey, error) {
 			return nil, fmt.Errorf("key %s: %w", w.Key.Name, err)
 		}
 	}
-	return out, c.dropKEKs()
+	return out, nil
 }
 
 // again repeats a write for a moment: NSS answers CKR_GENERAL_ERROR while another

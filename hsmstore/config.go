@@ -107,9 +107,11 @@ type Config struct {
 	Concurrency int                                            // signatures in flight per member; 0: twice its sessions
 	Queue       int                                            // operations begun and not yet signed; 0: 4,096
 
-	InUse        func(key string) (why string) // what still needs a key, which then cannot be destroyed; nil or "": nothing
-	Backups      func(key KeyID) []string      // recipients that hold a backup of a key; nil: none
-	CeremonyOnly func(key string) bool         // keys that sign in ceremonies only, a root's: no hourly proof; nil: none
+	InUse        func(key string) (why string)           // what still needs a key, which then cannot be destroyed; nil or "": nothing
+	Backups      func(key KeyID) []string                // recipients that hold a backup of a key; nil: none
+	Backup       BackupStore                             // nil: there are no backup recipients
+	BackupToken  func(name string) (MemberConfig, error) // where a recipient's token is now; with Backup
+	CeremonyOnly func(key string) bool                   // keys that sign in ceremonies only, a root's: no hourly proof; nil: none
 }
 
 func (c *Config) validate() error {

@@ -61,6 +61,9 @@ func (k *Key) Begin(ctx context.Context, req SignRequest) (*Operation, error) {
 // begin is Begin, also for a key that is to be proved on one member.
 func (k *Key) begin(ctx context.Context, req SignRequest, pinned *member) (*Operation, error) {
 	s := k.store
+	if s.retired.Load() {
+		return nil, errRetired
+	}
 	req.Message = bytes.Clone(req.Message) // whatever the caller does with its own later
 	if err := k.fits(req); err != nil {
 		return nil, err

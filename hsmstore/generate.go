@@ -53,6 +53,7 @@ type birth struct {
 	rec     KeyRecord
 	born    bornKey
 	fresh   bool // born in this ceremony, not by one that was cut short
+	backup  bool // it is wrapped to the backup recipients
 }
 
 // GenerateKey bears one key; see [Store.GenerateKeys].
@@ -65,8 +66,8 @@ func (s *Store) GenerateKey(ctx context.Context, grant *admin.Grant, spec KeySpe
 }
 
 // GenerateKeys bears keys in one ceremony: it spends the act of each, bears them
-// on one member, copies them to the others of their specs, and proves each copy
-// through the door; each step is on the ledger. Only then are they usable. A key
+// on one member, copies them to the others of their specs, wraps them to the backup
+// recipients, and proves each copy through the door; each step is on the ledger. Only then are they usable. A key
 // that an interrupted ceremony left unproved is taken up where it stands.
 //
 // All members of the specs must be up. On a member of native replication a key is
@@ -86,9 +87,21 @@ func (s *Store) GenerateKeys(ctx context.Context, grant *admin.Grant, specs ...K
 
 // generate is GenerateKeys, with keysMu held.
 func (s *Store) generate(ctx context.Context, grant *admin.Grant, specs []KeySpec) ([]*Key, error) {
+	var wanted []string
+	for _, p := range specs {
+		wanted = append(wanted, p.Act())
+	}
+	recipients, err := s.recipientsFor(ctx, wanted, slices.ContainsFunc(specs, KeySpec.backedUp))
+	if err != nil {
+		return nil, err
+	}
+	defer recipients.end()
 	births, acts, err := s.prepare(grant, specs)
 	if err != nil {
 		return nil, err
+	}
+	for _, b := range births {
+		b.backup = len(recipients) > 0 && b.spec.backedUp() && !b.origin.native() && !b.origin.cfg.WeakUnwrap
 	}
 	sources, err := openSources(ctx, acts, births)
 	defer sources.end()
@@ -111,6 +124,9 @@ func (s *Store) generate(ctx context.Context, grant *admin.Grant, specs []KeySpe
 		return s.recordCopy(ctx, grant, c, b, KeyCopied{ID: b.rec.ID, Member: c.member.cfg.Name})
 	})
 	if err != nil {
+		return nil, err
+	}
+	if err := s.backUpBirths(ctx, grant, recipients, sources, births); err != nil {
 		return nil, err
 	}
 	return s.prove(ctx, grant, births)
@@ -221,11 +237,12 @@ func (s *Store) bear(ctx context.Context, acts []string, births []*birth) error 
 // sources are the giving sides of a ceremony, by the member that gives.
 type sources map[*member]*source
 
-// openSources starts one for every member whose keys must be copied to others.
+// openSources starts one for every member whose keys must be copied to others or
+// backed up.
 func openSources(ctx context.Context, acts []string, births []*birth) (sources, error) {
 	out := sources{}
 	for _, b := range births {
-		if len(b.targets()) == 0 || out[b.origin] != nil {
+		if len(b.targets()) == 0 && !b.backup || out[b.origin] != nil {
 			continue
 		}
 		src, err := openSource(ctx, b.origin, acts)

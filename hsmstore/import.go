@@ -165,11 +165,16 @@ func (i *ImportSession) Finish(ctx context.Context, grant *admin.Grant, spec Imp
 	if err != nil {
 		return nil, err
 	}
+	ctx = s.under(ctx, grant)
+	recipients, err := s.recipientsFor(ctx, []string{spec.Act()}, KeySpec{Purpose: spec.Purpose, Algorithm: spec.Algorithm, Members: spec.Members}.backedUp())
+	if err != nil {
+		return nil, err
+	}
+	defer recipients.end()
 	if err := grant.Spend(spec.Act()); err != nil {
 		return nil, fmt.Errorf("key %q: %w", spec.Name, err)
 	}
 	defer i.Close()
-	ctx = s.under(ctx, grant)
 	// 1. Into the token.
 	o := keyObject{Name: spec.Name, Purpose: spec.Purpose, Algorithm: spec.Algorithm, Subject: spec.Subject, SPKI: spec.SPKI, Replicable: !i.member.native()}
 	rand.Read(o.ID[:])
@@ -192,8 +197,8 @@ func (i *ImportSession) Finish(ctx context.Context, grant *admin.Grant, spec Imp
 		return nil, err
 	}
 	// 4. The copies.
-	if len(b.targets()) > 0 {
-		if err := s.spreadImport(ctx, grant, b, spec.Act()); err != nil {
+	if b.backup = len(recipients) > 0 && !i.member.native(); b.backup || len(b.targets()) > 0 {
+		if err := s.spreadImport(ctx, grant, b, spec.Act(), recipients); err != nil {
 			return nil, err
 		}
 	}
@@ -327,15 +332,19 @@ func (i *ImportSession) undo(ctx context.Context) error {
 	return i.do(context.WithoutCancel(ctx), cerImportUndo, struct{}{}, &json.RawMessage{})
 }
 
-// spreadImport copies an imported key to its other members.
-func (s *Store) spreadImport(ctx context.Context, grant *admin.Grant, b *birth, act string) error {
+// spreadImport copies an imported key to its other members and to backup recipients.
+func (s *Store) spreadImport(ctx context.Context, grant *admin.Grant, b *birth, act string, to recipients) error {
 	acts := []string{act}
 	from, err := openSources(ctx, acts, []*birth{b})
 	defer from.end()
 	if err != nil {
 		return err
 	}
-	return s.spread(ctx, from, acts, []*birth{b}, func(c copied, b *birth) error {
+	err = s.spread(ctx, from, acts, []*birth{b}, func(c copied, b *birth) error {
 		return s.recordCopy(ctx, grant, c, b, KeyCopied{ID: b.rec.ID, Member: c.member.cfg.Name})
 	})
+	if err != nil {
+		return err
+	}
+	return s.backUpBirths(ctx, grant, to, from, []*birth{b})
 }

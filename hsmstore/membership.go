@@ -38,6 +38,9 @@ func (s *Store) enrolled() ([]*member, error) {
 			state = Out
 		case r.Standing == StandingFenced:
 			state = Fenced
+		case r.Standing == StandingRetired:
+			state = Fenced
+			s.retired.Store(true)
 		}
 		c.TokenSerial, c.Replication = r.Serial, r.Replication
 		m := s.newMember(c, state)
@@ -471,6 +474,9 @@ func (s *Store) Admit(ctx context.Context, name, reason string) error {
 		return err
 	}
 	defer unlock()
+	if s.retired.Load() {
+		return errRetired
+	}
 	m, err := s.mustBe(name, Out, Fenced)
 	if err != nil {
 		return err

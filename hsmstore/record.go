@@ -67,6 +67,7 @@ const (
 	StandingDrained Standing = "drained" // gets no requests until it is admitted
 	StandingFenced  Standing = "fenced"  // signatures or people said that it must not be used
 	StandingRemoved Standing = "removed" // left the cluster
+	StandingRetired Standing = "retired" // the officers ended the cluster: for good
 )
 
 // PutKey stores a new key with the leaf of its birth (the checkpoint key: with leaf 0), whose index becomes Birth.

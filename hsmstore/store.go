@@ -43,6 +43,7 @@ type Store struct {
 	drift       drifts
 
 	importing atomic.Bool // an ImportSession is open
+	retired   atomic.Bool // the officers ended this cluster
 }
 
 // Open starts one worker per member and waits until each is up or has failed. It
@@ -67,6 +68,10 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	members, err := s.enrolled()
 	if err != nil {
 		return nil, err
+	}
+	if s.retired.Load() {
+		s.cancel()
+		return nil, fmt.Errorf("opening the HSM store: %w", errRetired)
 	}
 	s.members.Store(&members)
 	var runs []*run
@@ -168,7 +173,7 @@ func (s *Store) anyUp() bool {
 
 // Ready tells whether every usable key can sign on at least one member.
 func (s *Store) Ready() bool {
-	if !s.anyUp() {
+	if s.retired.Load() || !s.anyUp() {
 		return false
 	}
 	s.mu.RLock()

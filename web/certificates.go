@@ -252,7 +252,17 @@ func (s *Server) revoke(c echo.Context) error {
 	}
 	ctx, cancel := carryThrough(c)
 	defer cancel()
-	found, err := s.cfg.CA.Certificate(ctx, param(c, "serial", ""))
+	serial := param(c, "serial", "")
+	found, err := s.cfg.CA.Certificate(ctx, serial)
+	var refusal *ca.Refusal
+	if errors.As(err, &refusal) && refusal.Code == ca.NotFound {
+		// A CA that was restored does not have what its predecessor issued: it revokes the serial.
+		err := s.cfg.CA.Revoke(ctx, ca.RevokeRequest{Serial: serial, Reason: reason, Requester: requester})
+		if err != nil && !(errors.As(err, &refusal) && refusal.Code == ca.AlreadyRevoked) {
+			return err
+		}
+		return writeJSON(c, http.StatusAccepted, struct{}{})
+	}
 	if err != nil {
 		return err
 	}
@@ -260,7 +270,6 @@ func (s *Server) revoke(c echo.Context) error {
 		return err
 	}
 	err = s.cfg.CA.Revoke(ctx, ca.RevokeRequest{Issuer: found.Issuer, Serial: found.Serial, Reason: reason, Requester: requester})
-	var refusal *ca.Refusal
 	if err != nil && !(errors.As(err, &refusal) && refusal.Code == ca.AlreadyRevoked) {
 		return err
 	}

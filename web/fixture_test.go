@@ -88,8 +88,11 @@ func (f *fakeCA) Revoke(_ context.Context, r ca.RevokeRequest) error {
 	if f.fail != nil {
 		return f.fail
 	}
-	f.revoked = append(f.revoked, r)
 	c := f.certs[r.Serial]
+	if c == nil {
+		return &ca.Refusal{Code: ca.NotFound, Field: "serial", Detail: "there is no such certificate"}
+	}
+	f.revoked = append(f.revoked, r)
 	if c.Revoked != nil {
 		return &ca.Refusal{Code: ca.AlreadyRevoked, Field: "serial", Detail: "it is revoked already"}
 	}
@@ -254,6 +257,7 @@ func newFixture(t testing.TB, edit ...func(*web.Config)) *fixture {
 		Documents: f.ca,
 		Approvals: &fakeBoard{fail: &f.ca.fail},
 		HSM:       fakeHSM{fail: &f.ca.fail},
+		Backup:    fakeBackup{fail: &f.ca.fail},
 		Candidate: func(_ context.Context, name string) (admin.MemberParameters, error) {
 			if f.ca.fail != nil {
 				return admin.MemberParameters{}, f.ca.fail
@@ -406,4 +410,20 @@ func (h fakeHSM) OpenImport(_ context.Context, member string) (hsmstore.ImportTe
 }
 func (h fakeHSM) InspectKey(_ context.Context, member string, _ []byte, _ string) (hsmstore.AdoptReport, error) {
 	return hsmstore.AdoptReport{Member: member, Algorithms: []string{"P-256"}}, *h.fail
+}
+
+// fakeBackup has one recipient; it fails on command.
+type fakeBackup struct{ fail *error }
+
+func (b fakeBackup) Recipients(context.Context) ([]web.BackupRecipient, error) {
+	return []web.BackupRecipient{{Name: "far", Serial: "5e71a1", Missing: []string{}}}, *b.fail
+}
+func (b fakeBackup) Candidate(_ context.Context, name string) (admin.RecipientParameters, error) {
+	return admin.RecipientParameters{Name: name, Serial: "5e71a1"}, *b.fail
+}
+func (b fakeBackup) Manifest(context.Context, string) (web.BackupManifest, error) {
+	return web.BackupManifest{Name: "far-1", Manifest: []byte("{}"), Proof: []byte("c2sp")}, *b.fail
+}
+func (b fakeBackup) Verify(context.Context, string) ([]hsmstore.BackupCheck, error) {
+	return []hsmstore.BackupCheck{{Key: "issuing", OK: true}}, *b.fail
 }

@@ -338,7 +338,7 @@ func hsmProblem(err error) error {
 	for _, t := range []struct {
 		is   error
 		slug slug
-	}{{hsmstore.ErrNoMember, notFound}, {hsmstore.ErrToken, hsmFault}, {hsmstore.ErrPIN, hsmFault}, {hsmstore.ErrModule, hsmFault}, {hsmstore.ErrRandom, hsmFault}, {hsmstore.ErrNoKey, hsmConflict}} {
+	}{{hsmstore.ErrNoMember, notFound}, {hsmstore.ErrNoRecipient, notFound}, {hsmstore.ErrToken, hsmFault}, {hsmstore.ErrPIN, hsmFault}, {hsmstore.ErrModule, hsmFault}, {hsmstore.ErrRandom, hsmFault}, {hsmstore.ErrNoKey, hsmConflict}} {
 		if errors.Is(err, t.is) {
 			return problemf(t.slug, "%s", clipTo(err.Error(), 500))
 		}

@@ -70,6 +70,8 @@ type Config struct {
 	Approvals Approvals
 	// HSM is the cluster of HSM members with its keys.
 	HSM HSM
+	// Backup is where its keys are kept a second time.
+	Backup Backup
 	// Candidate looks at the token of a member that the configuration names and the
 	// cluster does not have; its errors are those of hsmstore, or an *admin.Refusal.
 	Candidate func(ctx context.Context, name string) (admin.MemberParameters, error)
@@ -116,8 +118,8 @@ func New(cfg Config) (*Server, error) {
 	if s.httpBase, err = baseURL(cfg.PublicHTTPURL, "http"); err != nil {
 		return nil, fmt.Errorf("web: PublicHTTPURL: %w", err)
 	}
-	if cfg.CA == nil || cfg.ACME == nil || cfg.Console == nil || cfg.Checkpoint == nil || cfg.Proof == nil || cfg.LeafProof == nil || cfg.Documents == nil || cfg.Approvals == nil || cfg.HSM == nil || cfg.Candidate == nil || cfg.Ready == nil || cfg.AdminToken == nil {
-		return nil, errors.New("web: CA, ACME, Console, Checkpoint, Proof, LeafProof, Documents, Approvals, HSM, Candidate, Ready and AdminToken must be set")
+	if cfg.CA == nil || cfg.ACME == nil || cfg.Console == nil || cfg.Checkpoint == nil || cfg.Proof == nil || cfg.LeafProof == nil || cfg.Documents == nil || cfg.Approvals == nil || cfg.HSM == nil || cfg.Backup == nil || cfg.Candidate == nil || cfg.Ready == nil || cfg.AdminToken == nil {
+		return nil, errors.New("web: CA, ACME, Console, Checkpoint, Proof, LeafProof, Documents, Approvals, HSM, Backup, Candidate, Ready and AdminToken must be set")
 	}
 	if s.https, err = s.door(doorHTTPS); err != nil {
 		return nil, err

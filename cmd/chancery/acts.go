@@ -31,6 +31,11 @@ func (s *server) newBoard(ctx context.Context) (*admin.Board, error) {
 		admin.RepairKey:    {Acts: s.repairKeyActs, Execute: s.repairKey},
 		admin.AdoptKey:     {Acts: s.adoptKeyActs, Execute: s.adoptKey},
 		admin.ImportKey:    {Acts: s.importKeyActs, Execute: s.importKey},
+
+		admin.BackupRecipient: {Acts: s.designateActs, Execute: s.designate},
+		admin.RemoveRecipient: {Acts: s.removeRecipientActs, Execute: s.removeRecipient},
+		admin.Backup:          {Acts: s.backupActs, Execute: s.backup},
+		admin.RetireCluster:   {Acts: s.retireActs, Execute: s.retire},
 	}})
 }
 
@@ -120,6 +125,9 @@ func actsOf(action string, parameters []byte) ([]string, error) {
 	case admin.ImportKey:
 		spec, _, err := importSpec(parameters)
 		return []string{spec.Act()}, err
+	}
+	if acts, err := backupActsOf(action, parameters); acts != nil || err != nil {
+		return acts, err
 	}
 	return nil, fmt.Errorf("this chancery does not know the action %q; use the version of the server", audit.Text(action, 64))
 }

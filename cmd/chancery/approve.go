@@ -148,11 +148,15 @@ func approveVote(use string, d admin.Decision) *cobra.Command {
 	var r remote
 	var officer, key string
 	var yes, asJSON bool
+	var file string
 	c := &cobra.Command{
 		Use: use + " ID --officer NAME --key FILE", Short: map[admin.Decision]string{admin.Approve: "Approve a proposal", admin.Reject: "Reject a proposal"}[d],
 		Long: "Shows what the proposal would do, recomputed from its bytes, asks on a terminal, and signs with the officer's\n" +
 			"key. The private key stays on this machine. A vote is final.",
 		RunE: func(c *cobra.Command, args []string) error {
+			if file != "" && d == admin.Approve {
+				return signFile(c, args, file, officer, key, yes)
+			}
 			id, err := oneID(c, args)
 			if err != nil {
 				return err
@@ -201,6 +205,9 @@ func approveVote(use string, d admin.Decision) *cobra.Command {
 	r.flags(c)
 	officerFlags(c, &officer, &key)
 	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
+	if d == admin.Approve {
+		c.Flags().StringVar(&file, "file", "", "instead of ID: a request for a restore (hsm restore --request), which is signed without a server")
+	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print the server's answer")
 	return c
 }

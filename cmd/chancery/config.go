@@ -34,6 +34,10 @@ type Config struct {
 	Ledger        LedgerConfig `yaml:"ledger"`
 	HSM           struct {
 		Members []MemberConfig `yaml:"members"`
+		// Tokens outside the cluster that keys are wrapped to: designate each, hsm backup --designate.
+		Backups []MemberConfig `yaml:"backups,omitempty"`
+		// Folder for the daily manifest of each recipient; empty: off.
+		BackupDir string `yaml:"backup_dir,omitempty"`
 	} `yaml:"hsm"`
 	ACME struct {
 		Validation ValidationConfig `yaml:"validation"`
@@ -156,10 +160,15 @@ func (c *Config) members() ([]hsmstore.MemberConfig, error) {
 	if len(c.HSM.Members) == 0 {
 		return nil, &exit{exitConfig, errors.New("config: hsm.members is empty; name at least one HSM member")}
 	}
+	return tokens("members", c.HSM.Members, c.workerJournal)
+}
+
+// tokens gives the typed form of a list of tokens.
+func tokens(key string, list []MemberConfig, journal func(name string) string) ([]hsmstore.MemberConfig, error) {
 	var out []hsmstore.MemberConfig
-	for i, m := range c.HSM.Members {
-		at := fmt.Sprintf("config: hsm.members[%d] (%s)", i, m.Name)
-		h := hsmstore.MemberConfig{Name: m.Name, Module: m.Module, TokenLabel: m.Token, JournalPath: c.workerJournal(m.Name),
+	for i, m := range list {
+		at := fmt.Sprintf("config: hsm.%s[%d] (%s)", key, i, m.Name)
+		h := hsmstore.MemberConfig{Name: m.Name, Module: m.Module, TokenLabel: m.Token, JournalPath: journal(m.Name),
 			Replication: hsmstore.Replication(m.Replication), Sessions: m.Sessions, Reserved: m.Reserved, WeakUnwrap: m.WeakUnwrap, SplitSO: m.SOPIN == sharesPIN}
 		if m.URI != "" {
 			u, err := uri.ParseWithScheme("pkcs11", m.URI)
@@ -266,6 +275,9 @@ func (c *Config) check() error {
 		if _, err := networks(key, list); err != nil {
 			return err
 		}
+	}
+	if _, err := c.backups(); err != nil {
+		return err
 	}
 	if len(c.Ledger.Anchors) > 1 {
 		return bad("ledger.anchors: one is supported today; keep one")

@@ -23,6 +23,7 @@ func hsmCommand() *cobra.Command {
 		actCommand("fence NAME", "Take a member out at once, because it is not to be trusted", "member", "/api/v1/hsm/members/", "fence"),
 		actCommand("admit NAME", "Let a drained or fenced member back; each of its keys proves itself first", "member", "/api/v1/hsm/members/", "admit"),
 		hsmVerifyCommand(), hsmQualifyCommand(), hsmSplitCommand(), hsmShareCommand())
+	c.AddCommand(hsmBackupCommand(), hsmRehearseCommand(), hsmRestoreCommand(), hsmRetireCommand())
 	return c
 }
 

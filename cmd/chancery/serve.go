@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -64,8 +65,11 @@ func loadChecked(file string) (*Config, error) {
 
 // production refuses what only dev may have (P5).
 func (c *Config) production() error {
-	for i, m := range c.HSM.Members {
+	for i, m := range slices.Concat(c.HSM.Members, c.HSM.Backups) {
 		at := fmt.Sprintf("config: hsm.members[%d] (%s)", i, m.Name)
+		if n := i - len(c.HSM.Members); n >= 0 {
+			at = fmt.Sprintf("config: hsm.backups[%d] (%s)", n, m.Name)
+		}
 		if readable(m.SOPIN) {
 			return &exit{exitConfig, fmt.Errorf("%s: the SO PIN %s can be read by the server; take it away: it is for ceremonies only", at, m.SOPIN)}
 		}

@@ -104,7 +104,7 @@ func (s *server) open(ctx context.Context) (err error) {
 		return err
 	}
 	s.hsm, err = hsmstore.Open(ctx, hsmstore.Config{Members: members, Ledger: s.ledger, Keys: keys, Enrolled: enrolled, Log: s.log,
-		Shares: s.db, Officers: s.officers, InUse: s.keyInUse, CeremonyOnly: s.ceremonyKey})
+		Shares: s.db, Officers: s.officers, InUse: s.keyInUse, CeremonyOnly: s.ceremonyKey, Backup: s.db, BackupToken: s.backupToken, Backups: s.backupHolders})
 	if err != nil {
 		return err
 	}
@@ -235,8 +235,13 @@ func (s *server) buildCA(ctx context.Context) error {
 		return err
 	}
 	s.checkpoint = audit.NewCheckpointer(s.ledger, s.hsm.CheckpointSigner(), s.cfg.anchor())
-	var err error
-	s.authority, err = ca.New(ctx, ca.Config{Keys: s.hsm, Ledger: s.ledger, Storage: s.db, URL: s.cfg.PublicHTTPURL, API: s.cfg.PublicURL, Issuer: issuingName, Log: s.log})
+	leaf0, err := s.ledger.Leaf(ctx, 0)
+	if err != nil {
+		return err
+	}
+	previous, _ := leaf0.Get(audit.TagPrevious)
+	origin, _, _ := strings.Cut(string(previous), "\n")
+	s.authority, err = ca.New(ctx, ca.Config{Keys: s.hsm, Ledger: s.ledger, Storage: s.db, URL: s.cfg.PublicHTTPURL, API: s.cfg.PublicURL, Issuer: issuingName, Predecessor: origin, Log: s.log})
 	return err
 }
 
@@ -334,7 +339,7 @@ func (s *server) serve(ctx context.Context, l listeners, landing web.Landing, re
 	}
 	edge, err := web.New(web.Config{
 		Console: pages.Handler(),
-		CA:      s.authority, Documents: documents, Approvals: board, HSM: s.hsm, Candidate: s.candidate, LeafProof: s.leafProof, ACME: acmeServer.Handler(), PublicURL: s.cfg.PublicURL, PublicHTTPURL: s.cfg.PublicHTTPURL, Dev: s.dev, Landing: landing, Log: s.log,
+		CA:      s.authority, Documents: documents, Approvals: board, HSM: s.hsm, Candidate: s.candidate, LeafProof: s.leafProof, Backup: backups{s}, ACME: acmeServer.Handler(), PublicURL: s.cfg.PublicURL, PublicHTTPURL: s.cfg.PublicHTTPURL, Dev: s.dev, Landing: landing, Log: s.log,
 		Checkpoint: s.checkpoint.Latest, Proof: s.proof, Ready: s.ready, GetCertificate: own.get,
 		AdminToken: tokenOK,
 	})
@@ -354,6 +359,7 @@ func (s *server) serve(ctx context.Context, l listeners, landing web.Landing, re
 		g.Go(func() error { return serveMetrics(back, l.metrics, s.hsm.Stats, s.log) })
 	}
 	g.Go(func() error { return own.run(back, s) })
+	g.Go(func() error { return s.runBackups(back) })
 	g.Go(func() error { // a ledger that has ended by itself takes the server with it
 		select {
 		case err := <-s.ledgerDone:

@@ -1,0 +1,21 @@
+package dbstore
+
+import (
+	"chancery/audit"
+	"chancery/ca"
+)
+
+// applyRestore carries out what a new ledger takes over from a predecessor.
+func (t *tx) applyRestore(p audit.Projection, at *audit.StoredLeaf) (handled bool, err error) {
+	switch p := p.(type) {
+	case ca.PutRestoredIssuer:
+		_, err = t.exec("INSERT INTO issuer (name, spki_hash, key_name, parent, der, crl_number, crl_this, crl_next, crl_cover) VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0)",
+			p.Name, p.SPKI[:], p.KeyName, p.Parent, p.DER, int64(p.CRLNumber), p.CRLThis.Unix())
+	case ca.CarryRevocation:
+		_, err = t.exec("INSERT INTO revocation (issuer, serial, leaf, reason, revoked_at, not_after) VALUES (?, ?, ?, ?, ?, ?)",
+			p.Issuer[:], p.Serial, int64(at.Index), int(p.Reason), p.At.Unix(), p.NotAfter.Unix())
+	default:
+		return false, nil
+	}
+	return true, err
+}

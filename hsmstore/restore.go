@@ -1,0 +1,235 @@
+package hsmstore
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"time"
+
+	"chancery/admin"
+	"chancery/audit"
+)
+
+// Restoration is what a new ledger takes over from a predecessor. Its caller has
+// verified the manifest.
+type Restoration struct {
+	Manifest  [32]byte       // its SHA-256
+	Ledger    audit.LedgerID // of the predecessor
+	Origin    string         // of the predecessor
+	Recipient RecipientRecord
+	Keys      []BackupKey
+	Warrant   *admin.Warrant // of the predecessor's officers, for admin.RestoreAct
+}
+
+// Restore begins a ledger with the keys of a predecessor. It is [Store.Genesis], but
+// besides the checkpoint key and the probe key, which are new, the keys of the backup
+// come out of their blobs as objects of the recipient's token, which is the one member;
+// others join later. The officers' warrant is checked here, and again in the ceremony
+// process. g.Previous must be the predecessor's last checkpoint, g.Roster its roster, and
+// g.Acts must list the acts of [Store.RestoreActs].
+//
+// After a crash begin again with an empty database and journal; keys that are on the
+// token by then are taken as they are. Errors wrap admin.ErrNotGranted, ErrToken,
+// audit.ErrExists.
+func (s *Store) Restore(ctx context.Context, grant *admin.Grant, g audit.Genesis, checkpoint KeySpec, r Restoration) error {
+	if head := s.ledger.Head(); head.Size != 0 {
+		return fmt.Errorf("restore: %w: the ledger has %d leaves; restore into an empty database", audit.ErrExists, head.Size)
+	}
+	m, err := s.restoreMember(r)
+	if err != nil {
+		return err
+	}
+	act := admin.RestoreAct(r.Manifest)
+	acts, _, err := r.Warrant.Check(r.Ledger, g.Roster, time.Now())
+	if err == nil && !slices.Contains(acts, act) {
+		err = fmt.Errorf("%w: the officers did not sign %q", admin.ErrNotGranted, act)
+	}
+	if err != nil {
+		return fmt.Errorf("restore: %w", err)
+	}
+	for _, a := range s.RestoreActs(checkpoint, r.Manifest) {
+		if !slices.Contains(g.Acts, a) {
+			return fmt.Errorf("restore: %w: leaf 0 must list %q", admin.ErrNotGranted, a)
+		}
+	}
+	s.keysMu.Lock()
+	defer s.keysMu.Unlock()
+	// 1. What this ledger has of its own, while no warrant is needed for it.
+	births, own, err := s.prepare(grant, []KeySpec{checkpoint, s.probeSpec(m.cfg.Name)})
+	if err != nil {
+		return err
+	}
+	if err := s.bear(underRoster(ctx, g.Roster), own, births); err != nil {
+		return err
+	}
+	// 2. The keys, out of their blobs.
+	if err := grant.Spend(act); err != nil {
+		return err
+	}
+	under := context.WithValue(ctx, mandateKey{}, mandate{Warrant: r.Warrant, Session: rand.Text(), Ledger: hex.EncodeToString(r.Ledger[:]), Roster: hex.EncodeToString(g.Roster[:])})
+	restored, err := s.unwrapRestored(under, m, act, r)
+	if err != nil {
+		return err
+	}
+	// 3. Leaf 0 names the predecessor's last checkpoint; then what happened before it.
+	g.CheckpointKeys = [][]byte{births[0].rec.SPKI}
+	if err := s.ledger.Genesis(ctx, g, PutKey{births[0].rec}); err != nil {
+		return fmt.Errorf("writing the genesis leaf: %w", err)
+	}
+	for i, b := range births {
+		var row []audit.Projection
+		if i > 0 {
+			row = append(row, PutKey{b.rec})
+		}
+		index, err := s.recordBirth(ctx, grant, b, row...)
+		if err != nil {
+			return err
+		}
+		if i > 0 {
+			b.rec.Birth = index
+		}
+	}
+	if err := s.recordWarrant(ctx, grant, r); err != nil {
+		return err
+	}
+	for _, b := range restored {
+		if b.rec.Birth, err = s.recordRestored(ctx, grant, b, r); err != nil {
+			return err
+		}
+	}
+	if err := s.enrol(ctx, grant); err != nil {
+		return err
+	}
+	// 4. The proofs, with which the keys become usable; and what was out of use stays so.
+	keys, err := s.prove(ctx, grant, append(births, restored...))
+	if err != nil {
+		return err
+	}
+	for i, k := range r.Keys {
+		if k.State != KeyUsable {
+			if err := s.changeState(ctx, keys[len(births)+i], KeyUsable, k.State, "as it was in "+r.Origin); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// RestoreActs lists the acts of [Store.Restore].
+func (s *Store) RestoreActs(checkpoint KeySpec, manifest [32]byte) []string {
+	return append(s.GenesisActs(checkpoint), admin.RestoreAct(manifest))
+}
+
+// restoreMember is the recipient as the one member of the new cluster.
+func (s *Store) restoreMember(r Restoration) (*member, error) {
+	list := s.list()
+	if len(list) != 1 || list[0].current().Serial != r.Recipient.Serial {
+		var have []string
+		for _, m := range list {
+			have = append(have, fmt.Sprintf("%s (token %s)", m.cfg.Name, m.current().Serial))
+		}
+		return nil, fmt.Errorf("%w: a restore begins with one member, the recipient %s with token %s; hsm.members names %v. Name only it; others join afterwards by hsm add", ErrToken, r.Recipient.Name, r.Recipient.Serial, have)
+	}
+	if st := list[0].current(); st.State != Up {
+		return nil, fmt.Errorf("%w: member %s is %s", ErrUnavailable, st.Name, st.State)
+	}
+	for _, k := range r.Keys {
+		if k.State == KeyUsable || k.State == KeyDisabled || k.State == KeyQuarantined {
+			continue
+		}
+		return nil, fmt.Errorf("key %q of the manifest is %q, which cannot be restored", k.Name, k.State)
+	}
+	return list[0], nil
+}
+
+// unwrapRestored makes the keys objects of the token.
+func (s *Store) unwrapRestored(ctx context.Context, m *member, act string, r Restoration) ([]*birth, error) {
+	c, err := startCeremony(ctx, m.cfg, m.current().Serial, []string{act}, false)
+	if err != nil {
+		return nil, err
+	}
+	defer c.end()
+	ask := restoreKeys{Manifest: hex.EncodeToString(r.Manifest[:]), KEKs: r.Recipient.KEKs, Keys: wrappedKeys(r.Recipient, r.Keys)}
+	var born []bornKey
+	if err := c.do(ctx, cerRestore, ask, &born); err != nil {
+		return nil, err
+	}
+	if len(born) != len(r.Keys) {
+		return nil, fmt.Errorf("%d keys were to be restored, %d were", len(r.Keys), len(born))
+	}
+	out := make([]*birth, len(born))
+	for i, k := range r.Keys {
+		if born[i].ID != k.ID {
+			return nil, fmt.Errorf("another key than %q was restored", k.Name)
+		}
+		rec := k.KeyRecord
+		rec.Origin, rec.Members, rec.State, rec.Birth, rec.Adopted, rec.Confined = m.cfg.Name, []string{m.cfg.Name}, KeyBorn, 0, nil, false
+		out[i] = &birth{spec: KeySpec{Name: k.Name}, members: []*member{m}, origin: m, object: ask.Keys[i].Key, born: born[i], rec: rec}
+	}
+	return out, nil
+}
+
+// recordWarrant writes down that the predecessor's officers decided this.
+func (s *Store) recordWarrant(ctx context.Context, grant *admin.Grant, r Restoration) error {
+	items := [][]byte{r.Warrant.Proposal}
+	for _, v := range r.Warrant.Votes {
+		officer := sha256.Sum256(v.SPKI)
+		items = append(items, append(officer[:], v.Signature...))
+	}
+	var f audit.Fields
+	f.Hash(audit.TagManifest, r.Manifest)
+	f.Text(audit.TagSource, r.Origin)
+	f.Hash(audit.TagGrant, grant.Hash())
+	f.List(audit.TagWarrant, items...)
+	if _, err := s.ledger.Append(ctx, audit.Event(audit.OpRestore, f)); err != nil {
+		return fmt.Errorf("recording the officers' warrant: %w", err)
+	}
+	return nil
+}
+
+// recordRestored writes the leaf of a restored key and returns its index.
+func (s *Store) recordRestored(ctx context.Context, grant *admin.Grant, b *birth, r Restoration) (uint64, error) {
+	alg, err := algorithmByName(b.rec.Algorithm)
+	if err != nil {
+		return 0, err
+	}
+	f := s.keyFields(grant, b, b.origin, b.born.Attributes)
+	f.Bytes(audit.TagSPKI, b.rec.SPKI)
+	f.Uint8(audit.TagPurpose, uint8(b.rec.Purpose))
+	f.Bytes(audit.TagAlgorithm, alg.ident)
+	f.Hash(audit.TagManifest, r.Manifest)
+	f.Text(audit.TagSource, r.Origin)
+	a, err := s.ledger.Append(ctx, audit.Event(audit.OpRestore, f), PutKey{b.rec})
+	if err != nil {
+		return 0, fmt.Errorf("recording the restored key %q: %w", b.rec.Name, err)
+	}
+	return a.Index, nil
+}
+
+// CheckBackupKey holds a key of a manifest against itself.
+func CheckBackupKey(k BackupKey) error {
+	if err := checkName("key", k.Name); err != nil {
+		return err
+	}
+	if _, known := allows[k.Purpose]; !known || k.Purpose == audit.PurposeProbe || k.Purpose == audit.PurposeCheckpoint {
+		return fmt.Errorf("key %s: keys of %s are not restored", k.Name, k.Purpose)
+	}
+	if _, _, err := parseSPKI(k.SPKI, k.Algorithm); err != nil {
+		return fmt.Errorf("key %s: %w", k.Name, err)
+	}
+	if k.Way < 0 || k.Way >= len(ways) || ways[k.Way].hop != nil || len(k.Blob) == 0 {
+		return fmt.Errorf("key %s: its blob is wrapped in a way (%d) that no backup uses", k.Name, k.Way)
+	}
+	return nil
+}
+
+// WayName is how a blob is wrapped, in words; "" for a number that no backup has.
+func WayName(way int) string {
+	if way < 0 || way >= len(ways) {
+		return ""
+	}
+	return ways[way].name
+}

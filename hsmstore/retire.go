@@ -1,0 +1,58 @@
+package hsmstore
+
+import (
+	"context"
+	"fmt"
+
+	"chancery/admin"
+	"chancery/audit"
+)
+
+// errRetired: the keys go on elsewhere.
+var errRetired = fmt.Errorf("%w: the officers retired this cluster: its keys go on in another one, and nothing is signed here any more", ErrUnavailable)
+
+// Retire ends the use of every key here, because another cluster goes on with them: no
+// operation begins any more, every member is recorded as retired, for good, also after a
+// restart, and its worker is stopped. last, if not nil, is called when the leaves are
+// written and the members still sign: for the checkpoint that covers them. The act is
+// admin.RetireAct.
+//
+// The keys stay on the tokens: destroy or wipe them with the vendor's tools when the
+// other cluster has proved itself.
+func (s *Store) Retire(ctx context.Context, grant *admin.Grant, reason string, last func(context.Context) error) error {
+	unlock, err := s.ceremony(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := grant.Spend(admin.RetireAct()); err != nil {
+		return err
+	}
+	s.retired.Store(true)
+	for _, m := range s.list() {
+		var f audit.Fields
+		f.Text(audit.TagReason, audit.Text(reason, 500))
+		f.Text(audit.TagMember, m.cfg.Name)
+		f.Text(audit.TagSerialNumber, m.current().Serial)
+		f.Text(audit.TagState, string(StandingRetired))
+		f.Hash(audit.TagGrant, grant.Hash())
+		if _, err := s.ledger.Append(context.WithoutCancel(ctx), audit.Event(audit.OpMemberState, f), SetStanding{Member: m.cfg.Name, To: StandingRetired}); err != nil {
+			return fmt.Errorf("recording that member %s is retired: %w; nothing is signed until a restart, ask the officers again", m.cfg.Name, err)
+		}
+	}
+	if last != nil {
+		if err := last(ctx); err != nil {
+			s.log.Warn("last checkpoint of a retired cluster not signed", "err", err)
+		}
+	}
+	for _, m := range s.list() {
+		if err := m.quiet(ctx); err != nil {
+			m.log.Warn("retired with requests under way", "err", err)
+		}
+		m.set(Fenced, errRetired)
+		m.halt()
+	}
+	s.resize()
+	s.log.Warn("the cluster is retired; nothing is signed any more", "reason", reason)
+	return nil
+}
