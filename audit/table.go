@@ -51,6 +51,7 @@ const (
 	OpKeyDrift     Op = 36 // a key on a member is not what its birth said, or is again
 	OpBackup       Op = 37 // keys were wrapped for a backup recipient
 	OpRestore      Op = 38 // keys of a predecessor came back from a backup
+	OpSecret       Op = 39 // a secret of the server was derived from an AES key, NIST SP 800-108r1
 	OpProposal     Op = 16 // a sensitive act was asked for
 	OpVote         Op = 17 // an officer approved or rejected a proposal
 	OpGrant        Op = 18 // enough officers approved: the proposal is spent on a grant
@@ -63,7 +64,7 @@ var opNames = map[Op]string{
 	OpTimestamp: "timestamp", OpCode: "code", OpKeyProof: "key-proof", OpKeyGenerate: "key-generate",
 	OpKeyReplicate: "key-replicate", OpKeyDestroy: "key-destroy", OpMemberAdd: "member-add",
 	OpRevoke: "revoke", OpCounts: "counts", OpConfig: "config",
-	OpMemberState: "member-state", OpKeyState: "key-state", OpKeyAdopt: "key-adopt", OpKeyImport: "key-import", OpKeyDrift: "key-drift", OpBackup: "backup", OpRestore: "restore",
+	OpMemberState: "member-state", OpKeyState: "key-state", OpKeyAdopt: "key-adopt", OpKeyImport: "key-import", OpKeyDrift: "key-drift", OpBackup: "backup", OpRestore: "restore", OpSecret: "secret",
 	OpProposal: "proposal", OpVote: "vote", OpGrant: "grant", OpGrantResult: "grant-result", OpProposalEnd: "proposal-end",
 }
 
@@ -87,9 +88,10 @@ const (
 	PurposeDocument   Purpose = 5 // CMS signed attributes over a document
 	PurposeTimestamp  Purpose = 6 // CMS signed attributes over a TSTInfo
 	PurposeProbe      Purpose = 7 // the fixed probe text of one member
+	PurposeSecret     Purpose = 8 // texts that secrets of the server are derived from
 )
 
-var purposeNames = [...]string{"", "issuer", "ocsp", "checkpoint", "code", "document", "timestamp", "probe"}
+var purposeNames = [...]string{"", "issuer", "ocsp", "checkpoint", "code", "document", "timestamp", "probe", "secret"}
 
 func (p Purpose) String() string {
 	if int(p) < len(purposeNames) && p != 0 {

@@ -163,8 +163,8 @@ func (s *Store) mayAdopt(spec AdoptSpec, report *AdoptReport) error {
 		return err
 	}
 	switch {
-	case spec.Purpose == audit.PurposeProbe || spec.Purpose == audit.PurposeCheckpoint:
-		return fmt.Errorf("key %q: keys of %s are born here, not adopted", spec.Name, spec.Purpose)
+	case spec.Purpose == audit.PurposeProbe || spec.Purpose == audit.PurposeCheckpoint || spec.Purpose == audit.PurposeSecret:
+		return fmt.Errorf("key %q: keys of %s are born here (or, those of secret, imported), not adopted", spec.Name, spec.Purpose)
 	case len(spec.Attestation) > maxAttestation:
 		return fmt.Errorf("key %q: attestation evidence of %d octets; at most %d fit into the ledger, give its core or a digest", spec.Name, len(spec.Attestation), maxAttestation)
 	case len(report.Never) > 0:

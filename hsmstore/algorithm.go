@@ -25,7 +25,7 @@ import (
 type algorithm struct {
 	name   string
 	scheme scheme
-	hash   crypto.Hash    // 0: the message itself is signed (Ed25519)
+	hash   crypto.Hash    // 0: the message itself is signed (Ed25519, CMAC)
 	curve  elliptic.Curve // of ECDSA
 	bits   int            // modulus bits of RSA
 	ident  []byte         // AlgorithmIdentifier of its signatures, DER (RFC 5280 §4.1.1.2)
@@ -39,6 +39,7 @@ const (
 	pkcs1Scheme                   // RSASSA-PKCS1-v1_5, RFC 8017 §8.2
 	pssScheme                     // RSASSA-PSS, RFC 8017 §8.1, salt as long as the hash
 	eddsaScheme                   // Ed25519, RFC 8032 §5.1
+	macScheme                     // AES-CMAC; see mac.go
 )
 
 // AlgorithmIdentifiers: RFC 5758 §3.2 (ECDSA, parameters absent), RFC 4055 §5
@@ -66,6 +67,7 @@ var algorithms = []*algorithm{
 	{name: "RSA-PSS-3072", scheme: pssScheme, hash: crypto.SHA256, bits: 3072, ident: identPSS256},
 	{name: "RSA-PSS-4096", scheme: pssScheme, hash: crypto.SHA256, bits: 4096, ident: identPSS256},
 	{name: algEd25519, scheme: eddsaScheme, ident: identEd25519},
+	{name: algAES, scheme: macScheme, ident: identAES},
 }
 
 // Algorithms lists the names of the algorithms that keys can have.
@@ -96,12 +98,14 @@ func (a *algorithm) fits(pub crypto.PublicKey) bool {
 		return a.bits == k.N.BitLen()
 	case ed25519.PublicKey:
 		return a.scheme == eddsaScheme
+	case checkValue:
+		return a.scheme == macScheme
 	}
 	return false
 }
 
-// digest hashes a whole message the way the algorithm does; Ed25519 signs the
-// message as it is.
+// digest hashes a whole message the way the algorithm does; Ed25519 and CMAC take
+// the message as it is.
 func (a *algorithm) digest(message []byte) []byte {
 	switch a.hash {
 	case crypto.SHA256:
@@ -129,6 +133,8 @@ func (a *algorithm) verify(pub crypto.PublicKey, digest, sig []byte) bool {
 		return rsa.VerifyPKCS1v15(k, a.hash, digest, sig) == nil
 	case ed25519.PublicKey:
 		return ed25519.Verify(k, digest, sig)
+	case checkValue:
+		return k.verifyMAC(sig)
 	}
 	return false
 }
@@ -149,13 +155,15 @@ func (a *algorithm) mechanism() []*pkcs11.Mechanism {
 		return mechanism(pkcs11.CKM_RSA_PKCS, nil)
 	case pssScheme:
 		return mechanism(pkcs11.CKM_RSA_PKCS_PSS, pkcs11.NewPSSParams(pkcs11.CKM_SHA256, pkcs11.CKG_MGF1_SHA256, uint(a.hash.Size())))
+	case macScheme:
+		return mechanism(ckmAESCMAC, nil)
 	}
 	return mechanism(ckmEdDSA, nil)
 }
 
 // mechanismName is its name in the standard.
 func (a *algorithm) mechanismName() string {
-	return [...]string{ecdsaScheme: "CKM_ECDSA", pkcs1Scheme: "CKM_RSA_PKCS", pssScheme: "CKM_RSA_PKCS_PSS", eddsaScheme: "CKM_EDDSA"}[a.scheme]
+	return [...]string{ecdsaScheme: "CKM_ECDSA", pkcs1Scheme: "CKM_RSA_PKCS", pssScheme: "CKM_RSA_PKCS_PSS", eddsaScheme: "CKM_EDDSA", macScheme: "CKM_AES_CMAC"}[a.scheme]
 }
 
 // digestInfo is what precedes a SHA-256 digest under PKCS #1 v1.5 (RFC 8017 §9.2).
@@ -202,13 +210,17 @@ func (a *algorithm) signatureR(sig []byte) (r []byte, ok bool) {
 // parseSPKI reads a pinned public key and insists that its one encoding was given
 // and that it is of the named algorithm.
 func parseSPKI(spki []byte, name string) (crypto.PublicKey, *algorithm, error) {
-	pub, err := x509.ParsePKIXPublicKey(spki)
-	if err != nil {
-		return nil, nil, fmt.Errorf("public key is no SubjectPublicKeyInfo: %w", err)
-	}
 	alg, err := algorithmByName(name)
 	if err != nil {
 		return nil, nil, err
+	}
+	if alg.scheme == macScheme {
+		v, err := parseCheckValue(spki)
+		return v, alg, err
+	}
+	pub, err := x509.ParsePKIXPublicKey(spki)
+	if err != nil {
+		return nil, nil, fmt.Errorf("public key is no SubjectPublicKeyInfo: %w", err)
 	}
 	if !alg.fits(pub) {
 		return nil, nil, fmt.Errorf("public key %T is not of algorithm %s", pub, name)

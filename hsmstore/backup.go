@@ -64,6 +64,7 @@ func (s *Store) openRecipient(ctx context.Context, rec RecipientRecord, acts []s
 	if cfg.TokenSerial != "" && cfg.TokenSerial != rec.Serial {
 		return nil, fmt.Errorf("%w: token %s is designated, the configuration names %s", ErrToken, rec.Serial, cfg.TokenSerial)
 	}
+	cfg.atDevice = s.waitAtDevice
 	r := &openRecipient{rec: rec, has: map[KeyID]bool{}}
 	if r.proc, err = startCeremony(ctx, cfg, rec.Serial, acts, so); err != nil {
 		return nil, err

@@ -125,7 +125,7 @@ func TestBackup(t *testing.T) {
 		t.Errorf("a member of the cluster as recipient: %v", err)
 	}
 	rec := c.designate(t, far)
-	if len(rec.KEKs) != 2 || len(rec.KEKs[0].KCV) != 3 {
+	if len(rec.KEKs) != 3 || len(rec.KEKs[0].KCV) != 3 {
 		t.Fatalf("KEKs %+v", rec.KEKs)
 	}
 	missing, err := c.store.MissingBackups(t.Context(), "far")

@@ -52,11 +52,14 @@ func (k BackupKEK) line() string {
 const backupLabel = "chancery:backup-kek:"
 
 // backupTypes are the types of keys that are backed up.
-var backupTypes = []uint{pkcs11.CKK_EC, pkcs11.CKK_RSA}
+var backupTypes = []uint{pkcs11.CKK_EC, pkcs11.CKK_RSA, pkcs11.CKK_AES}
 
 func backupKEKLabel(keyType uint) string {
-	if keyType == pkcs11.CKK_RSA {
+	switch keyType {
+	case pkcs11.CKK_RSA:
 		return backupLabel + "RSA"
+	case pkcs11.CKK_AES:
+		return backupLabel + "AES"
 	}
 	return backupLabel + "EC"
 }
@@ -236,7 +239,7 @@ func (c *ceremony) openBackup(q openBackup) (out []wrappedKEK, err error) {
 // weaker are the templates that a recipient's KEK must refuse: each is what would give
 // a key away, or a way to it.
 func weaker(keyType uint) map[string][]*pkcs11.Attribute {
-	class, typ := attr(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), attr(pkcs11.CKA_KEY_TYPE, keyType)
+	class, typ := attr(pkcs11.CKA_CLASS, classOf(keyType)), attr(pkcs11.CKA_KEY_TYPE, keyType)
 	base := []*pkcs11.Attribute{class, typ, attr(pkcs11.CKA_TOKEN, false), attr(pkcs11.CKA_PRIVATE, true), attr(pkcs11.CKA_SENSITIVE, true), attr(pkcs11.CKA_EXTRACTABLE, true),
 		attr(pkcs11.CKA_WRAP_WITH_TRUSTED, true), attr(pkcs11.CKA_DECRYPT, false), attr(pkcs11.CKA_UNWRAP, false), attr(pkcs11.CKA_DERIVE, false)}
 	out := map[string][]*pkcs11.Attribute{}
@@ -325,8 +328,8 @@ func (c *ceremony) proveWrapped(t *token, w wrappedKey, pub crypto.PublicKey, al
 	if !ok || ways[w.Way].hop != nil {
 		return nil, nil, fmt.Errorf("the recipient has no KEK for way %d of keys of type %#x", w.Way, keyTypeOf(pub))
 	}
-	template := append([]*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), attr(pkcs11.CKA_KEY_TYPE, keyTypeOf(pub))},
-		sessionObject(privateTemplate(w.Key.ID, w.Key.label(), w.Key.Subject, true))...)
+	template := append([]*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, alg.class()), attr(pkcs11.CKA_KEY_TYPE, keyTypeOf(pub))},
+		sessionObject(keyTemplate(alg, w.Key.ID, w.Key.label(), w.Key.Subject, true))...)
 	h, err := t.unwrapBy(by, ways[w.Way], w.Blob, template)
 	if err != nil {
 		return nil, nil, classify("unwrapping the key", err)

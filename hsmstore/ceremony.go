@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -18,6 +19,10 @@ type ceremonyProcess struct {
 	proc   *process
 	next   uint64
 	token  openedCeremony
+
+	atDevice func(token string) (done func()) // told when the SO's login waits at the device; nil: nobody is
+	waiting  bool                             // it does now
+	arrived  func()                           // ends what atDevice began
 }
 
 // ceremonyTimeout bounds one command; RSA-4096 key generation is the longest.
@@ -36,7 +41,7 @@ func startCeremony(ctx context.Context, cfg MemberConfig, serial string, acts []
 	}
 	soPIN := ""
 	shared := so && cfg.SplitSO && cfg.split != nil
-	if so && !shared {
+	if so && !shared && !cfg.DeviceSO {
 		if cfg.SOPIN == nil {
 			return nil, fmt.Errorf("%w: member %s: copying keys needs the SO PIN; give so_pin for the time of the ceremony", ErrPIN, cfg.Name)
 		}
@@ -48,7 +53,7 @@ func startCeremony(ctx context.Context, cfg MemberConfig, serial string, acts []
 	if err != nil {
 		return nil, err
 	}
-	if err := c.do(ctx, cerOpen, openCeremony{Module: cfg.Module, Reserved: cfg.Reserved, Label: cfg.TokenLabel, Serial: serial, mandate: mandateOf(ctx, cfg, acts), SO: so && !shared, Native: cfg.Replication == ReplicateNative, Weak: cfg.WeakUnwrap}, &c.token); err != nil {
+	if err := c.do(ctx, cerOpen, openCeremony{Module: cfg.Module, Reserved: cfg.Reserved, Label: cfg.TokenLabel, Serial: serial, mandate: mandateOf(ctx, cfg, acts), SO: so && !shared, Device: cfg.DeviceSO, Native: cfg.Replication == ReplicateNative, Weak: cfg.WeakUnwrap}, &c.token); err != nil {
 		c.end()
 		return nil, err
 	}
@@ -66,7 +71,11 @@ func newCeremony(cfg MemberConfig, userPIN, soPIN string) (*ceremonyProcess, err
 	if err != nil {
 		return nil, err
 	}
-	return &ceremonyProcess{member: cfg.Name, module: cfg.Module, proc: p}, nil
+	c := &ceremonyProcess{member: cfg.Name, module: cfg.Module, proc: p}
+	if cfg.atDevice != nil {
+		c.atDevice = func(token string) func() { return cfg.atDevice(cfg.Name, token) }
+	}
+	return c, nil
 }
 
 // end ends the process; session objects – transport keys, KEKs – end with it.
@@ -80,9 +89,16 @@ func (c *ceremonyProcess) do(ctx context.Context, op byte, q, a any) error {
 	c.next++
 	err := writeJSON(c.proc.conn, c.next, op, q)
 	var f frame
+	defer c.stopWaiting()
 	// Also after a failed write: the last words say why the process ended.
-	if r, rerr := readFrame(c.proc.r); rerr == nil {
+	r, rerr := readFrame(c.proc.r)
+	for ; rerr == nil && r.op == statusWaits; r, rerr = readFrame(c.proc.r) {
+		c.heard(r.payload)
+	}
+	if rerr == nil {
 		f, err = r, nil
+	} else if c.waiting && errors.Is(rerr, os.ErrDeadlineExceeded) {
+		err = fmt.Errorf("%w: the vendor's quorum was not given at the device within %v", ErrPIN, deviceTimeout)
 	} else if err == nil {
 		err = fmt.Errorf("%w: %v; it said %q", errDied, rerr, c.proc.stderr.String())
 	}
@@ -234,11 +250,11 @@ func (s *Store) copyTo(ctx context.Context, src *source, target *member, acts []
 		return err
 	}
 	if slices.ContainsFunc(waysBetween(src.proc.token.Mechanisms, dst.token.Mechanisms), func(i int) bool { return ways[i].hop != nil }) {
-		var tr transport
-		if err := dst.do(ctx, cerHopPair, struct{}{}, &tr); err != nil {
+		var hops []hop
+		if err := dst.do(ctx, cerHopPair, ask.Types, &hops); err != nil {
 			return err
 		}
-		if err := src.proc.do(ctx, cerHopTake, tr, &struct{}{}); err != nil {
+		if err := src.proc.do(ctx, cerHopTake, hops, &struct{}{}); err != nil {
 			return err
 		}
 	}

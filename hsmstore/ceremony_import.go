@@ -172,8 +172,8 @@ func (c *ceremony) importKey(q importKey) (imported, error) {
 	if err != nil {
 		return imported{}, err
 	}
-	template := append([]*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), attr(pkcs11.CKA_KEY_TYPE, keyTypeOf(pub))},
-		privateTemplate(q.Key.ID, q.Key.label(), q.Key.Subject, q.Key.Replicable)...)
+	template := append([]*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, alg.class()), attr(pkcs11.CKA_KEY_TYPE, keyTypeOf(pub))},
+		keyTemplate(alg, q.Key.ID, q.Key.label(), q.Key.Subject, q.Key.Replicable)...)
 	out := imported{}
 	var h pkcs11.ObjectHandle
 	err = boundToMechanism(template, alg, func(template []*pkcs11.Attribute) (err error) {
@@ -188,7 +188,7 @@ func (c *ceremony) importKey(q importKey) (imported, error) {
 	if out.Born.Attributes, err = t.snapshot(h); err != nil {
 		return imported{}, err
 	}
-	if got, err := t.publicKey(h); err == nil { // RSA keys show it, others prove themselves later
+	if got, err := t.publicOf(h, alg); err == nil { // RSA keys show it, others prove themselves later
 		if k, ok := got.(interface{ Equal(crypto.PublicKey) bool }); !ok || !k.Equal(pub) {
 			_, err := c.undoImport(struct{}{})
 			return imported{Failed: true}, err

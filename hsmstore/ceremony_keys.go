@@ -51,14 +51,14 @@ func (t *token) destroyKey(q destroyKey) error {
 		return err
 	}
 	var doomed []pkcs11.ObjectHandle
-	for _, class := range []uint{pkcs11.CKO_PRIVATE_KEY, pkcs11.CKO_PUBLIC_KEY} {
+	for _, class := range []uint{q.Pin.class(), pkcs11.CKO_PUBLIC_KEY} {
 		template, what := q.Pin.template(class)
 		hs, err := t.findEvery(template)
 		if err != nil {
 			return err
 		}
-		if class == pkcs11.CKO_PRIVATE_KEY && len(hs) > 1 {
-			return fmt.Errorf("%d private keys have %s; remove the others with the vendor's tool first; nothing was destroyed", len(hs), what)
+		if class != pkcs11.CKO_PUBLIC_KEY && len(hs) > 1 {
+			return fmt.Errorf("%d keys have %s; remove the others with the vendor's tool first; nothing was destroyed", len(hs), what)
 		}
 		for _, h := range hs {
 			if err := t.isKey(h, q, pub); err != nil {
@@ -114,7 +114,11 @@ func (t *token) isKey(h pkcs11.ObjectHandle, q destroyKey, want crypto.PublicKey
 	if label := string(v[pkcs11.CKA_LABEL]); q.Pin.Adopted == nil && label != q.Label {
 		return fmt.Errorf("it is %q, not %q", label, q.Label)
 	}
-	got, err := t.publicKey(h)
+	alg, err := algorithmByName(q.Pin.Algorithm)
+	if err != nil {
+		return err
+	}
+	got, err := t.publicOf(h, alg)
 	if err != nil {
 		return nil // EC private keys do not show theirs
 	}
@@ -124,10 +128,10 @@ func (t *token) isKey(h pkcs11.ObjectHandle, q destroyKey, want crypto.PublicKey
 	return nil
 }
 
-// bear makes one key pair. crypto11 can neither do Ed25519 nor pass settings to
-// C_Initialize.
+// bear makes one key. crypto11 can neither do Ed25519 and AES as we want them nor pass
+// settings to C_Initialize.
 func (c *ceremony) bear(o keyObject) (bornKey, error) {
-	if o.Algorithm != algEd25519 && c.open.Reserved == "" {
+	if o.Algorithm != algEd25519 && o.Algorithm != algAES && c.open.Reserved == "" {
 		ctx, err := c.context()
 		if err != nil {
 			return bornKey{}, err
@@ -141,6 +145,9 @@ func (c *ceremony) bear(o keyObject) (bornKey, error) {
 	alg, err := algorithmByName(o.Algorithm)
 	if err != nil {
 		return bornKey{}, err
+	}
+	if alg.scheme == macScheme {
+		return t.bearSecret(o, alg)
 	}
 	return t.bear(o, alg, c.open.Weak, c.patiently)
 }

@@ -135,6 +135,9 @@ func (c *ceremony) newShares(q newShares) (set ShareSet, err error) {
 
 // rotates holds the grant: the act itself, or any ceremony that used shares up.
 func (c *ceremony) rotates(member string) error {
+	if c.open.Device {
+		return errDeviceSO(member)
+	}
 	if c.share.key != nil {
 		return nil
 	}

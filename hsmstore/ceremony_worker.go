@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"time"
@@ -34,8 +35,8 @@ const (
 	cerTakeTest  byte = 23 // testKey -> testVerdict
 	cerWrap      byte = 24 // []wrappedKey without blobs -> []wrappedKey
 	cerUnwrap    byte = 25 // []wrappedKey -> []bornKey
-	cerHopPair   byte = 26 // nothing -> transport, of the target
-	cerHopTake   byte = 27 // transport -> nothing
+	cerHopPair   byte = 26 // []uint, key types -> []hop, of the target
+	cerHopTake   byte = 27 // []hop -> nothing
 )
 
 type openCeremony struct {
@@ -45,6 +46,7 @@ type openCeremony struct {
 	Serial   string `json:"serial"`
 	mandate
 	SO     bool `json:"so"`               // log in as SO now
+	Device bool `json:"device,omitempty"` // the SO logs in at the device; see quorum_device.go
 	Native bool `json:"native,omitempty"` // a vendor's cluster, whose nodes may not know a fresh object yet
 	Weak   bool `json:"weak,omitempty"`   // a module without unwrap templates, which an operator has accepted
 }
@@ -88,9 +90,15 @@ type transport struct {
 	Modulus []byte `json:"modulus"`
 }
 
+// hop is the target's transport key for keys of one class.
+type hop struct {
+	Class   uint   `json:"class"` // CKO_PRIVATE_KEY, CKO_SECRET_KEY
+	Modulus []byte `json:"modulus"`
+}
+
 type newKEKs struct {
 	Modulus []byte `json:"modulus"`
-	Types   []uint `json:"types"` // CKK_EC, CKK_RSA
+	Types   []uint `json:"types"` // CKK_EC, CKK_RSA, CKK_AES
 }
 
 type wrappedKEK struct {
@@ -110,6 +118,7 @@ type wrappedKey struct {
 // ceremony is the state of the process.
 type ceremony struct {
 	open    openCeremony
+	conn    net.Conn // to the store
 	pin     string
 	soPIN   string
 	serial  string
@@ -117,7 +126,7 @@ type ceremony struct {
 	tok     *token            // for all else; never beside c11
 	private pkcs11.ObjectHandle
 	public  pkcs11.ObjectHandle
-	hop     pkcs11.ObjectHandle // of the one hop: private at the target, public and trusted at the source
+	hops    map[uint]pkcs11.ObjectHandle // of the one hop, by class of what travels: private at the target, public and trusted at the source
 	keks    map[uint]pkcs11.ObjectHandle
 	share   shareState
 
@@ -130,7 +139,7 @@ func ceremonyMain(c *child) error {
 	if len(c.secrets) != 2 {
 		return faultf(exitProtocol, "two secrets expected, %d came", len(c.secrets))
 	}
-	cer := &ceremony{pin: c.secrets[0], soPIN: c.secrets[1], keks: map[uint]pkcs11.ObjectHandle{}}
+	cer := &ceremony{conn: c.conn, pin: c.secrets[0], soPIN: c.secrets[1], keks: map[uint]pkcs11.ObjectHandle{}, hops: map[uint]pkcs11.ObjectHandle{}}
 	for {
 		f, err := readFrame(c.r)
 		if err != nil {
@@ -351,6 +360,9 @@ func (c *ceremony) as(user uint) (*token, error) {
 		return nil, err
 	}
 	secret := c.pin
+	if user == pkcs11.CKU_SO && c.open.Device {
+		return t, c.atDevice(t)
+	}
 	if user == pkcs11.CKU_SO {
 		if secret = c.soPIN; secret == "" {
 			return nil, faultf(exitPIN, "%w: this ceremony needs the SO PIN of the member", ErrPIN)
@@ -359,13 +371,13 @@ func (c *ceremony) as(user uint) (*token, error) {
 	return t, t.login(user, secret)
 }
 
-// generate bears keys by crypto11, and Ed25519 keys, which it does not know, by
-// miekg/pkcs11 after it.
+// generate bears keys by crypto11, and Ed25519 and AES keys, which it does not make as we
+// want them, by miekg/pkcs11 after it.
 func (c *ceremony) generate(keys []keyObject) ([]bornKey, error) {
 	out := make([]bornKey, len(keys))
-	for _, edwards := range []bool{false, true} {
+	for _, later := range []bool{false, true} {
 		for i, o := range keys {
-			if edwards != (o.Algorithm == algEd25519) {
+			if later != (o.Algorithm == algEd25519 || o.Algorithm == algAES) {
 				continue
 			}
 			err := c.mayBear(o)
@@ -475,24 +487,38 @@ func (c *ceremony) dropKEKs() error {
 	return nil
 }
 
-// hopPair makes the target's transport pair for the one hop.
-func (c *ceremony) hopPair(struct{}) (tr transport, err error) {
+// hopPair makes the target's transport pairs for the one hop, one for each class of keys.
+func (c *ceremony) hopPair(types []uint) (out []hop, err error) {
 	t, err := c.as(pkcs11.CKU_USER)
 	if err != nil {
-		return tr, err
+		return nil, err
 	}
-	c.hop, tr.Modulus, err = t.newHop()
-	return tr, err
+	for _, typ := range types {
+		class := classOf(typ)
+		if c.hops[class] != 0 {
+			continue
+		}
+		h := hop{Class: class}
+		if c.hops[class], h.Modulus, err = t.newHop(class); err != nil {
+			return nil, err
+		}
+		out = append(out, h)
+	}
+	return out, nil
 }
 
-// hopTake makes that key TRUSTED at the source.
-func (c *ceremony) hopTake(q transport) (none struct{}, err error) {
+// hopTake makes those keys TRUSTED at the source.
+func (c *ceremony) hopTake(q []hop) (none struct{}, err error) {
 	t, err := c.as(pkcs11.CKU_SO)
 	if err != nil {
 		return none, err
 	}
-	c.hop, err = t.importTransport(q.Modulus)
-	return none, err
+	for _, h := range q {
+		if c.hops[h.Class], err = t.importTransport(h.Modulus); err != nil {
+			return none, err
+		}
+	}
+	return none, nil
 }
 
 // travels is the key that wraps or, at the target, unwraps by a way.
@@ -501,7 +527,8 @@ func (c *ceremony) travels(way int, keyType uint) (pkcs11.ObjectHandle, bool) {
 		return 0, false
 	}
 	if ways[way].hop != nil {
-		return c.hop, c.hop != 0
+		h, ok := c.hops[classOf(keyType)]
+		return h, ok
 	}
 	h, ok := c.keks[keyType]
 	return h, ok
@@ -539,7 +566,7 @@ func (c *ceremony) wrap(keys []wrappedKey) ([]wrappedKey, error) {
 // theKey finds a key and makes sure that what the store calls so is the key of that
 // label here.
 func (t *token) theKey(o keyObject) (pkcs11.ObjectHandle, error) {
-	h, err := t.find(pkcs11.CKO_PRIVATE_KEY, o.ID)
+	h, err := t.findPrivate(pin{ID: o.ID, Algorithm: o.Algorithm})
 	if err != nil {
 		return 0, err
 	}
@@ -576,7 +603,7 @@ func (c *ceremony) unwrap(keys []wrappedKey) ([]bornKey, error) {
 func (c *ceremony) takeCopies(t *token, keys []wrappedKey) ([]bornKey, error) {
 	out := make([]bornKey, len(keys))
 	for i, w := range keys {
-		h, err := t.find(pkcs11.CKO_PRIVATE_KEY, w.Key.ID)
+		h, err := t.findPrivate(pin{ID: w.Key.ID, Algorithm: w.Key.Algorithm})
 		if errors.Is(err, errAbsent) {
 			h, err = c.unwrapKey(t, w)
 		}
@@ -610,11 +637,11 @@ func again(write func() error) error {
 }
 
 // copyTemplate is what a copy is unwrapped into.
-func (c *ceremony) copyTemplate(id KeyID, label string, subject []byte, pub crypto.PublicKey) []*pkcs11.Attribute {
+func (c *ceremony) copyTemplate(alg *algorithm, id KeyID, label string, subject []byte, pub crypto.PublicKey) []*pkcs11.Attribute {
 	if c.open.Weak {
 		return weakCopyTemplate(id, label, pub)
 	}
-	return privateTemplate(id, label, subject, true)
+	return keyTemplate(alg, id, label, subject, true)
 }
 
 // unwrapKey makes the copy and its public object; the user is logged in.
@@ -628,7 +655,7 @@ func (c *ceremony) unwrapKey(t *token, w wrappedKey) (pkcs11.ObjectHandle, error
 	if !ok {
 		return 0, faultf(exitProtocol, "no key for way %d of key %s", w.Way, o.Name)
 	}
-	private := append([]*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), attr(pkcs11.CKA_KEY_TYPE, keyTypeOf(pub))}, c.copyTemplate(o.ID, o.label(), o.Subject, pub)...)
+	private := append([]*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, alg.class()), attr(pkcs11.CKA_KEY_TYPE, keyTypeOf(pub))}, c.copyTemplate(alg, o.ID, o.label(), o.Subject, pub)...)
 	var h pkcs11.ObjectHandle
 	take := func(private []*pkcs11.Attribute) (err error) {
 		h, err = t.unwrapBy(by, ways[w.Way], w.Blob, private)

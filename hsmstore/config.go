@@ -60,8 +60,12 @@ type MemberConfig struct {
 	// copies cannot be modified in ways that SENSITIVE forbids, but in others.
 	WeakUnwrap bool
 	SplitSO    bool // the SO PIN is held by officers in shares; see shares.go
+	// DeviceSO has the vendor's own quorum open the SO role at the device; there is no
+	// SO PIN. The token must show CKF_PROTECTED_AUTHENTICATION_PATH. See quorum_device.go.
+	DeviceSO bool
 
-	split func(context.Context, MemberConfig, *ceremonyProcess) error // set by the store
+	split    func(context.Context, MemberConfig, *ceremonyProcess) error // set by the store
+	atDevice func(member, token string) (done func())                    // set by the store
 }
 
 // Replication is how keys get to a member.
@@ -88,6 +92,8 @@ func (c MemberConfig) validate() error {
 		return fmt.Errorf("member %s: journal path is missing", c.Name)
 	case c.Replication != "" && c.Replication != ReplicateWrap && c.Replication != ReplicateNative:
 		return fmt.Errorf("member %s: replication %q is not known; allowed: wrap, native", c.Name, c.Replication)
+	case c.DeviceSO && (c.SplitSO || c.SOPIN != nil):
+		return fmt.Errorf("member %s: so_pin is the device or a PIN or shares, not two of them", c.Name)
 	case c.Sessions < 0 || c.Sessions > 1024:
 		return fmt.Errorf("member %s: sessions must be 0 to 1,024", c.Name)
 	}

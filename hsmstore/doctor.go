@@ -81,7 +81,8 @@ type examineRequest struct {
 	Force    bool     `json:"force,omitempty"`
 	NoPIN    string   `json:"no_pin,omitempty"` // why there is no PIN
 	Weak     bool     `json:"weak,omitempty"`
-	Enrolled bool     `json:"enrolled"` // Keys is what the database has
+	Device   bool     `json:"device,omitempty"` // the SO logs in at the device
+	Enrolled bool     `json:"enrolled"`         // Keys is what the database has
 	Keys     []named  `json:"keys,omitempty"`
 	Qualify  bool     `json:"qualify,omitempty"`
 }
@@ -116,7 +117,7 @@ func Doctor(ctx context.Context, m MemberConfig, o DoctorOptions) Diagnosis {
 func examine(ctx context.Context, m MemberConfig, o DoctorOptions, qualify bool) (d Diagnosis, facts Facts) {
 	d.Member = m.Name
 	req := examineRequest{Module: m.Module, Reserved: m.Reserved, Label: m.TokenLabel, Serial: m.TokenSerial, Others: o.Others,
-		Login: !o.NoLogin, Force: o.ForceLogin, Weak: m.WeakUnwrap, Enrolled: o.Keys != nil, Qualify: qualify}
+		Login: !o.NoLogin, Force: o.ForceLogin, Weak: m.WeakUnwrap, Device: m.DeviceSO, Enrolled: o.Keys != nil, Qualify: qualify}
 	for _, k := range o.Keys {
 		if k.State != KeyDestroyed && slices.Contains(k.Members, m.Name) {
 			req.Keys = append(req.Keys, named{k.Name, k.Purpose, pin{ID: k.ID, SPKI: k.SPKI, Algorithm: k.Algorithm, Adopted: k.Adopted, Purpose: k.Purpose, Subject: k.Subject}})

@@ -304,6 +304,10 @@ func (e *examiner) flags() bool {
 	code, detail, login := flagTrouble(e.info.Flags)
 	switch code {
 	case "":
+		if e.req.Device && e.info.Flags&pkcs11.CKF_PROTECTED_AUTHENTICATION_PATH == 0 {
+			e.fail("CKF_PROTECTED_AUTHENTICATION_PATH", "so_pin says device, but the token has no login at the device: ceremonies will fail", "write so_pin: file:PATH or \"shares:\" for member MEMBER", "the flag is not set")
+			return login
+		}
 		detail = flagNames(e.info.Flags)
 		if e.info.Flags&pkcs11.CKF_USER_PIN_COUNT_LOW != 0 {
 			detail += "; a wrong PIN was tried since the last login"
@@ -536,12 +540,16 @@ func (e *examiner) key(k named) {
 	e.ok("%s for %s, public key and attributes as enrolled", alg.name, k.Purpose)
 }
 
-// ours lists the private keys with our labels.
+// ours lists the keys with our labels.
 func (e *examiner) ours() {
 	e.begin("keys", "C_FindObjects")
-	hs, err := e.tok.findEvery([]*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY)})
-	if !e.check(err) {
-		return
+	var hs []pkcs11.ObjectHandle
+	for _, class := range []uint{pkcs11.CKO_PRIVATE_KEY, pkcs11.CKO_SECRET_KEY} {
+		of, err := e.tok.findEvery([]*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, class)})
+		if !e.check(err) {
+			return
+		}
+		hs = append(hs, of...)
 	}
 	var labels []string
 	for _, h := range hs {
@@ -554,7 +562,7 @@ func (e *examiner) ours() {
 		}
 	}
 	slices.Sort(labels)
-	e.ok("%d private keys, %d of them ours: %s", len(hs), len(labels), strings.Join(labels, ", "))
+	e.ok("%d private and secret keys, %d of them ours: %s", len(hs), len(labels), strings.Join(labels, ", "))
 }
 
 // signature lets a key sign that is thrown away again: keys of the cluster sign only

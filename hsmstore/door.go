@@ -42,6 +42,7 @@ var opKinds = map[audit.Op]kind{
 	audit.OpCode:        kindAttributes,
 	audit.OpTimestamp:   kindTimestamp,
 	audit.OpKeyProof:    kindProof,
+	audit.OpSecret:      kindSecret,
 }
 
 // Begin checks the request, makes sure that a member can sign, commits the intent

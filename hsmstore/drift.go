@@ -279,7 +279,7 @@ func (s *Store) unexplained(m *member, objects []TokenObject) (out []Finding) {
 		case !ours && strings.HasPrefix(o.Label, "chancery:"):
 			f.Kind = DriftUnknown
 		}
-		if o.Class == objectClasses[0].name && o.CKAID != "" {
+		if (o.Class == objectClasses[0].name || o.Class == objectClasses[2].name) && o.CKAID != "" {
 			if private[o.CKAID]++; private[o.CKAID] == 2 && f.Kind == "" && k != nil {
 				f.Kind = DriftDuplicate
 			}

@@ -69,6 +69,9 @@ func ProofText(ledger audit.LedgerID, spkiHash [32]byte, serial string, nonce [3
 // ProbeText is the probe text of a token.
 func ProbeText(serial string) []byte { return probeText(serial) }
 
+// SecretText is what half of a secret comes from.
+func SecretText(label string, counter int) []byte { return secretText(label, counter) }
+
 // BackoffMax is the longest pause between two starts of a worker.
 const BackoffMax = backoffMax
 

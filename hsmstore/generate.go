@@ -38,6 +38,9 @@ func (p KeySpec) validate() error {
 	if _, err := algorithmByName(p.Algorithm); err != nil {
 		return fmt.Errorf("key %s: %w", p.Name, err)
 	}
+	if (p.Purpose == audit.PurposeSecret) != (p.Algorithm == algAES) {
+		return fmt.Errorf("key %s: purpose secret and algorithm %s go together, and with no other", p.Name, algAES)
+	}
 	if (p.Purpose == audit.PurposeIssuer) != (len(p.Subject) > 0) {
 		return fmt.Errorf("key %s: issuer keys have a subject, no others do", p.Name)
 	}

@@ -19,12 +19,12 @@ import (
 )
 
 // Mechanisms of an import: how the caller has wrapped a PKCS #8 PrivateKeyInfo
-// (RFC 5958, DER) to the wrapping key of the session.
+// (RFC 5958, DER), or the 32 octets of an AES-256 key, to the wrapping key of the session.
 const (
 	// ImportRSAAES is RSA_AES_KEY_WRAP (PKCS#11 v2.40 §2.1.21): an AES-256 key under
 	// RSA-OAEP, followed by the private key under that AES key by RFC 5649.
 	ImportRSAAES = "RSA-AES"
-	// ImportRSAOAEP is the private key under RSA-OAEP alone; only EC keys are that short.
+	// ImportRSAOAEP is the key under RSA-OAEP alone; only EC and AES keys are that short.
 	ImportRSAOAEP = "RSA-OAEP"
 )
 
@@ -44,7 +44,7 @@ type ImportSpec struct {
 	Purpose   audit.Purpose
 	Algorithm string   // one of [Algorithms] but Ed25519
 	Subject   []byte   // issuer keys: the subject Name DER of the CA's certificate
-	SPKI      []byte   // public half, DER; it is in the act, so the officers see which key comes
+	SPKI      []byte   // public half, DER (AES-256: [CheckInfo]); it is in the act, so the officers see which key comes
 	Mechanism string   // ImportRSAAES or ImportRSAOAEP
 	Blob      []byte   // wrapped private key
 	Members   []string // that shall hold the key, the session's among them; nil: all
@@ -240,9 +240,12 @@ func (i *ImportSession) mayImport(spec ImportSpec) ([]*member, error) {
 		return nil, fmt.Errorf("key %q: mechanism %q cannot be unwrapped on member %s; allowed: %s", spec.Name, spec.Mechanism, i.member.cfg.Name, strings.Join(i.pair.Mechanisms, ", "))
 	}
 	_, isRSA := pub.(*rsa.PublicKey)
+	_, isAES := pub.(checkValue)
 	switch n := len(spec.Blob); {
 	case spec.Mechanism == ImportRSAOAEP && isRSA:
 		return nil, fmt.Errorf("key %q: an RSA private key does not fit into RSA-OAEP (at most %d octets); wrap it by %s", spec.Name, i.modulus-2-2*i.pair.hashOctets(), ImportRSAAES)
+	case spec.Mechanism == ImportRSAAES && isAES && n != i.modulus+40:
+		return nil, fmt.Errorf("key %q: an AES-256 key by RSA-AES is %d octets of RSA-OAEP and 40 of RFC 5649; this has %d", spec.Name, i.modulus, n)
 	case spec.Mechanism == ImportRSAOAEP && n != i.modulus:
 		return nil, fmt.Errorf("key %q: an RSA-OAEP blob has %d octets, this has %d", spec.Name, i.modulus, n)
 	case spec.Mechanism == ImportRSAAES && (n < i.modulus+24 || (n-i.modulus)%8 != 0):

@@ -31,6 +31,11 @@ func wrapFor(t *testing.T, i *hsmstore.ImportSession, mechanism string, key cryp
 	t.Helper()
 	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
 	must(err)
+	return wrapOctets(t, i, mechanism, pkcs8)
+}
+
+func wrapOctets(t *testing.T, i *hsmstore.ImportSession, mechanism string, clear []byte) []byte {
+	t.Helper()
 	dir := t.TempDir()
 	write := func(name string, b []byte) string {
 		p := filepath.Join(dir, name)
@@ -52,11 +57,11 @@ func wrapFor(t *testing.T, i *hsmstore.ImportSession, mechanism string, key cryp
 			"-pkeyopt", "rsa_padding_mode:oaep", "-pkeyopt", "rsa_oaep_md:"+hash, "-pkeyopt", "rsa_mgf1_md:"+hash)
 	}
 	if mechanism == hsmstore.ImportRSAOAEP {
-		return oaep(pkcs8)
+		return oaep(clear)
 	}
 	aes := make([]byte, 32)
 	rand.Read(aes)
-	return append(oaep(aes), openssl("enc", "-id-aes256-wrap-pad", "-iv", "A65959A6", "-K", hex.EncodeToString(aes), "-in", write("key.der", pkcs8))...)
+	return append(oaep(aes), openssl("enc", "-id-aes256-wrap-pad", "-iv", "A65959A6", "-K", hex.EncodeToString(aes), "-in", write("key.der", clear))...)
 }
 
 // importing begins a session on m1.

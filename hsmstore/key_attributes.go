@@ -22,8 +22,9 @@ const opObjects byte = 40
 // objectsRequest without an ID or label asks for all keys and certificates, in few
 // words each; else for the private keys of that ID and label, in many.
 type objectsRequest struct {
-	CKAID []byte `json:"cka_id,omitempty"`
-	Label string `json:"label,omitempty"`
+	CKAID  []byte `json:"cka_id,omitempty"`
+	Label  string `json:"label,omitempty"`
+	Secret bool   `json:"secret,omitempty"` // a secret key is meant
 }
 
 func (q objectsRequest) all() bool { return len(q.CKAID) == 0 && q.Label == "" }
@@ -38,7 +39,7 @@ type TokenObject struct {
 	Wrap    bool   `json:"wrap,omitempty"`
 	Decrypt bool   `json:"decrypt,omitempty"`
 
-	KeyType    string   `json:"key_type,omitempty"`   // RSA, EC, Edwards
+	KeyType    string   `json:"key_type,omitempty"`   // RSA, EC, Edwards, AES
 	Bits       int      `json:"bits,omitempty"`       // of the modulus or of the curve
 	Attributes []string `json:"attributes,omitempty"` // snapshot: SENSITIVE=true …
 	Mechanisms []uint   `json:"mechanisms,omitempty"` // CKA_ALLOWED_MECHANISMS; none: any, or the module does not say
@@ -73,7 +74,11 @@ func (w *worker) objects(f frame) {
 // objects reads what an objectsRequest asks for.
 func (t *token) objects(q objectsRequest) ([]TokenObject, error) {
 	if !q.all() {
-		return t.describe(pin{Adopted: &Adopted{CKAID: q.CKAID, Label: q.Label}})
+		p := pin{Adopted: &Adopted{CKAID: q.CKAID, Label: q.Label}}
+		if q.Secret {
+			p.Algorithm = algAES
+		}
+		return t.describe(p)
 	}
 	out := []TokenObject{}
 	for _, class := range objectClasses {
@@ -111,9 +116,9 @@ func (t *token) brief(h pkcs11.ObjectHandle, class uint) (TokenObject, error) {
 		Trusted: is(pkcs11.CKA_TRUSTED), Wrap: is(pkcs11.CKA_WRAP), Decrypt: is(pkcs11.CKA_DECRYPT)}, nil
 }
 
-// describe reads all that is of interest about the private keys that a pin may mean.
+// describe reads all that is of interest about the keys that a pin may mean.
 func (t *token) describe(p pin) ([]TokenObject, error) {
-	template, _ := p.template(pkcs11.CKO_PRIVATE_KEY)
+	template, _ := p.template(p.class())
 	hs, err := t.findEvery(template)
 	if err != nil {
 		return nil, err
@@ -124,13 +129,17 @@ func (t *token) describe(p pin) ([]TokenObject, error) {
 		if err != nil {
 			return nil, err
 		}
-		o := TokenObject{Class: objectClasses[0].name, CKAID: hex.EncodeToString(v[pkcs11.CKA_ID]), Label: string(v[pkcs11.CKA_LABEL]), Subject: v[pkcs11.CKA_SUBJECT],
-			KeyType: map[uint]string{pkcs11.CKK_RSA: "RSA", pkcs11.CKK_EC: "EC", ckkEdwards: "Edwards"}[nativeUint(v[pkcs11.CKA_KEY_TYPE])]}
+		o := TokenObject{Class: className(p.class()), CKAID: hex.EncodeToString(v[pkcs11.CKA_ID]), Label: string(v[pkcs11.CKA_LABEL]), Subject: v[pkcs11.CKA_SUBJECT],
+			KeyType: map[uint]string{pkcs11.CKK_RSA: "RSA", pkcs11.CKK_EC: "EC", ckkEdwards: "Edwards", pkcs11.CKK_AES: "AES"}[nativeUint(v[pkcs11.CKA_KEY_TYPE])]}
 		if o.Attributes, err = t.snapshot(h); err != nil {
 			return nil, err
 		}
 		if o.Mechanisms, err = t.allowedMechanisms(h); err != nil {
 			return nil, err
+		}
+		if p.class() == pkcs11.CKO_SECRET_KEY {
+			out = append(out, o)
+			continue
 		}
 		half, err := t.publicHalf(h, v[pkcs11.CKA_ID], o.Label)
 		if err != nil {
@@ -146,6 +155,15 @@ func (t *token) describe(p pin) ([]TokenObject, error) {
 		out = append(out, o)
 	}
 	return out, nil
+}
+
+func className(id uint) string {
+	for _, c := range objectClasses {
+		if c.id == id {
+			return c.name
+		}
+	}
+	return fmt.Sprintf("class %#x", id)
 }
 
 func keyBits(pub crypto.PublicKey) int {
@@ -321,12 +339,12 @@ func (s *Store) Attributes(ctx context.Context, name string) ([]MemberAttributes
 	return out, nil
 }
 
-// objectsRequest asks for a key's private object.
+// objectsRequest asks for the object of a key that signs.
 func (k *Key) objectsRequest() objectsRequest {
 	if k.adopted != nil {
 		return objectsRequest{CKAID: k.adopted.CKAID, Label: k.adopted.Label}
 	}
-	return objectsRequest{CKAID: k.id[:]}
+	return objectsRequest{CKAID: k.id[:], Secret: k.alg.scheme == macScheme}
 }
 
 // objectsOn asks the signing worker of a member.

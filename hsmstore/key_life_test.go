@@ -100,6 +100,9 @@ func TestEveryAlgorithm(t *testing.T) {
 	var specs []hsmstore.KeySpec
 	var acts []string
 	for _, alg := range hsmstore.Algorithms() {
+		if alg == "AES-256" {
+			continue // TestSecretKey
+		}
 		spec := hsmstore.KeySpec{Name: "every-" + strings.ToLower(alg), Purpose: audit.PurposeOCSP, Algorithm: alg}
 		if alg == "Ed25519" || strings.HasSuffix(alg, "4096") {
 			spec.Members = []string{"m2"}

@@ -65,6 +65,7 @@ func (s *Store) newMember(c MemberConfig, state State) *member {
 	if s.cfg.Shares != nil {
 		c.split = s.collect
 	}
+	c.atDevice = s.waitAtDevice
 	return &member{cfg: c, store: s, log: s.log.With("member", c.Name), serial: c.TokenSerial, state: state, since: time.Now(), bad: map[KeyID]string{}}
 }
 
@@ -202,7 +203,7 @@ func (s *Store) joining(cfg MemberConfig, cand Candidate) (*member, error) {
 		st := m.current()
 		switch {
 		case m.cfg.Name == cfg.Name && st.State == Out && st.Serial == cand.Serial && !s.whole(m):
-			cfg.split = m.cfg.split
+			cfg.split, cfg.atDevice = m.cfg.split, m.cfg.atDevice
 			m.cfg = cfg
 			m.cfg.TokenSerial = cand.Serial
 			m.sealed.Store(true)

@@ -63,6 +63,11 @@ func newNSS(t testing.TB, c *cluster, name string) hsmstore.MemberConfig {
 func TestSecondVendor(t *testing.T) {
 	c := newCluster(t)
 	nss := newNSS(t, c, "nss")
+	spec := hsmstore.KeySpec{Name: "sealing", Purpose: audit.PurposeSecret, Algorithm: "AES-256"}
+	sealing, err := c.store.GenerateKey(t.Context(), granting(spec.Act()), spec)
+	must(err)
+	secret, err := sealing.Secret(t.Context(), "x", "test")
+	must(err)
 	strict := nss
 	strict.WeakUnwrap = false
 	strict.SOPIN = func() (string, error) { return "", nil }
@@ -80,6 +85,9 @@ func TestSecondVendor(t *testing.T) {
 		if err := c.store.Drain(t.Context(), m, "test", true); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if again, err := sealing.Secret(t.Context(), "x", "test"); err != nil || again != secret {
+		t.Errorf("another secret in NSS: %v", err)
 	}
 	for name, req := range map[string]hsmstore.SignRequest{"issuing": issue(t, nil), "document": {Op: audit.OpCMS, Message: attributes(oidData, 32)}} {
 		k := c.key(t, name)

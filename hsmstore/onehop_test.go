@@ -32,7 +32,7 @@ func TestOneHop(t *testing.T) {
 	}
 	defer stop()
 	before := c.db.size()
-	for _, spec := range []hsmstore.KeySpec{{Name: "ec", Purpose: audit.PurposeDocument, Algorithm: "P-384"}, {Name: "rsa", Purpose: audit.PurposeDocument, Algorithm: "RSA-3072"}} {
+	for _, spec := range []hsmstore.KeySpec{{Name: "ec", Purpose: audit.PurposeDocument, Algorithm: "P-384"}, {Name: "rsa", Purpose: audit.PurposeDocument, Algorithm: "RSA-3072"}, {Name: "aes", Purpose: audit.PurposeSecret, Algorithm: "AES-256"}} {
 		if _, err := c.store.GenerateKey(t.Context(), granting(spec.Act()), spec); err != nil {
 			t.Fatalf("%v\n%s", err, c.log)
 		}
@@ -53,15 +53,18 @@ func TestOneHop(t *testing.T) {
 		way, _, _ := strings.Cut(string(mechanism), ",")
 		ways[string(member)][way]++
 	}
-	n := len(allSpecs) + 1 + 2
-	if ways["m2"]["one hop"] != 2 || ways["m3"]["one hop"] != n || ways["m4"]["reverse-KEK"] != n {
+	n := len(allSpecs) + 1 + 3
+	if ways["m2"]["one hop"] != 3 || ways["m3"]["one hop"] != n || ways["m4"]["reverse-KEK"] != n {
 		t.Errorf("copied by: %v", ways)
 	}
 	for _, m := range []string{"m2", "m3", "m4"} {
-		for _, key := range []string{"ec", "rsa", "issuing"} {
+		for _, key := range []string{"ec", "rsa", "issuing", "aes"} {
 			message := attributes(oidData, 32)
 			if key == "issuing" {
 				message = tbs(t, "Issuing CA", newSerial())
+			}
+			if key == "aes" {
+				message = hsmstore.SecretText("x", 1)
 			}
 			if _, err := c.store.SignOn(t.Context(), c.key(t, key), m, 7, message); err != nil {
 				t.Errorf("key %s on %s: %v", key, m, err)

@@ -39,6 +39,7 @@ const (
 	kindCheckpoint
 	kindProbe
 	kindProof
+	kindSecret
 )
 
 // parsed is what the parser found out.
@@ -58,6 +59,7 @@ var allows = map[audit.Purpose]func(*binding, []byte) (parsed, error){
 	audit.PurposeTimestamp:  func(_ *binding, m []byte) (parsed, error) { return parseAttributes(m, true) },
 	audit.PurposeCheckpoint: parseCheckpoint,
 	audit.PurposeProbe:      parseProbe,
+	audit.PurposeSecret:     parseSecret,
 }
 
 // inspect parses a message by the purpose of the key. Whatever it does not know

@@ -65,7 +65,7 @@ func TestQualifySoftHSM(t *testing.T) {
 			t.Errorf("%+v", c)
 		}
 	}
-	if len(q.Wrapping.Keys) != 2 || q.Wrapping.Keys[0].Weak || q.Wrapping.Keys[1].Weak {
+	if len(q.Wrapping.Keys) != 3 || q.Wrapping.Keys[2].Weak || q.Wrapping.Keys[0].Weak || q.Wrapping.Keys[1].Weak {
 		t.Errorf("wrapping: %+v", q.Wrapping)
 	}
 	if q.Facts.Sessions.Opened < 200 || q.Facts.Latency == 0 || len(q.Facts.Rates) != 3 || q.Facts.Rates[2].PerSecond == 0 {

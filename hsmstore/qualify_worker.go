@@ -30,7 +30,7 @@ func (q *qualifier) run() {
 	q.facts.Token = TokenFacts{Label: info.Label, Serial: info.SerialNumber, Manufacturer: strings.TrimSpace(info.ManufacturerID), Model: strings.TrimSpace(info.Model),
 		Firmware: fmt.Sprintf("%d.%d", info.FirmwareVersion.Major, info.FirmwareVersion.Minor), Flags: flagNames(info.Flags)}
 	q.mechanismFacts()
-	for _, section := range []func(){q.algorithms, q.attributes, q.sessions, q.rates, q.behaviour} {
+	for _, section := range []func(){q.pairs, q.secret, q.attributes, q.sessions, q.rates, q.behaviour} {
 		section()
 		q.send(opFacts, q.facts) // a crash later on takes none of it away
 	}
@@ -51,7 +51,7 @@ func (q *qualifier) mechanismFacts() {
 	add("CKM_RSA_AES_KEY_WRAP", ckmRSAAESKeyWrap)
 }
 
-// pair is a throw-away key pair.
+// pair is a throw-away key pair; an AES key has no public object.
 type pair struct {
 	public, private pkcs11.ObjectHandle
 	key             crypto.PublicKey
@@ -59,11 +59,25 @@ type pair struct {
 
 func (p *pair) destroy(t *token) {
 	_ = t.m.DestroyObject(t.session, p.private)
-	_ = t.m.DestroyObject(t.session, p.public)
+	if p.public != 0 {
+		_ = t.m.DestroyObject(t.session, p.public)
+	}
 }
 
-// throwAway makes a key pair of session objects.
+// throwAway makes a key pair of session objects, or an AES key.
 func (t *token) throwAway(alg *algorithm, private []*pkcs11.Attribute) (*pair, error) {
+	if alg.scheme == macScheme {
+		h, err := t.generateSecret(sessionObject(private))
+		if err != nil {
+			return nil, err
+		}
+		p := &pair{private: h}
+		if p.key, err = t.checkValueOf(h); err != nil {
+			p.destroy(t)
+			return nil, err
+		}
+		return p, nil
+	}
 	mech, all := alg.generation()
 	var err error
 	for _, params := range all {
@@ -87,31 +101,46 @@ func simplePrivate(more ...*pkcs11.Attribute) []*pkcs11.Attribute {
 	return append([]*pkcs11.Attribute{attr(pkcs11.CKA_TOKEN, false), attr(pkcs11.CKA_PRIVATE, true), attr(pkcs11.CKA_SENSITIVE, true), attr(pkcs11.CKA_SIGN, true)}, more...)
 }
 
-// algorithms lets a key of each kind be born and sign.
-func (q *qualifier) algorithms() {
+// pairs lets a key pair of each kind be born and sign.
+func (q *qualifier) pairs() {
+	for _, alg := range algorithms {
+		if alg.scheme != macScheme {
+			q.begin("algorithm "+alg.name, "C_GenerateKeyPair", true)
+			q.algorithm(alg)
+		}
+	}
+}
+
+// secret lets an AES key be born and make a CMAC.
+func (q *qualifier) secret() {
+	alg, err := algorithmByName(algAES)
+	if err == nil {
+		q.begin("algorithm "+alg.name, "C_GenerateKey")
+		q.algorithm(alg)
+	}
+}
+
+func (q *qualifier) algorithm(alg *algorithm) {
 	text := make([]byte, 64)
 	rand.Read(text)
-	for _, alg := range algorithms {
-		f := AlgorithmFacts{Name: alg.name}
-		q.begin("algorithm "+alg.name, "C_GenerateKeyPair", true)
-		began := time.Now()
-		p, err := q.tok.throwAway(alg, simplePrivate(attr(pkcs11.CKA_EXTRACTABLE, false)))
-		f.Generate = time.Since(began)
-		if err == nil {
-			q.begin(q.now.Step, "C_Sign")
-			began = time.Now()
-			f.OK, err = q.tok.signsWith(p.private, alg, p.key, text)
-			f.Sign = time.Since(began)
-			p.destroy(q.tok)
-		}
-		switch {
-		case err != nil:
-			f.Call, f.Detail = q.now.Call, words(err)
-		case !f.OK:
-			f.Call, f.Detail = q.now.Call, "the signature does not verify with the public key"
-		}
-		q.facts.Algorithms = append(q.facts.Algorithms, f)
+	f := AlgorithmFacts{Name: alg.name}
+	began := time.Now()
+	p, err := q.tok.throwAway(alg, simplePrivate(attr(pkcs11.CKA_EXTRACTABLE, false)))
+	f.Generate = time.Since(began)
+	if err == nil {
+		q.begin(q.now.Step, "C_Sign")
+		began = time.Now()
+		f.OK, err = q.tok.signsWith(p.private, alg, p.key, text)
+		f.Sign = time.Since(began)
+		p.destroy(q.tok)
 	}
+	switch {
+	case err != nil:
+		f.Call, f.Detail = q.now.Call, words(err)
+	case !f.OK:
+		f.Call, f.Detail = q.now.Call, "the signature does not verify with the public key"
+	}
+	q.facts.Algorithms = append(q.facts.Algorithms, f)
 }
 
 // words is an error with its return code explained.

@@ -62,8 +62,8 @@ func (t *token) newTransport(bits int) (private pkcs11.ObjectHandle, modulus []b
 }
 
 // newHop makes the target's transport pair for the one hop; the user is logged in.
-func (t *token) newHop() (private pkcs11.ObjectHandle, modulus []byte, err error) {
-	pub, priv, free := hopPair(hopBits)
+func (t *token) newHop(class uint) (private pkcs11.ObjectHandle, modulus []byte, err error) {
+	pub, priv, free := hopPair(hopBits, class)
 	defer free()
 	pubHandle, private, err := t.m.GenerateKeyPair(t.session, mechanism(pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN, nil), pub, priv)
 	if err != nil {
@@ -192,6 +192,9 @@ func (t *token) wrapKey(by, key pkcs11.ObjectHandle, w way) ([]byte, error) {
 
 // makePublic makes the public object beside a copy.
 func (t *token) makePublic(pub crypto.PublicKey, alg *algorithm, o keyObject, template []*pkcs11.Attribute) error {
+	if alg.scheme == macScheme {
+		return nil
+	}
 	public, err := publicObject(pub, alg, template)
 	if err != nil {
 		return err
@@ -208,6 +211,8 @@ func keyTypeOf(pub crypto.PublicKey) uint {
 		return pkcs11.CKK_RSA
 	case ed25519.PublicKey:
 		return ckkEdwards
+	case checkValue:
+		return pkcs11.CKK_AES
 	}
 	return pkcs11.CKK_EC
 }

@@ -35,7 +35,7 @@ type wrapTest struct {
 }
 
 // testAlgorithms are the throw-away keys by key type, the quickest to make.
-var testAlgorithms = map[uint]string{pkcs11.CKK_EC: "P-256", pkcs11.CKK_RSA: "RSA-2048"}
+var testAlgorithms = map[uint]string{pkcs11.CKK_EC: "P-256", pkcs11.CKK_RSA: "RSA-2048", pkcs11.CKK_AES: algAES}
 
 // wrapTest makes a throw-away key and wraps it in every way that is asked for.
 func (c *ceremony) wrapTest(q wrapTest) (out testKey, err error) {
@@ -49,6 +49,9 @@ func (c *ceremony) wrapTest(q wrapTest) (out testKey, err error) {
 	}
 	var id KeyID
 	rand.Read(id[:])
+	if alg.scheme == macScheme {
+		return c.wrapSecretTest(t, id, q)
+	}
 	gen := uint(pkcs11.CKM_EC_KEY_PAIR_GEN)
 	public, private := sessionObject(publicTemplate(id, "self-test", nil)), sessionObject(privateTemplate(id, "self-test", nil, true))
 	if alg.scheme == ecdsaScheme {
@@ -71,16 +74,37 @@ func (c *ceremony) wrapTest(q wrapTest) (out testKey, err error) {
 	if out.SPKI, err = marshalSPKI(key); err != nil {
 		return out, err
 	}
-	for _, i := range q.Ways {
-		by, ok := c.travels(i, keyTypeOf(key))
+	return out, c.wrapEach(t, priv, keyTypeOf(key), q.Ways, out.Blobs)
+}
+
+// wrapSecretTest is wrapTest for an AES key.
+func (c *ceremony) wrapSecretTest(t *token, id KeyID, q wrapTest) (testKey, error) {
+	out := testKey{Algorithm: q.Algorithm, Blobs: map[int][]byte{}}
+	h, err := t.generateSecret(sessionObject(secretTemplate(id, "self-test", true)))
+	if err != nil {
+		return out, classify("making a throw-away key", err)
+	}
+	defer t.m.DestroyObject(t.session, h)
+	v, err := t.checkValueOf(h)
+	if err != nil {
+		return out, fmt.Errorf("reading the throw-away key: %w", err)
+	}
+	out.SPKI = v.marshal()
+	return out, c.wrapEach(t, h, pkcs11.CKK_AES, q.Ways, out.Blobs)
+}
+
+// wrapEach wraps a key in every way that the module can.
+func (c *ceremony) wrapEach(t *token, key pkcs11.ObjectHandle, keyType uint, in []int, blobs map[int][]byte) error {
+	for _, i := range in {
+		by, ok := c.travels(i, keyType)
 		if !ok {
-			return out, faultf(exitProtocol, "no key for way %d of a throw-away key", i)
+			return faultf(exitProtocol, "no key for way %d of a throw-away key", i)
 		}
-		if blob, err := t.wrapKey(by, priv, ways[i]); err == nil {
-			out.Blobs[i] = blob
+		if blob, err := t.wrapKey(by, key, ways[i]); err == nil {
+			blobs[i] = blob
 		}
 	}
-	return out, nil
+	return nil
 }
 
 // unwrapTest takes the throw-away key in the ways that the source could, in order,
@@ -99,7 +123,7 @@ func (c *ceremony) unwrapTest(q testKey) (v testVerdict, err error) {
 	rand.Read(id[:])
 	text := make([]byte, 64)
 	rand.Read(text)
-	head := []*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), attr(pkcs11.CKA_KEY_TYPE, keyTypeOf(pub))}
+	head := []*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, alg.class()), attr(pkcs11.CKA_KEY_TYPE, keyTypeOf(pub))}
 	for _, i := range preferred {
 		w := ways[i]
 		blob, ok := q.Blobs[i]
@@ -110,7 +134,7 @@ func (c *ceremony) unwrapTest(q testKey) (v testVerdict, err error) {
 		if !ok {
 			return v, faultf(exitProtocol, "no key for way %d of a throw-away key", i)
 		}
-		template := append(head[:2:2], sessionObject(c.copyTemplate(id, "self-test", nil, pub))...)
+		template := append(head[:2:2], sessionObject(c.copyTemplate(alg, id, "self-test", nil, pub))...)
 		h, err := t.unwrapBy(by, w, blob, template)
 		if err != nil {
 			v.Why = fmt.Sprintf("%s: %v", w.name, err)

@@ -159,7 +159,8 @@ func joinShares(threshold int, shares []secretsharing.Share) (string, error) {
 	return pinOf(secret)
 }
 
-// Collection is a ceremony that waits for shares.
+// Collection is a ceremony that waits for persons: for shares, or for the vendor's
+// quorum at the device.
 type Collection struct {
 	ID      string     `json:"id"`
 	Member  string     `json:"member"`
@@ -167,6 +168,8 @@ type Collection struct {
 	Sets    []ShareSet `json:"sets"`
 	Have    []string   `json:"have"` // officers whose shares are there
 	Expires time.Time  `json:"expires"`
+	Device  bool       `json:"device,omitempty"` // it waits at the device, for no shares
+	Token   string     `json:"token,omitempty"`  // which device: label and serial number
 }
 
 // sharePatience is how long a ceremony waits for its officers.
@@ -186,7 +189,7 @@ type collection struct {
 	mu   sync.Mutex // one share at a time
 }
 
-// Collecting lists the ceremonies that wait for shares.
+// Collecting lists the ceremonies that wait for persons.
 func (s *Store) Collecting() []Collection {
 	s.collections.mu.Lock()
 	defer s.collections.mu.Unlock()
@@ -207,7 +210,7 @@ func (s *Store) GiveShare(ctx context.Context, id, officer, set string, box []by
 	s.collections.mu.Lock()
 	c := s.collections.open[id]
 	s.collections.mu.Unlock()
-	if c == nil {
+	if c == nil || c.Device {
 		return fmt.Errorf("%w: no ceremony %q waits for shares; list them: chancery hsm share", ErrNoMember, audit.Text(id, 64))
 	}
 	c.mu.Lock()
@@ -313,6 +316,9 @@ func (s *Store) SplitSOPIN(ctx context.Context, grant *admin.Grant, name string,
 	m, err := s.mustBe(name, Up, Out, Down, Suspect)
 	if err != nil {
 		return err
+	}
+	if m.cfg.DeviceSO {
+		return errDeviceSO(name)
 	}
 	if s.cfg.Shares == nil || s.cfg.Officers == nil {
 		return fmt.Errorf("%w: there are no officers to split the SO PIN of member %s among", ErrStanding, name)

@@ -71,9 +71,9 @@ func transportPair(bits int) (public, private []*pkcs11.Attribute, free func()) 
 
 // hopPair is the target's pair for copies by one hop, session objects of its user: what
 // the private half unwraps is a key like the first one, or nothing.
-func hopPair(bits int) (public, private []*pkcs11.Attribute, free func()) {
+func hopPair(bits int, class uint) (public, private []*pkcs11.Attribute, free func()) {
 	inner, free := nested(pkcs11.CKA_UNWRAP_TEMPLATE,
-		attr(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), attr(pkcs11.CKA_SENSITIVE, true), attr(pkcs11.CKA_PRIVATE, true), attr(pkcs11.CKA_WRAP_WITH_TRUSTED, true),
+		attr(pkcs11.CKA_CLASS, class), attr(pkcs11.CKA_SENSITIVE, true), attr(pkcs11.CKA_PRIVATE, true), attr(pkcs11.CKA_WRAP_WITH_TRUSTED, true),
 		attr(pkcs11.CKA_DECRYPT, false), attr(pkcs11.CKA_UNWRAP, false), attr(pkcs11.CKA_DERIVE, false))
 	public = []*pkcs11.Attribute{
 		attr(pkcs11.CKA_TOKEN, false), attr(pkcs11.CKA_PRIVATE, false), attr(pkcs11.CKA_MODULUS_BITS, bits), attr(pkcs11.CKA_PUBLIC_EXPONENT, publicExponent),
@@ -99,15 +99,32 @@ func transportImport(modulus []byte) []*pkcs11.Attribute {
 // kekTemplate is the key-encryption key that the target makes: it only unwraps,
 // only into keys of the template inside, and leaves only to a trusted key.
 func kekTemplate(keyType uint) (t []*pkcs11.Attribute, free func()) {
-	inner, free := nested(pkcs11.CKA_UNWRAP_TEMPLATE,
-		attr(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), attr(pkcs11.CKA_KEY_TYPE, keyType),
-		attr(pkcs11.CKA_SENSITIVE, true), attr(pkcs11.CKA_PRIVATE, true), attr(pkcs11.CKA_WRAP_WITH_TRUSTED, true),
-		attr(pkcs11.CKA_DECRYPT, false), attr(pkcs11.CKA_UNWRAP, false), attr(pkcs11.CKA_DERIVE, false))
+	inner, free := nested(pkcs11.CKA_UNWRAP_TEMPLATE, unwrapsInto(keyType)...)
 	return []*pkcs11.Attribute{
 		attr(pkcs11.CKA_TOKEN, false), attr(pkcs11.CKA_PRIVATE, true), attr(pkcs11.CKA_SENSITIVE, true), attr(pkcs11.CKA_EXTRACTABLE, true), attr(pkcs11.CKA_WRAP_WITH_TRUSTED, true),
 		attr(pkcs11.CKA_VALUE_LEN, 32), attr(pkcs11.CKA_UNWRAP, true), attr(pkcs11.CKA_WRAP, false), attr(pkcs11.CKA_ENCRYPT, false), attr(pkcs11.CKA_DECRYPT, false),
 		inner, attr(pkcs11.CKA_MODIFIABLE, false),
 	}, free
+}
+
+// classOf is the class of keys of a type.
+func classOf(keyType uint) uint {
+	if keyType == pkcs11.CKK_AES {
+		return pkcs11.CKO_SECRET_KEY
+	}
+	return pkcs11.CKO_PRIVATE_KEY
+}
+
+// unwrapsInto is what every copy of a key of that type must be.
+func unwrapsInto(keyType uint) []*pkcs11.Attribute {
+	class := classOf(keyType)
+	t := []*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, class), attr(pkcs11.CKA_KEY_TYPE, keyType),
+		attr(pkcs11.CKA_SENSITIVE, true), attr(pkcs11.CKA_PRIVATE, true), attr(pkcs11.CKA_WRAP_WITH_TRUSTED, true),
+		attr(pkcs11.CKA_DECRYPT, false), attr(pkcs11.CKA_UNWRAP, false), attr(pkcs11.CKA_DERIVE, false)}
+	if class == pkcs11.CKO_SECRET_KEY { // private keys have neither
+		t = append(t, attr(pkcs11.CKA_ENCRYPT, false), attr(pkcs11.CKA_WRAP, false))
+	}
+	return t
 }
 
 // weakKEKTemplate is that of a module that knows no unwrap templates.

@@ -52,9 +52,9 @@ func (t *token) find(class uint, id KeyID) (pkcs11.ObjectHandle, error) {
 	return t.findOne([]*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, class), attr(pkcs11.CKA_ID, id[:])}, fmt.Sprintf("CKA_ID %x", id))
 }
 
-// findPrivate returns the private key that a pin means.
+// findPrivate returns the private or secret key that a pin means.
 func (t *token) findPrivate(p pin) (pkcs11.ObjectHandle, error) {
-	template, what := p.template(pkcs11.CKO_PRIVATE_KEY)
+	template, what := p.template(p.class())
 	return t.findOne(template, what)
 }
 
@@ -105,6 +105,9 @@ func (t *token) findAll(template []*pkcs11.Attribute, limit int) ([]pkcs11.Objec
 // token that shows none (adopted keys may lack the public object) is believed for
 // now: no signature is released that does not verify with the pinned key.
 func (t *token) hasPublic(private pkcs11.ObjectHandle, p pin, want crypto.PublicKey) error {
+	if p.class() == pkcs11.CKO_SECRET_KEY {
+		return nil // its check value comes with each of its CMACs
+	}
 	template, _ := p.template(pkcs11.CKO_PUBLIC_KEY)
 	from := private
 	hs, err := t.findAll(template, 2)

@@ -102,11 +102,17 @@ func (w *worker) bind(k *workerKey, p pin) error {
 		k.binding.purpose, k.binding.subject = p.Purpose, p.Subject
 		return nil
 	}
-	as, err := w.token.m.GetAttributeValue(w.token.session, k.handle, []*pkcs11.Attribute{attr(pkcs11.CKA_LABEL, nil), attr(pkcs11.CKA_SUBJECT, nil)})
+	bound := []*pkcs11.Attribute{attr(pkcs11.CKA_LABEL, nil), attr(pkcs11.CKA_SUBJECT, nil)}
+	if k.alg.scheme == macScheme {
+		bound = bound[:1] // secret keys have no CKA_SUBJECT
+	}
+	as, err := w.token.m.GetAttributeValue(w.token.session, k.handle, bound)
 	if err != nil {
 		return classify("reading what the key is bound to", err)
 	}
-	k.binding.subject = as[1].Value
+	if len(as) == 2 {
+		k.binding.subject = as[1].Value
+	}
 	k.binding.purpose, err = labelPurpose(string(as[0].Value))
 	return err
 }
@@ -223,7 +229,15 @@ func (t *token) sign(session pkcs11.SessionHandle, k *workerKey, digest []byte) 
 	if err := t.m.SignInit(session, k.mech, k.handle); err != nil {
 		return nil, err
 	}
-	return t.m.Sign(session, k.alg.input(digest))
+	sig, err := t.m.Sign(session, k.alg.input(digest))
+	if err != nil || k.alg.scheme != macScheme {
+		return sig, err
+	}
+	if err := t.m.SignInit(session, k.mech, k.handle); err != nil {
+		return nil, err
+	}
+	check, err := t.m.Sign(session, checkText)
+	return append(sig, check...), err
 }
 
 // needsIntent: only checkpoints and probes are signed without an intent, and

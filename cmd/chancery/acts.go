@@ -55,7 +55,7 @@ func (s *server) roster(ctx context.Context) (admin.Roster, error) {
 // What a key that officers ask for may be. Issuer keys are bound to a subject at
 // birth; probe and checkpoint keys come with a member and with genesis.
 var (
-	keyPurposes   = []audit.Purpose{audit.PurposeDocument, audit.PurposeCode, audit.PurposeOCSP, audit.PurposeTimestamp}
+	keyPurposes   = []audit.Purpose{audit.PurposeDocument, audit.PurposeCode, audit.PurposeOCSP, audit.PurposeTimestamp, audit.PurposeSecret}
 	keyAlgorithms = hsmstore.Algorithms()
 )
 

@@ -42,6 +42,8 @@ type Config struct {
 	ACME struct {
 		Validation ValidationConfig `yaml:"validation"`
 		Names      NamesConfig      `yaml:"names"`
+		// Key of purpose secret that the key of nonces comes from; empty: it is in the database.
+		NonceSecret string `yaml:"nonce_secret,omitempty"`
 	} `yaml:"acme"`
 }
 

@@ -385,10 +385,30 @@ func keyImportSessionCommand() *cobra.Command {
 	return c
 }
 
+// publicHalf reads the public key of a PEM file, or the check value of an AES key.
+func publicHalf(path, check string) ([]byte, error) {
+	if check != "" {
+		v, err := hex.DecodeString(check)
+		if err != nil || len(v) != 16 || path != "" {
+			return nil, &exit{exitUsage, errors.New("--check-value: 32 hex digits, please, and no --public-key beside it")}
+		}
+		return hsmstore.CheckInfo([16]byte(v)), nil
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, &exit{exitUsage, fmt.Errorf("--public-key: %w", err)}
+	}
+	block, _ := pem.Decode(b)
+	if block == nil || block.Type != "PUBLIC KEY" {
+		return nil, &exit{exitUsage, fmt.Errorf("--public-key: %s holds no PEM PUBLIC KEY", path)}
+	}
+	return block.Bytes, nil
+}
+
 func keyImportCommand() *cobra.Command {
 	var g request
 	var p admin.ImportParameters
-	var blob, public, certificate string
+	var blob, public, check, certificate string
 	c := &cobra.Command{
 		Use: "import NAME --session ID --blob FILE --public-key FILE.pem", Short: "Ask the officers to take a key that was wrapped for an import session",
 		RunE: func(c *cobra.Command, args []string) error {
@@ -399,18 +419,13 @@ func keyImportCommand() *cobra.Command {
 			if p.Blob, err = os.ReadFile(blob); err != nil {
 				return &exit{exitUsage, fmt.Errorf("--blob: %w", err)}
 			}
-			b, err := os.ReadFile(public)
-			if err != nil {
-				return &exit{exitUsage, fmt.Errorf("--public-key: %w", err)}
-			}
-			block, _ := pem.Decode(b)
-			if block == nil || block.Type != "PUBLIC KEY" {
-				return &exit{exitUsage, fmt.Errorf("--public-key: %s holds no PEM PUBLIC KEY", public)}
+			if p.SPKI, err = publicHalf(public, check); err != nil {
+				return err
 			}
 			if p.Subject, err = subjectOf(certificate); err != nil {
 				return err
 			}
-			p.Name, p.SPKI = name, block.Bytes
+			p.Name = name
 			return g.run(c, admin.ImportKey, p)
 		},
 	}
@@ -419,6 +434,7 @@ func keyImportCommand() *cobra.Command {
 	f.StringVar(&p.Session, "session", "", "import session")
 	f.StringVar(&blob, "blob", "", "file of the wrapped private key")
 	f.StringVar(&public, "public-key", "", "PEM file of the public half")
+	f.StringVar(&check, "check-value", "", "of an AES-256 key instead: hex of its AES-CMAC over \"chancery/key-check/v1\\n\"")
 	f.StringVar(&p.Mechanism, "mechanism", hsmstore.ImportRSAAES, hsmstore.ImportRSAAES+" or "+hsmstore.ImportRSAOAEP)
 	f.StringVar(&p.Purpose, "purpose", "document", "what it is for, for ever: issuer, document, code, ocsp, timestamp")
 	f.StringVar(&p.Algorithm, "algorithm", "P-256", strings.Join(keyAlgorithms, ", "))

@@ -130,6 +130,9 @@ func (s *server) keyInUse(name string) string {
 	if name == checkpointName {
 		return "it signs the ledger's checkpoints"
 	}
+	if name == s.cfg.ACME.NonceSecret {
+		return "the key of ACME nonces comes from it (acme.nonce_secret)"
+	}
 	if s.authority != nil && s.authority.UsesKey(name) {
 		return "an issuer signs with it; its CRLs would end"
 	}
@@ -290,7 +293,7 @@ func unwrapAll(err error) error {
 
 // serve runs the CA until ctx is done, then finishes what is in flight.
 func (s *server) serve(ctx context.Context, l listeners, landing web.Landing, ready func()) error {
-	nonceKey, err := s.setting(ctx, "nonce-key", func() ([]byte, error) { return random(32), nil })
+	nonceKey, err := s.nonceKey(ctx)
 	if err != nil {
 		return err
 	}
@@ -420,6 +423,27 @@ func (s *server) leafProof(ctx context.Context, index uint64) ([]byte, error) {
 		return nil, web.ErrProofPending
 	}
 	return proof, err
+}
+
+// nonceKey is the key of this node's ACME nonces: from the HSMs where the configuration
+// says so, else from the database. A node whose HSMs are away takes the latter: nonces
+// given out before are then refused once, and clients ask again (RFC 8555 §6.5).
+func (s *server) nonceKey(ctx context.Context) ([]byte, error) {
+	if name := s.cfg.ACME.NonceSecret; name != "" {
+		k, err := s.hsm.Key(name)
+		if err != nil {
+			return nil, &exit{exitConfig, fmt.Errorf("acme.nonce_secret: %w; ask for it: chancery key generate %s --purpose secret --algorithm AES-256", err, name)}
+		}
+		secret, err := k.Secret(ctx, fmt.Sprintf("acme/nonces/%x", sha256.Sum256([]byte(s.cfg.NodeID))), "node:"+s.cfg.NodeID)
+		switch {
+		case err == nil:
+			return secret[:], nil
+		case errors.Is(err, hsmstore.ErrRefused):
+			return nil, &exit{exitConfig, fmt.Errorf("acme.nonce_secret: %w", err)}
+		}
+		s.log.Warn("the key of ACME nonces is the one in the database until the next start", "key", name, "err", err)
+	}
+	return s.setting(ctx, "nonce-key", func() ([]byte, error) { return random(32), nil })
 }
 
 // setting reads a value that must survive restarts, and makes it at first.

@@ -352,6 +352,39 @@ func (c *Control) SetOneHop(on bool) { c.mem.oneHop.Store(flag(on)) }
 // C_WrapKey of a private key gives CKR_KEY_UNEXTRACTABLE.
 func (c *Control) SetNoExport(on bool) { c.mem.noExport.Store(flag(on)) }
 
+// SetProtectedPath makes the token one with CKF_PROTECTED_AUTHENTICATION_PATH: the SO
+// logs in at the device, where each login takes so many cards, and which then enters
+// soPIN itself; a SO PIN from outside gives CKR_PIN_INCORRECT. The user goes on with a
+// PIN. 0 cards: an ordinary token again.
+func (c *Control) SetProtectedPath(t testing.TB, cards int, soPIN string) {
+	t.Helper()
+	if len(soPIN) > maxPIN {
+		t.Fatalf("a SO PIN of %d octets: at most %d", len(soPIN), maxPIN)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.mem.protectedPath.Store(0)
+	clear(c.mem.soPin[:])
+	copy(c.mem.soPin[:], soPIN)
+	c.mem.quorumNeeded.Store(uint64(cards))
+	c.mem.quorumGiven.Store(0)
+	c.mem.quorumRefused.Store(0)
+	c.mem.protectedPath.Store(flag(cards > 0))
+}
+
+// PresentCards puts n cards into the device.
+func (c *Control) PresentCards(n int) { c.mem.quorumGiven.Add(uint64(n)) }
+
+// RefuseQuorum breaks the next login of the SO off, or the one that waits:
+// CKR_FUNCTION_CANCELED.
+func (c *Control) RefuseQuorum() { c.mem.quorumRefused.Store(1) }
+
+// QuorumAsked tells how many logins of the SO have waited for cards so far.
+func (c *Control) QuorumAsked() uint64 { return c.mem.quorumAsked.Load() }
+
+// SOLogins tells how many logins of the SO reached the token.
+func (c *Control) SOLogins() uint64 { return c.mem.soLogins.Load() }
+
 // HideMechanisms leaves these mechanisms, and no others, out of what the token offers;
 // their use gives CKR_MECHANISM_INVALID.
 func (c *Control) HideMechanisms(t testing.TB, mechanisms ...uint) {

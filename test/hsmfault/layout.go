@@ -18,6 +18,7 @@ const (
 	maxForgeries = 64
 	maxData      = 128
 	maxSignature = 512
+	maxPIN       = 64
 )
 
 // control is struct control of module.c: same names, same order, same offsets.
@@ -53,6 +54,12 @@ type control struct {
 	absent         atomic.Uint64
 	noExport       atomic.Uint64
 	oneHop         atomic.Uint64
+	protectedPath  atomic.Uint64
+	quorumNeeded   atomic.Uint64
+	quorumGiven    atomic.Uint64
+	quorumRefused  atomic.Uint64
+	quorumAsked    atomic.Uint64
+	soLogins       atomic.Uint64
 	serialSet      atomic.Uint64
 	labelSet       atomic.Uint64
 	hiddenLen      atomic.Uint64
@@ -61,6 +68,7 @@ type control struct {
 	lock           atomic.Uint64
 	serial         [16]byte
 	label          [32]byte
+	soPin          [maxPIN]byte
 	hidden         [maxHidden]atomic.Uint64
 	counts         [maxFunctions]atomic.Uint64
 	failRv         [maxFunctions]atomic.Uint64

@@ -129,6 +129,12 @@ struct user {
 	FIELD(word, absent, )            /* the token is not in its slot */                            \
 	FIELD(word, no_export, )         /* private keys are never extractable */                      \
 	FIELD(word, one_hop, )           /* has CKM_RSA_AES_KEY_WRAP */                                \
+	FIELD(word, protected_path, )    /* the SO logs in at the device, by a quorum */               \
+	FIELD(word, quorum_needed, )     /* cards that a login of the SO takes */                      \
+	FIELD(word, quorum_given, )      /* cards in the device now */                                 \
+	FIELD(word, quorum_refused, )    /* logins that persons break off */                           \
+	FIELD(word, quorum_asked, )      /* logins that waited for cards so far */                     \
+	FIELD(word, so_logins, )         /* C_Login calls of the SO that reached the real module */    \
 	FIELD(word, serial_set, )                                                                      \
 	FIELD(word, label_set, )                                                                       \
 	FIELD(word, hidden_len, )        /* mechanisms that do not exist */                            \
@@ -137,6 +143,7 @@ struct user {
 	FIELD(word, lock, )              /* pid that holds it */                                       \
 	FIELD(unsigned char, serial, [16])                                                             \
 	FIELD(unsigned char, label, [32])                                                              \
+	FIELD(unsigned char, so_pin, [64]) /* which the device enters itself; padded with zeros */    \
 	FIELD(word, hidden, [32])                                                                      \
 	FIELD(word, counts, [FN_LIMIT])                                                                \
 	FIELD(word, fail_rv, [FN_LIMIT])                                                               \
@@ -963,6 +970,8 @@ static CK_RV fault_C_GetTokenInfo(CK_SLOT_ID slot, CK_TOKEN_INFO_PTR info)
 			blank_pad(info->serialNumber, sizeof info->serialNumber, ctl->serial);
 		if (atomic_load(&ctl->label_set))
 			blank_pad(info->label, sizeof info->label, ctl->label);
+		if (atomic_load(&ctl->protected_path))
+			info->flags |= CKF_PROTECTED_AUTHENTICATION_PATH;
 	}
 	return leave(&c, rv);
 }
@@ -1443,6 +1452,40 @@ static CK_RV fault_C_GenerateRandom(CK_SESSION_HANDLE s, CK_BYTE_PTR out, CK_ULO
 	return leave(&c, rv);
 }
 
+// quorum waits until persons have put enough cards into the device for one login, as a
+// PED does; the cards are used up by it.
+static CK_RV quorum(void)
+{
+	atomic_fetch_add(&ctl->quorum_asked, 1);
+	for (;; sleep_until(now() + 1000)) {
+		if (take(&ctl->quorum_refused))
+			return CKR_FUNCTION_CANCELED;
+		uint64_t needed = atomic_load(&ctl->quorum_needed), given = atomic_load(&ctl->quorum_given);
+		if (given >= needed && atomic_compare_exchange_strong(&ctl->quorum_given, &given, given - needed))
+			return CKR_OK;
+	}
+}
+
+static CK_RV fault_C_Login(CK_SESSION_HANDLE s, CK_USER_TYPE user, CK_UTF8CHAR_PTR pin, CK_ULONG n)
+{
+	struct call c;
+	CK_RV rv = enter_session(&c, FN_LOGIN, s);
+	if (rv != CKR_OK)
+		return rv;
+	if (user == CKU_SO && atomic_load(&ctl->protected_path)) {
+		if (pin != NULL || n != 0)
+			return CKR_PIN_INCORRECT; // the device takes none from outside
+		if ((rv = quorum()) != CKR_OK)
+			return rv;
+		pin = ctl->so_pin;
+		n = strnlen((const char *)pin, sizeof ctl->so_pin);
+	}
+	if (user == CKU_SO)
+		atomic_fetch_add(&ctl->so_logins, 1);
+	REAL(C_Login(s, user, pin, n));
+	return leave(&c, rv);
+}
+
 // ---- Calls that need nothing of their own ------------------------------------------
 
 // SLOT_CALL and SESSION_CALL define a call that is refused if guard says so, and
@@ -1484,7 +1527,6 @@ SESSION_CALL(C_SetPIN, FN_OTHER, CKR_OK, (CK_SESSION_HANDLE s, CK_UTF8CHAR_PTR o
 SESSION_CALL(C_GetSessionInfo, FN_OTHER, CKR_OK, (CK_SESSION_HANDLE s, CK_SESSION_INFO_PTR info), (s, info))
 SESSION_CALL(C_GetOperationState, FN_OTHER, CKR_OK, OUT_ONLY, (s, out, len))
 SESSION_CALL(C_SetOperationState, FN_OTHER, CKR_OK, (CK_SESSION_HANDLE s, CK_BYTE_PTR in, CK_ULONG n, CK_OBJECT_HANDLE e, CK_OBJECT_HANDLE a), (s, in, n, e, a))
-SESSION_CALL(C_Login, FN_LOGIN, CKR_OK, (CK_SESSION_HANDLE s, CK_USER_TYPE user, CK_UTF8CHAR_PTR pin, CK_ULONG n), (s, user, pin, n))
 SESSION_CALL(C_Logout, FN_OTHER, CKR_OK, (CK_SESSION_HANDLE s), (s))
 SESSION_CALL(C_CopyObject, FN_OTHER, present(s, o, CKR_OBJECT_HANDLE_INVALID), (CK_SESSION_HANDLE s, CK_OBJECT_HANDLE o, TEMPLATE, CK_OBJECT_HANDLE_PTR copy), (s, o, t, n, copy))
 SESSION_CALL(C_DestroyObject, FN_DESTROY_OBJECT, present(s, o, CKR_OBJECT_HANDLE_INVALID), (CK_SESSION_HANDLE s, CK_OBJECT_HANDLE o), (s, o))
