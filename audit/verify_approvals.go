@@ -111,6 +111,12 @@ func (a *approvals) event(index uint64, l Leaf) error {
 			return violate(index, "it was done without a grant")
 		}
 		return a.granted(index, l)
+	case OpMemberState: // what ends a member for ever; the rest protects
+		state, _ := l.Get(TagState)
+		if _, ok := l.Hash(TagGrant); !ok && (string(state) == "removed" || string(state) == "retired") {
+			return violate(index, "it was done without a grant")
+		}
+		return a.granted(index, l)
 	case OpRestore:
 		return a.restore(index, l)
 	case OpBackup: // a manifest alone gives nothing away

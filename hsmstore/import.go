@@ -24,7 +24,7 @@ const (
 	// ImportRSAAES is RSA_AES_KEY_WRAP (PKCS#11 v2.40 §2.1.21): an AES-256 key under
 	// RSA-OAEP, followed by the private key under that AES key by RFC 5649.
 	ImportRSAAES = "RSA-AES"
-	// ImportRSAOAEP is the key under RSA-OAEP alone; only EC and AES keys are that short.
+	// ImportRSAOAEP is the key under RSA-OAEP alone; only EC keys are that short.
 	ImportRSAOAEP = "RSA-OAEP"
 )
 
@@ -244,6 +244,8 @@ func (i *ImportSession) mayImport(spec ImportSpec) ([]*member, error) {
 	switch n := len(spec.Blob); {
 	case spec.Mechanism == ImportRSAOAEP && isRSA:
 		return nil, fmt.Errorf("key %q: an RSA private key does not fit into RSA-OAEP (at most %d octets); wrap it by %s", spec.Name, i.modulus-2-2*i.pair.hashOctets(), ImportRSAAES)
+	case spec.Mechanism == ImportRSAOAEP && isAES: // AES-128 would pass: modules do not tell how long what they unwrapped is
+		return nil, fmt.Errorf("key %q: RSA-OAEP does not show how long an AES key is; wrap it by %s", spec.Name, ImportRSAAES)
 	case spec.Mechanism == ImportRSAAES && isAES && n != i.modulus+40:
 		return nil, fmt.Errorf("key %q: an AES-256 key by RSA-AES is %d octets of RSA-OAEP and 40 of RFC 5649; this has %d", spec.Name, i.modulus, n)
 	case spec.Mechanism == ImportRSAOAEP && n != i.modulus:

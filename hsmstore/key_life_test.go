@@ -256,13 +256,13 @@ func TestDisableEnableDescribeFind(t *testing.T) {
 	if err := c.store.Disable(ctx, "ocsp", "again"); !errors.Is(err, hsmstore.ErrNoKey) {
 		t.Errorf("disabled twice: %v", err)
 	}
-	if err := c.store.Enable(ctx, "ocsp"); err != nil {
+	if err := c.store.Enable(ctx, "ocsp", "test"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := use(ctx, k, req); err != nil {
 		t.Error(err)
 	}
-	if err := c.store.Enable(ctx, "ocsp"); !errors.Is(err, hsmstore.ErrNoKey) {
+	if err := c.store.Enable(ctx, "ocsp", "test"); !errors.Is(err, hsmstore.ErrNoKey) {
 		t.Errorf("enabled twice: %v", err)
 	}
 	for _, n := range []string{"checkpoint", hsmstore.ProbeKeyName("m1")} {
@@ -465,7 +465,7 @@ func TestKeyLifeOnDatabase(t *testing.T) {
 	if len(found) != 1 || found[0].State != hsmstore.KeyDisabled || found[0].Description != "from the old CA" || found[0].Adopted == nil {
 		t.Fatalf("after a restart: %+v", found)
 	}
-	must(s.Enable(ctx, "theirs"))
+	must(s.Enable(ctx, "theirs", "test"))
 	k, err := s.Key("theirs")
 	must(err)
 	if _, err := use(ctx, k, hsmstore.SignRequest{Op: audit.OpCMS, Message: attributes(oidData, 32)}); err != nil {

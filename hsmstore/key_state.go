@@ -27,7 +27,7 @@ func (s *Store) Disable(ctx context.Context, name, reason string) error {
 
 // Enable puts a key that was disabled into use again. Errors are those of
 // [Store.Disable]; a key with copies that were destroyed stays disabled.
-func (s *Store) Enable(ctx context.Context, name string) error {
+func (s *Store) Enable(ctx context.Context, name, reason string) error {
 	k, err := s.anyKey(name)
 	if err != nil {
 		return err
@@ -35,7 +35,7 @@ func (s *Store) Enable(ctx context.Context, name string) error {
 	if len(k.Members()) == 0 {
 		return fmt.Errorf("%w: no member holds key %q any more", ErrNoKey, name)
 	}
-	return s.changeState(ctx, k, KeyDisabled, KeyUsable, "enabled")
+	return s.changeState(ctx, k, KeyDisabled, KeyUsable, reason)
 }
 
 // changeState moves a key from one state to another: first on the ledger, then here.

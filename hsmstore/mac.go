@@ -171,17 +171,10 @@ func (t *token) checkValueOf(h pkcs11.ObjectHandle) (v checkValue, err error) {
 
 // publicOf is publicKey, for AES keys the check value.
 func (t *token) publicOf(h pkcs11.ObjectHandle, alg *algorithm) (crypto.PublicKey, error) {
-	if alg.scheme != macScheme {
-		return t.publicKey(h)
+	if alg.scheme == macScheme {
+		return t.checkValueOf(h)
 	}
-	v, err := t.attributes(h, pkcs11.CKA_VALUE_LEN)
-	if err != nil {
-		return nil, err
-	}
-	if n := nativeUint(v[pkcs11.CKA_VALUE_LEN]); n != 32 {
-		return checkValue{}, nil // AES-128 is none of ours, whatever it computes
-	}
-	return t.checkValueOf(h)
+	return t.publicKey(h)
 }
 
 const secretMagic = "chancery/secret/v1\n"

@@ -23,6 +23,7 @@ const (
 	Down     State = "down"    // its worker ended; it is started again
 	Fenced   State = "fenced"  // needs a person: PIN, foreign token, wrong signatures
 	Out      State = "drained" // taken out by a person; its worker is stopped
+	Joining  State = "joining" // up, but gets no requests before all its copies have proved themselves
 	Absent   State = "absent"  // enrolled, but the configuration of this node does not say how to reach it
 )
 
@@ -366,6 +367,15 @@ func (m *member) wrongSignature(l *link) {
 			m.store.recordStanding(ctx, m, StandingFenced, "two signatures did not verify")
 		})
 	}
+}
+
+// shown is current for people: a member that joins is not up for them.
+func (m *member) shown() MemberStatus {
+	s := m.current()
+	if s.State == Up && m.sealed.Load() {
+		s.State = Joining
+	}
+	return s
 }
 
 // current is a copy of the member's status.

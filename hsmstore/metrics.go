@@ -30,7 +30,7 @@ func (s *Store) Stats() Stats {
 		out.Waiting[Class(c)] = n
 	}
 	for _, m := range s.list() {
-		one := MemberSnapshot{MemberStatus: m.current()}
+		one := MemberSnapshot{MemberStatus: m.shown()}
 		m.stats.mu.Lock()
 		one.MemberStats = m.stats.MemberStats
 		one.Signatures = maps.Clone(m.stats.Signatures)

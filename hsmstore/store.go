@@ -162,7 +162,7 @@ func (s *Store) Close() error {
 func (s *Store) Members() []MemberStatus {
 	out := make([]MemberStatus, 0, len(s.list()))
 	for _, m := range s.list() {
-		out = append(out, m.current())
+		out = append(out, m.shown())
 	}
 	return out
 }

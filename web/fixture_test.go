@@ -395,7 +395,7 @@ func (h fakeHSM) Drain(context.Context, string, string, bool) error             
 func (h fakeHSM) Fence(context.Context, string, string) error                     { return *h.fail }
 func (h fakeHSM) Admit(context.Context, string, string) error                     { return *h.fail }
 func (h fakeHSM) Disable(context.Context, string, string) error                   { return *h.fail }
-func (h fakeHSM) Enable(context.Context, string) error                            { return *h.fail }
+func (h fakeHSM) Enable(context.Context, string, string) error                    { return *h.fail }
 func (h fakeHSM) Describe(context.Context, string, string) error                  { return *h.fail }
 func (h fakeHSM) Collecting() []hsmstore.Collection                               { return []hsmstore.Collection{} }
 func (h fakeHSM) GiveShare(context.Context, string, string, string, []byte) error { return *h.fail }

@@ -29,7 +29,7 @@ type HSM interface {
 	Keys() []hsmstore.KeyInfo
 	Attributes(ctx context.Context, name string) ([]hsmstore.MemberAttributes, error)
 	Disable(ctx context.Context, name, reason string) error
-	Enable(ctx context.Context, name string) error
+	Enable(ctx context.Context, name, reason string) error
 	Describe(ctx context.Context, name, text string) error
 	InspectKey(ctx context.Context, member string, ckaID []byte, label string) (hsmstore.AdoptReport, error)
 	OpenImport(ctx context.Context, member string) (hsmstore.ImportTerms, error)
@@ -253,11 +253,6 @@ func (s *Server) showKey(c echo.Context) error {
 		return hsmProblem(err)
 	}
 	return writeJSON(c, http.StatusOK, out)
-}
-
-// enableKey ignores the reason: what counts is who was disabled, and when.
-func (s *Server) enableKey(ctx context.Context, name, _ string) error {
-	return s.cfg.HSM.Enable(ctx, name)
 }
 
 // inspectRequest is the body of POST /api/v1/keys/inspect.

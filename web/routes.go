@@ -80,7 +80,7 @@ func (s *Server) routes() []route {
 		{post, "/api/v1/keys/import-sessions", doorHTTPS, tokenHolder, s.openImport},
 		{get, "/api/v1/keys/{name}", doorHTTPS, tokenHolder, s.showKey},
 		{post, "/api/v1/keys/{name}/disable", doorHTTPS, tokenHolder, s.onKey(s.cfg.HSM.Disable)},
-		{post, "/api/v1/keys/{name}/enable", doorHTTPS, tokenHolder, s.onKey(s.enableKey)},
+		{post, "/api/v1/keys/{name}/enable", doorHTTPS, tokenHolder, s.onKey(s.cfg.HSM.Enable)},
 		{post, "/api/v1/keys/{name}/describe", doorHTTPS, tokenHolder, s.onKey(s.cfg.HSM.Describe)},
 		{get, "/api/v1/approvals", doorHTTPS, tokenHolder, s.approvals},
 		{post, "/api/v1/approvals", doorHTTPS, tokenHolder, s.proposeAction},

@@ -40,7 +40,7 @@ var (
 
 var allMetrics = []*prometheus.Desc{memberState, inFlight, sessions, signatures, signSeconds, failures, deadlines, starts, failovers, waiting, running, findings}
 
-var memberStates = []hsmstore.State{hsmstore.Starting, hsmstore.Up, hsmstore.Suspect, hsmstore.Down, hsmstore.Fenced, hsmstore.Out, hsmstore.Absent}
+var memberStates = []hsmstore.State{hsmstore.Starting, hsmstore.Up, hsmstore.Suspect, hsmstore.Down, hsmstore.Fenced, hsmstore.Out, hsmstore.Joining, hsmstore.Absent}
 
 // Describe implements prometheus.Collector.
 func (m hsmMetrics) Describe(ch chan<- *prometheus.Desc) {

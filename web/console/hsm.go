@@ -33,7 +33,7 @@ type memberRow struct {
 }
 
 // memberTones says how a member's state looks; what is not known looks bad.
-var memberTones = map[hsmstore.State]string{hsmstore.Up: "ok", hsmstore.Starting: "idle", hsmstore.Suspect: "warn", hsmstore.Down: "bad", hsmstore.Fenced: "bad", hsmstore.Out: "warn", hsmstore.Absent: "bad"}
+var memberTones = map[hsmstore.State]string{hsmstore.Up: "ok", hsmstore.Starting: "idle", hsmstore.Suspect: "warn", hsmstore.Down: "bad", hsmstore.Fenced: "bad", hsmstore.Out: "warn", hsmstore.Joining: "idle", hsmstore.Absent: "bad"}
 
 func (v *view) memberRows(members []hsmstore.MemberStatus, keys []hsmstore.KeyInfo) []memberRow {
 	var out []memberRow

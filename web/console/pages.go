@@ -95,7 +95,7 @@ func (v *view) notices(members []hsmstore.MemberStatus, keys []hsmstore.KeyInfo)
 	}
 	for _, m := range members {
 		switch m.State {
-		case hsmstore.Up:
+		case hsmstore.Up, hsmstore.Joining:
 		case hsmstore.Fenced:
 			add("bad", "notice.fenced", url.Members(), foreign(m.Name))
 		case hsmstore.Out:

@@ -143,7 +143,7 @@ func TestCatalogues(t *testing.T) {
 	for _, r := range []ca.Reason{0, 1, 2, 3, 4, 5, 6, 9} {
 		wantKey(t, "reason."+r.String())
 	}
-	for _, s := range []hsmstore.State{hsmstore.Starting, hsmstore.Up, hsmstore.Suspect, hsmstore.Down, hsmstore.Fenced, hsmstore.Out, hsmstore.Absent} {
+	for _, s := range []hsmstore.State{hsmstore.Starting, hsmstore.Up, hsmstore.Suspect, hsmstore.Down, hsmstore.Fenced, hsmstore.Out, hsmstore.Joining, hsmstore.Absent} {
 		wantKey(t, "member."+string(s))
 	}
 	for k := range 6 {

@@ -99,6 +99,7 @@ var textsEN = map[string]string{
 	"key.ready":                   "Ready",
 	"key.some":                    "Ready on %d of %d",
 	"member.drained":              "Drained",
+	"member.joining":              "Joining",
 	"member.absent":               "Not configured here",
 	"key.disabled":                "Disabled",
 	"key.quarantined":             "Quarantined",

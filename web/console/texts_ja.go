@@ -99,6 +99,7 @@ var textsJA = map[string]string{
 	"key.ready":                   "使用可能",
 	"key.some":                    "%d / %d で使用可能",
 	"member.drained":              "切り離し済み",
+	"member.joining":              "参加中",
 	"member.absent":               "このノードでは未設定",
 	"key.disabled":                "無効",
 	"key.quarantined":             "隔離",
