@@ -68,8 +68,8 @@ func RemoveMemberAct(name, serial string) string { return act("remove-member", n
 // RotateSOPINAct allows a member's SO PIN to be changed.
 func RotateSOPINAct(member string) string { return act("rotate-so-pin", member) }
 
-// BackupRecipientAct allows a token to receive backups: its KEKs are made. serial is its
-// serial number (PKCS#11 CK_TOKEN_INFO).
+// BackupRecipientAct allows a token to receive backups. serial is its serial number
+// (PKCS#11 CK_TOKEN_INFO).
 func BackupRecipientAct(name, serial string) string { return act("backup-recipient", name, serial) }
 
 // RemoveRecipientAct ends that: new keys are not wrapped to the token any more.
@@ -77,8 +77,9 @@ func RemoveRecipientAct(name, serial string) string {
 	return act("remove-backup-recipient", name, serial)
 }
 
-// BackupAct allows the keys of the cluster to be wrapped to a recipient.
-func BackupAct(recipient string) string { return act("backup", recipient) }
+// BackupAct allows the keys of the cluster to be wrapped to a recipient, the token of
+// that serial number.
+func BackupAct(recipient, serial string) string { return act("backup", recipient, serial) }
 
 // RestoreAct allows the keys of one backup to be restored. manifestHash is the
 // SHA-256 of the backup's manifest.

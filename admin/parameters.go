@@ -98,6 +98,7 @@ type RecipientParameters struct {
 // BackupParameters are those of [Backup].
 type BackupParameters struct {
 	Recipient string `json:"recipient"`
+	Serial    string `json:"serial"` // of its token
 }
 
 // RestoreParameters are those of [Restore].

@@ -173,7 +173,7 @@ func TestActTexts(t *testing.T) {
 		admin.BackupRecipientAct("r", "0a1b"):                     "backup-recipient r 0a1b",
 		admin.RemoveRecipientAct("r", "0a1b"):                     "remove-backup-recipient r 0a1b",
 		admin.RetireAct():                                         "retire-cluster",
-		admin.BackupAct("r"):                                      "backup r",
+		admin.BackupAct("r", "0a1b"):                              "backup r 0a1b",
 		admin.RestoreAct(h):                                       "restore " + hex,
 	} {
 		if got != want {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	"chancery/audit"
@@ -19,26 +20,29 @@ func (t *tx) applyBackup(p audit.Projection, at *audit.StoredLeaf) (handled bool
 	case hsmstore.RecipientRemoved:
 		err = t.cas("UPDATE hsm_recipient SET removed = 1 WHERE name = ? AND removed = 0", p.Name)
 	case hsmstore.PutBackup:
-		_, err = t.exec("INSERT INTO hsm_backup (key_id, recipient, way, blob, leaf) VALUES (?, ?, ?, ?, ?)", p.Key[:], p.Recipient, p.Way, p.Blob, int64(at.Index))
+		err = t.putBackup(p, at)
 	default:
 		return false, nil
 	}
 	return true, err
 }
 
-// putRecipient replaces a recipient of that name together with what it had: other KEKs
-// do not open it.
+// putRecipient also designates one anew that was removed; what it had stays.
 func (t *tx) putRecipient(p hsmstore.PutRecipient, at *audit.StoredLeaf) error {
-	keks, err := json.Marshal(p.KEKs)
+	err := t.cas("UPDATE hsm_recipient SET label = ?, removed = ?, leaf = ? WHERE name = ? AND serial = ?", p.Label, flag(p.Removed), int64(at.Index), p.Name, p.Serial)
+	if !errors.Is(err, audit.ErrConflict) {
+		return err
+	}
+	_, err = t.exec("INSERT INTO hsm_recipient (name, serial, label, removed, leaf) VALUES (?, ?, ?, ?, ?)", p.Name, p.Serial, p.Label, flag(p.Removed), int64(at.Index))
+	return err
+}
+
+func (t *tx) putBackup(p hsmstore.PutBackup, at *audit.StoredLeaf) error {
+	kek, err := json.Marshal(p.KEK)
 	if err != nil {
 		return err
 	}
-	for _, drop := range []string{"DELETE FROM hsm_backup WHERE recipient = ?", "DELETE FROM hsm_recipient WHERE name = ?"} {
-		if _, err := t.exec(drop, p.Name); err != nil {
-			return err
-		}
-	}
-	_, err = t.exec("INSERT INTO hsm_recipient (name, serial, label, keks, removed, leaf) VALUES (?, ?, ?, ?, ?, ?)", p.Name, p.Serial, p.Label, string(keks), flag(p.Removed), int64(at.Index))
+	_, err = t.exec("INSERT INTO hsm_backup (key_id, recipient, way, kek, blob, leaf) VALUES (?, ?, ?, ?, ?, ?)", p.Key[:], p.Recipient, p.Way, string(kek), p.Blob, int64(at.Index))
 	return err
 }
 
@@ -46,18 +50,14 @@ func (t *tx) putRecipient(p hsmstore.PutRecipient, at *audit.StoredLeaf) error {
 func (s *Store) Recipients(ctx context.Context) (out []hsmstore.RecipientRecord, err error) {
 	err = s.each(ctx, func(rows *sql.Rows) error {
 		var r hsmstore.RecipientRecord
-		var keks string
 		var removed int
-		if err := rows.Scan(&r.Name, &r.Serial, &r.Label, &keks, &removed); err != nil {
+		if err := rows.Scan(&r.Name, &r.Serial, &r.Label, &removed, &r.Leaf); err != nil {
 			return err
 		}
 		r.Removed = removed == 1
-		if err := json.Unmarshal([]byte(keks), &r.KEKs); err != nil {
-			return fmt.Errorf("row of backup recipient %s: %w", r.Name, err)
-		}
 		out = append(out, r)
 		return nil
-	}, "SELECT name, serial, label, keks, removed FROM hsm_recipient ORDER BY name")
+	}, "SELECT name, serial, label, removed, leaf FROM hsm_recipient ORDER BY name")
 	return out, err
 }
 
@@ -66,13 +66,17 @@ func (s *Store) Backups(ctx context.Context, recipient string) (out []hsmstore.B
 	err = s.each(ctx, func(rows *sql.Rows) error {
 		b := hsmstore.BackupRecord{Recipient: recipient}
 		var id []byte
-		if err := rows.Scan(&id, &b.Way, &b.Blob); err != nil {
+		var kek string
+		if err := rows.Scan(&id, &b.Way, &kek, &b.Blob); err != nil {
 			return err
+		}
+		if err := json.Unmarshal([]byte(kek), &b.KEK); err != nil {
+			return fmt.Errorf("a backup of recipient %s: its KEK: %w", recipient, err)
 		}
 		copy(b.Key[:], id)
 		out = append(out, b)
 		return nil
-	}, "SELECT key_id, way, blob FROM hsm_backup WHERE recipient = ? ORDER BY leaf", recipient)
+	}, "SELECT key_id, way, kek, blob FROM hsm_backup WHERE recipient = ? ORDER BY leaf", recipient)
 	return out, err
 }
 

@@ -49,11 +49,29 @@ func (s *Store) recipient(ctx context.Context, name string) (RecipientRecord, er
 	}
 	for _, r := range all {
 		if r.Name == name && !r.Removed {
-			return r, nil
+			return r, s.designated(ctx, r)
 		}
 	}
-	return RecipientRecord{}, fmt.Errorf("%w: %q; name one in hsm.backups and designate it: chancery hsm backup --designate NAME", ErrNoRecipient, audit.Text(name, 64))
+	return RecipientRecord{}, fmt.Errorf("%w: %q; name one in hsm.backups and designate it: chancery hsm backup NAME --designate", ErrNoRecipient, audit.Text(name, 64))
 }
+
+// designated wants the leaf of a designation: a row alone designates nobody.
+func (s *Store) designated(ctx context.Context, rec RecipientRecord) error {
+	l, err := s.ledger.Leaf(ctx, rec.Leaf)
+	if err != nil && !errors.Is(err, audit.ErrNotFound) {
+		return fmt.Errorf("reading the designation of backup recipient %s: %w", rec.Name, err)
+	}
+	text := func(t audit.Tag) string { b, _ := l.Get(t); return string(b) }
+	if err != nil || l.Op != audit.OpBackup || text(audit.TagState) != stateDesignated || text(audit.TagRecipient) != rec.Name || text(audit.TagSerialNumber) != rec.Serial {
+		return fmt.Errorf("%w: the database has a backup recipient %s with token %s, whose designation is not entry %d of the ledger: someone wrote to the database; chancery audit verify", audit.ErrTampered, rec.Name, rec.Serial, rec.Leaf)
+	}
+	return nil
+}
+
+const (
+	stateDesignated = "designated"
+	stateRemoved    = "removed"
+)
 
 // openRecipient starts a recipient's ceremony process.
 func (s *Store) openRecipient(ctx context.Context, rec RecipientRecord, acts []string, so bool) (*openRecipient, error) {
@@ -96,10 +114,14 @@ func (s *Store) recipientsFor(ctx context.Context, acts []string, needed bool) (
 		if rec.Removed {
 			continue
 		}
+		if err := s.designated(ctx, rec); err != nil {
+			out.end()
+			return nil, err
+		}
 		r, err := s.openRecipient(ctx, rec, acts, true)
 		if err != nil {
 			out.end()
-			return nil, fmt.Errorf("backup recipient %s: new keys are wrapped to it at their birth, so its token must be reachable with both PINs now; nothing was done. Bring it up, or end its designation with the officers (chancery hsm backup --remove %s): %w", rec.Name, rec.Name, err)
+			return nil, fmt.Errorf("backup recipient %s: new keys are wrapped to it at their birth, so its token must be reachable with both PINs now; nothing was done. Bring it up, or end its designation with the officers (chancery hsm backup %s --remove): %w", rec.Name, rec.Name, err)
 		}
 		out = append(out, r)
 	}
@@ -158,10 +180,10 @@ func (s *Store) MissingBackups(ctx context.Context, name string) ([]string, erro
 	return out, nil
 }
 
-// Designate makes a token a backup recipient: its user makes the KEKs there, and from now
-// on every new key is wrapped to it at birth. Keys that are there already are wrapped by
-// [Store.Backup]. A designation that is repeated makes new KEKs, and the backups before
-// it are wrapped again. The act is admin.BackupRecipientAct.
+// Designate makes a token a backup recipient: a throw-away key travels there and proves
+// that it can be one, and from now on every new key is wrapped to it at birth. Keys that are
+// there already are wrapped by [Store.Backup]. What a recipient that was removed has got
+// before, it still has. The act is admin.BackupRecipientAct.
 //
 // Errors wrap admin.ErrNotGranted, audit.ErrExists for a token of the cluster, ErrToken,
 // ErrPIN, ErrModule.
@@ -181,24 +203,51 @@ func (s *Store) Designate(ctx context.Context, grant *admin.Grant, cfg MemberCon
 	}
 	ctx = s.under(ctx, grant)
 	rec := RecipientRecord{Name: cfg.Name, Serial: cand.Serial, Label: cand.Label}
-	proc, err := startCeremony(ctx, cfg, cand.Serial, []string{act}, false)
+	if err := s.tryRecipient(ctx, cfg, rec, act); err != nil {
+		return rec, err
+	}
+	a, err := s.ledger.Append(ctx, audit.Event(audit.OpBackup, recipientFields(rec, grant, stateDesignated)), PutRecipient{rec})
 	if err != nil {
-		return rec, err
-	}
-	defer proc.end()
-	if err := proc.do(ctx, cerBackupMake, makeBackupKEKs{Recipient: rec.Name, Types: backupTypes}, &rec.KEKs); err != nil {
-		return rec, err
-	}
-	f := recipientFields(rec, grant, "designated")
-	var lines [][]byte
-	for _, k := range rec.KEKs {
-		lines = append(lines, []byte(k.line()))
-	}
-	f.List(audit.TagAttributes, lines...)
-	if _, err := s.ledger.Append(ctx, audit.Event(audit.OpBackup, f), PutRecipient{rec}); err != nil {
 		return rec, fmt.Errorf("recording backup recipient %s: %w", rec.Name, err)
 	}
+	rec.Leaf = a.Index
 	return rec, nil
+}
+
+// tryRecipient lets throw-away keys travel from some member to a token that is to become
+// a recipient. Nothing stays there.
+func (s *Store) tryRecipient(ctx context.Context, cfg MemberConfig, rec RecipientRecord, act string) error {
+	var from *member
+	for _, m := range s.list() {
+		if m.worker() != nil && !m.native() && !m.cfg.WeakUnwrap && from == nil {
+			from = m
+		}
+	}
+	if from == nil {
+		return fmt.Errorf("%w: no member that can give keys wrapped is up", ErrUnavailable)
+	}
+	cfg.atDevice = s.waitAtDevice
+	proc, err := startCeremony(ctx, cfg, rec.Serial, []string{act}, true)
+	if err != nil {
+		return fmt.Errorf("backup recipient %s: %w", rec.Name, err)
+	}
+	defer proc.end()
+	src, err := openSource(ctx, from, []string{act})
+	if err != nil {
+		return err
+	}
+	defer src.end()
+	r := &openRecipient{rec: rec, proc: proc}
+	if _, err := r.open(ctx, src, backupTypes); err != nil {
+		return err
+	}
+	defer r.drop(s)
+	for _, typ := range backupTypes {
+		if _, err := backupWay(ctx, src.proc, r, typ); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func recipientFields(rec RecipientRecord, grant *admin.Grant, state string) (f audit.Fields) {
@@ -229,8 +278,26 @@ func (s *Store) InspectRecipient(ctx context.Context, cfg MemberConfig) (Candida
 		if r.Serial == cand.Serial && r.Name != cfg.Name {
 			return cand, fmt.Errorf("%w: token %s is backup recipient %s", audit.ErrExists, cand.Serial, r.Name)
 		}
+		if r.Serial != cand.Serial && r.Name == cfg.Name {
+			return cand, fmt.Errorf("%w: backup recipient %s is token %s, which has its backups; give token %s another name", audit.ErrExists, r.Name, r.Serial, cand.Serial)
+		}
 	}
 	return cand, nil
+}
+
+// NotRecipient refuses a token that receives backups: a backup belongs outside the
+// cluster. The error wraps audit.ErrExists.
+func (s *Store) NotRecipient(ctx context.Context, serial string) error {
+	all, err := s.Recipients(ctx)
+	if err != nil {
+		return fmt.Errorf("reading backup recipients: %w", err)
+	}
+	for _, r := range all {
+		if r.Serial == serial && !r.Removed {
+			return fmt.Errorf("%w: token %s is backup recipient %s, which belongs outside the cluster; take another token, or end its designation first (chancery hsm backup %s --remove)", audit.ErrExists, serial, r.Name, r.Name)
+		}
+	}
+	return nil
 }
 
 // RemoveRecipient ends a designation. Nothing on its token changes: it can still restore
@@ -248,7 +315,7 @@ func (s *Store) RemoveRecipient(ctx context.Context, grant *admin.Grant, name st
 	if err := grant.Spend(admin.RemoveRecipientAct(name, rec.Serial)); err != nil {
 		return fmt.Errorf("backup recipient %s: %w", name, err)
 	}
-	if _, err := s.ledger.Append(ctx, audit.Event(audit.OpBackup, recipientFields(rec, grant, "removed")), RecipientRemoved{name}); err != nil {
+	if _, err := s.ledger.Append(ctx, audit.Event(audit.OpBackup, recipientFields(rec, grant, stateRemoved)), RecipientRemoved{name}); err != nil {
 		return fmt.Errorf("removing backup recipient %s: %w", name, err)
 	}
 	return nil
@@ -268,7 +335,7 @@ func (s *Store) Backup(ctx context.Context, grant *admin.Grant, name string) ([]
 	if err != nil {
 		return nil, err
 	}
-	act := admin.BackupAct(name)
+	act := admin.BackupAct(name, rec.Serial)
 	if err := grant.Spend(act); err != nil {
 		return nil, fmt.Errorf("backup to %s: %w", name, err)
 	}
@@ -326,35 +393,70 @@ func (s *Store) backUpBirths(ctx context.Context, grant *admin.Grant, to recipie
 	return nil
 }
 
-// wrapTo wraps keys to a recipient, lets each blob prove itself there, and records it.
-func (s *Store) wrapTo(ctx context.Context, grant *admin.Grant, src *source, r *openRecipient, keys []keyObject) error {
+// open makes KEKs at a recipient and gives them to the source.
+func (r *openRecipient) open(ctx context.Context, src *source, types []uint) ([]madeKEK, error) {
 	<-src.ready
 	if src.err != nil {
-		return src.err
+		return nil, src.err
 	}
-	// 1. The KEKs, from the recipient to the source.
-	var keks []wrappedKEK
-	if err := r.proc.do(ctx, cerBackupOpen, openBackup{Recipient: r.rec.Name, Modulus: src.tr.Modulus, KEKs: r.rec.KEKs}, &keks); err != nil {
-		return err
+	var made []madeKEK
+	if err := r.proc.do(ctx, cerBackupOpen, openBackup{Recipient: r.rec.Name, Modulus: src.tr.Modulus, Types: types}, &made); err != nil {
+		return nil, err
 	}
-	if err := src.proc.do(ctx, cerTakeKEKs, keks, &struct{}{}); err != nil {
-		return err
+	if len(made) != len(types) {
+		return nil, fmt.Errorf("%d KEKs were to be made, %d were", len(types), len(made))
 	}
-	// 2. A throw-away key of each type goes ahead, every time.
-	chosen := map[uint]int{}
-	wrap := make([]wrappedKey, len(keys))
+	keks := make([]wrappedKEK, len(made))
+	for i, k := range made {
+		keks[i] = wrappedKEK{types[i], k.Blob}
+	}
+	return made, src.proc.do(ctx, cerTakeKEKs, keks, &struct{}{})
+}
+
+// drop destroys the KEKs that were made and are not needed.
+func (r *openRecipient) drop(s *Store) {
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	if err := r.proc.do(ctx, cerBackupDrop, struct{}{}, &struct{}{}); err != nil {
+		s.log.Warn("KEKs that no backup needs stay on the token of a recipient", "recipient", r.rec.Name, "err", err)
+	}
+}
+
+// wrapTo wraps keys to a recipient, lets each blob prove itself there, and records it.
+func (s *Store) wrapTo(ctx context.Context, grant *admin.Grant, src *source, r *openRecipient, keys []keyObject) (err error) {
+	types := make([]uint, len(keys))
+	var distinct []uint
 	for i, o := range keys {
 		pub, _, err := parseSPKI(o.SPKI, o.Algorithm)
 		if err != nil {
 			return err
 		}
-		typ := keyTypeOf(pub)
-		if _, known := chosen[typ]; !known {
-			if chosen[typ], err = backupWay(ctx, src.proc, r, typ); err != nil {
-				return err
-			}
+		if types[i] = keyTypeOf(pub); !slices.Contains(distinct, types[i]) {
+			distinct = append(distinct, types[i])
 		}
-		wrap[i] = wrappedKey{Key: o, Way: chosen[typ], Target: r.rec.Name, Serial: r.rec.Serial}
+	}
+	// 1. New KEKs, from the recipient to the source.
+	made, err := r.open(ctx, src, distinct)
+	if err != nil {
+		return err
+	}
+	recorded := false
+	defer func() {
+		if err != nil && !recorded {
+			r.drop(s)
+		}
+	}()
+	// 2. A throw-away key of each type goes ahead, every time.
+	chosen := make([]int, len(distinct))
+	for i, typ := range distinct {
+		if chosen[i], err = backupWay(ctx, src.proc, r, typ); err != nil {
+			return err
+		}
+	}
+	wrap := make([]wrappedKey, len(keys))
+	for i, o := range keys {
+		at := slices.Index(distinct, types[i])
+		wrap[i] = wrappedKey{Key: o, Way: chosen[at], Target: r.rec.Name, Serial: r.rec.Serial, KEK: &made[at].BackupKEK}
 	}
 	// 3. The keys. Nothing but the blobs is taken from the source.
 	var wrapped []wrappedKey
@@ -386,17 +488,18 @@ func (s *Store) wrapTo(ctx context.Context, grant *admin.Grant, src *source, r *
 		f.Text(audit.TagMechanism, ways[w.Way].name)
 		f.Hash(audit.TagSubject, sha256.Sum256(w.Blob))
 		f.Hash(audit.TagGrant, grant.Hash())
-		if _, err := s.ledger.Append(ctx, audit.Event(audit.OpBackup, f), PutBackup{BackupRecord{Key: w.Key.ID, Recipient: r.rec.Name, Way: w.Way, Blob: w.Blob}}); err != nil {
+		if _, err := s.ledger.Append(ctx, audit.Event(audit.OpBackup, f), PutBackup{BackupRecord{Key: w.Key.ID, Recipient: r.rec.Name, Way: w.Way, KEK: *w.KEK, Blob: w.Blob}}); err != nil {
 			return fmt.Errorf("recording the backup of key %s: %w", w.Key.Name, err)
 		}
+		recorded = true
 		r.has[w.Key.ID] = true
 	}
 	return nil
 }
 
 // backupWay lets a throw-away key travel to a recipient, and wants that nobody there can
-// take it weaker than it was. Unlike between members this is tried each time: the KEK is
-// there all the year.
+// take it weaker than it was. Unlike between members this is tried each time: the KEK
+// stays there all the year.
 func backupWay(ctx context.Context, src *ceremonyProcess, r *openRecipient, keyType uint) (int, error) {
 	alg, ok := testAlgorithms[keyType]
 	if !ok {
@@ -418,7 +521,7 @@ func backupWay(ctx context.Context, src *ceremonyProcess, r *openRecipient, keyT
 	case v.Way < 0 || v.Way >= len(ways):
 		return 0, fmt.Errorf("%w: no way of wrapping works between the modules; the last one said: %s", ErrModule, v.Why)
 	case len(v.Weak) > 0:
-		return 0, fmt.Errorf("%w: the KEK of backup recipient %s let a throw-away key come out with another %s, so whoever has its PIN could read the keys; nothing was wrapped. If its module keeps unwrap templates someone has exchanged the KEK: find out who, and designate the recipient anew", ErrModule, r.rec.Name, strings.Join(v.Weak, ", "))
+		return 0, fmt.Errorf("%w: the KEK of backup recipient %s let a throw-away key come out with another %s, so whoever has its PIN could read the keys; nothing was wrapped. Its module does not keep unwrap templates: take another for backups", ErrModule, r.rec.Name, strings.Join(v.Weak, ", "))
 	}
 	return v.Way, nil
 }
@@ -436,7 +539,14 @@ type BackupCheck struct {
 // that each has its intent first.
 func (s *Store) proveBackups(ctx context.Context, r *openRecipient, keys []wrappedKey) ([]BackupCheck, error) {
 	serial := r.proc.token.Serial
-	ask := newProof(s.ledger.ID(), r.rec.KEKs, keys)
+	ask := newProof(s.ledger.ID(), keys)
+	var keks []BackupKEK
+	for _, w := range keys {
+		keks = append(keks, *w.KEK)
+	}
+	if err := r.proc.do(ctx, cerBackupFind, keks, &struct{}{}); err != nil { // a wrong PIN is noticed before anything is promised
+		return nil, err
+	}
 	opened := make([]audit.Opened, 0, len(keys))
 	finished := map[uint64]bool{}
 	defer func() {
@@ -473,10 +583,8 @@ func (s *Store) proveBackups(ctx context.Context, r *openRecipient, keys []wrapp
 		text := ask.text(i, serial)
 		done := audit.Done{Signature: sha256.Sum256(sigs[i]), Artefact: sha256.Sum256(append(text[:len(text):len(text)], sigs[i]...)), Attempts: []audit.Attempt{{Member: "backup:" + r.rec.Name, Count: 1}}}
 		var p []audit.Projection
-		if k := s.keyByID(keys[i].Key.ID); k != nil { // it is not there yet while it is being born
-			if n, ok := k.nonce(sigs[i], sha256.Sum256(text)); ok {
-				p = append(p, n)
-			}
+		if n, ok := keys[i].Key.nonce(sigs[i], sha256.Sum256(text)); ok {
+			p = append(p, n)
 		}
 		if _, err := s.ledger.Done(context.WithoutCancel(ctx), o, done, p...); err != nil {
 			return nil, fmt.Errorf("recording the proof of key %s: %w", keys[i].Key.Name, err)
@@ -495,8 +603,8 @@ func (s *Store) closeProof(ctx context.Context, o audit.Opened, why string) {
 }
 
 // newProof asks for a proof of each key, with a fresh nonce.
-func newProof(ledger audit.LedgerID, keks []BackupKEK, keys []wrappedKey) *proveBackup {
-	q := &proveBackup{KEKs: keks, Ledger: hex.EncodeToString(ledger[:]), Keys: keys}
+func newProof(ledger audit.LedgerID, keys []wrappedKey) *proveBackup {
+	q := &proveBackup{Ledger: hex.EncodeToString(ledger[:]), Keys: keys}
 	for range keys {
 		nonce := make([]byte, 32)
 		rand.Read(nonce)
@@ -550,11 +658,14 @@ func (q *proveBackup) run(ctx context.Context, proc *ceremonyProcess) ([]BackupC
 // Errors mean that the check could not be made; they wrap ErrNoRecipient, ErrModule,
 // ErrToken, ErrPIN.
 func (s *Store) VerifyBackup(ctx context.Context, name string) ([]BackupCheck, error) {
-	unlock, err := s.ceremony(ctx)
-	if err != nil {
-		return nil, err
+	if s.retired.Load() {
+		return nil, errRetired
 	}
-	defer unlock()
+	// Not under the ceremonies' lock: they must not wait for a proof of many keys.
+	if !s.provingBackup.TryLock() {
+		return nil, fmt.Errorf("%w: the keys of a backup are proving themselves already", ErrBusy)
+	}
+	defer s.provingBackup.Unlock()
 	rec, err := s.recipient(ctx, name)
 	if err != nil {
 		return nil, err
@@ -575,6 +686,7 @@ func (s *Store) VerifyBackup(ctx context.Context, name string) ([]BackupCheck, e
 type BackupKey struct {
 	KeyRecord
 	Way  int
+	KEK  BackupKEK
 	Blob []byte
 }
 
@@ -590,7 +702,7 @@ func (s *Store) BackupKeys(ctx context.Context, name string) (out []BackupKey, e
 	for _, k := range s.toBackUp() {
 		for _, b := range blobs {
 			if b.Key == k.id {
-				out = append(out, BackupKey{KeyRecord: k.record(), Way: b.Way, Blob: b.Blob})
+				out = append(out, BackupKey{KeyRecord: k.record(), Way: b.Way, KEK: b.KEK, Blob: b.Blob})
 			}
 		}
 	}
@@ -611,7 +723,7 @@ func (s *Store) LeftOut() map[string]string {
 func wrappedKeys(rec RecipientRecord, keys []BackupKey) []wrappedKey {
 	out := make([]wrappedKey, len(keys))
 	for i, k := range keys {
-		out[i] = wrappedKey{Way: k.Way, Target: rec.Name, Serial: rec.Serial, Blob: k.Blob,
+		out[i] = wrappedKey{Way: k.Way, KEK: &keys[i].KEK, Target: rec.Name, Serial: rec.Serial, Blob: k.Blob,
 			Key: keyObject{ID: k.ID, Name: k.Name, Purpose: k.Purpose, Algorithm: k.Algorithm, Subject: k.Subject, SPKI: k.SPKI, Replicable: true}}
 	}
 	return out
@@ -630,6 +742,6 @@ func Rehearse(ctx context.Context, cfg MemberConfig, rec RecipientRecord, ledger
 		return nil, fmt.Errorf("backup recipient %s: %w", rec.Name, err)
 	}
 	defer proc.end()
-	checks, _, err := newProof(ledger, rec.KEKs, wrappedKeys(rec, keys)).run(ctx, proc)
+	checks, _, err := newProof(ledger, wrappedKeys(rec, keys)).run(ctx, proc)
 	return checks, err
 }

@@ -24,8 +24,16 @@ func AttackBackup(t *testing.T, cfg MemberConfig, rec RecipientRecord, keys []Ba
 	defer tok.m.Destroy()
 	defer tok.m.Finalize()
 	check(t, tok.login(pkcs11.CKU_USER, pin))
-	c := &ceremony{tok: tok, pin: pin, keks: map[uint]pkcs11.ObjectHandle{}}
-	check(t, c.findKEKs(tok, rec.KEKs))
+	type found struct {
+		typ    uint
+		handle pkcs11.ObjectHandle
+	}
+	keks := map[string]found{}
+	for _, key := range keys {
+		h, err := tok.findKEK(key.KEK)
+		check(t, err)
+		keks[string(key.KEK.CKAID)] = found{key.KEK.KeyType, h}
+	}
 
 	attacker, err := rsa.GenerateKey(rand.Reader, 2048)
 	check(t, err)
@@ -39,7 +47,8 @@ func AttackBackup(t *testing.T, cfg MemberConfig, rec RecipientRecord, keys []Ba
 	}
 	untrusted, err := tok.m.CreateObject(tok.session, fake)
 	check(t, err)
-	for typ, kek := range c.keks {
+	for id, k := range keks {
+		typ, kek := k.typ, k.handle
 		for _, a := range []*pkcs11.Attribute{attr(pkcs11.CKA_DECRYPT, true), attr(pkcs11.CKA_ENCRYPT, true), attr(pkcs11.CKA_WRAP, true), attr(pkcs11.CKA_DERIVE, true), attr(pkcs11.CKA_WRAP_WITH_TRUSTED, false),
 			attr(pkcs11.CKA_SENSITIVE, false), attr(pkcs11.CKA_MODIFIABLE, true), attr(pkcs11.CKA_LABEL, "other"), attr(pkcs11.CKA_UNWRAP_TEMPLATE, []byte{})} {
 			refused(t, "changing the KEK", tok.m.SetAttributeValue(tok.session, kek, []*pkcs11.Attribute{a}))
@@ -55,9 +64,9 @@ func AttackBackup(t *testing.T, cfg MemberConfig, rec RecipientRecord, keys []Ba
 		// A copy that is allowed keeps the template.
 		if h, err := tok.m.CopyObject(tok.session, kek, []*pkcs11.Attribute{attr(pkcs11.CKA_TOKEN, false)}); err == nil {
 			for _, key := range keys {
-				if pub, _, err := parseSPKI(key.SPKI, key.Algorithm); err == nil && keyTypeOf(pub) == typ {
-					if weak := tok.holds(h, ways[key.Way], key.Blob, typ); len(weak) > 0 {
-						t.Errorf("ATTACK WORKED: a copy of the KEK does not hold %v", weak)
+				if string(key.KEK.CKAID) == id {
+					if weak, err := tok.holds(h, ways[key.Way], key.Blob, typ); len(weak) > 0 || err != nil {
+						t.Errorf("ATTACK WORKED: a copy of the KEK does not hold %v: %v", weak, err)
 					}
 				}
 			}
@@ -77,23 +86,23 @@ func AttackBackup(t *testing.T, cfg MemberConfig, rec RecipientRecord, keys []Ba
 	for _, key := range keys {
 		pub, _, err := parseSPKI(key.SPKI, key.Algorithm)
 		check(t, err)
-		typ := keyTypeOf(pub)
+		typ, kek := keyTypeOf(pub), keks[string(key.KEK.CKAID)].handle
 		for what, bad := range map[string]*pkcs11.Attribute{
 			"SENSITIVE=false": attr(pkcs11.CKA_SENSITIVE, false), "no SENSITIVE": attr(pkcs11.CKA_SENSITIVE, nil),
 			"PRIVATE=false": attr(pkcs11.CKA_PRIVATE, false), "WRAP_WITH_TRUSTED=false": attr(pkcs11.CKA_WRAP_WITH_TRUSTED, false), "no WRAP_WITH_TRUSTED": attr(pkcs11.CKA_WRAP_WITH_TRUSTED, nil),
 			"DECRYPT": attr(pkcs11.CKA_DECRYPT, true), "UNWRAP": attr(pkcs11.CKA_UNWRAP, true), "DERIVE": attr(pkcs11.CKA_DERIVE, true), "a secret key": attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
 		} {
-			_, err := tok.unwrapBy(c.keks[typ], ways[key.Way], key.Blob, weakPrivate(typ, bad))
+			_, err := tok.unwrapBy(kek, ways[key.Way], key.Blob, weakPrivate(typ, bad))
 			refused(t, "unwrapping "+key.Name+" with "+what, err, pkcs11.CKR_TEMPLATE_INCONSISTENT)
 		}
-		for other, kek := range c.keks {
-			if other != typ {
-				_, err := tok.unwrapBy(kek, ways[key.Way], key.Blob, weakPrivate(typ))
+		for id, other := range keks {
+			if id != string(key.KEK.CKAID) {
+				_, err := tok.unwrapBy(other.handle, ways[key.Way], key.Blob, weakPrivate(typ))
 				refused(t, "unwrapping "+key.Name+" with the KEK of other keys", err)
 			}
 		}
 		// As it should be it comes, and gives nothing away.
-		h, err := tok.unwrapBy(c.keks[typ], ways[key.Way], key.Blob, weakPrivate(typ))
+		h, err := tok.unwrapBy(kek, ways[key.Way], key.Blob, weakPrivate(typ))
 		check(t, err)
 		secret := uint(pkcs11.CKA_VALUE)
 		if typ == pkcs11.CKK_RSA {
@@ -113,40 +122,35 @@ func AttackBackup(t *testing.T, cfg MemberConfig, rec RecipientRecord, keys []Ba
 	}
 }
 
-// ExchangeKEK puts another KEK in the place of one: with the user PIN alone, same label
-// and CKA_ID, but without an unwrap template.
-func ExchangeKEK(t *testing.T, cfg MemberConfig, rec RecipientRecord, keyType uint) (kcv []byte) {
+// ExchangeKEK puts another KEK in the place of one, with the user PIN alone: same label and
+// CKA_ID, and a twin that decrypts.
+func ExchangeKEK(t *testing.T, cfg MemberConfig, serial string, kek BackupKEK) {
 	t.Helper()
 	k, v, _ := strings.Cut(cfg.Env[0], "=")
 	t.Setenv(k, v)
 	pin, err := cfg.PIN()
 	check(t, err)
-	tok, _, err := openToken(cfg.Module, cfg.Reserved, cfg.TokenLabel, rec.Serial)
+	tok, _, err := openToken(cfg.Module, cfg.Reserved, cfg.TokenLabel, serial)
 	check(t, err)
 	defer tok.m.Destroy()
 	defer tok.m.Finalize()
 	check(t, tok.login(pkcs11.CKU_USER, pin))
-	for _, kek := range rec.KEKs {
-		if kek.KeyType != keyType {
-			continue
+	h, err := tok.findOne([]*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), attr(pkcs11.CKA_ID, kek.CKAID)}, "the KEK")
+	check(t, err)
+	check(t, tok.m.DestroyObject(tok.session, h))
+	base, free := kekTemplate(kek.KeyType)
+	defer free()
+	var template []*pkcs11.Attribute
+	for _, a := range base {
+		switch a.Type {
+		case pkcs11.CKA_DECRYPT, pkcs11.CKA_MODIFIABLE:
+			a = attr(a.Type, true)
 		}
-		h, err := tok.findOne([]*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), attr(pkcs11.CKA_ID, kek.CKAID)}, "the KEK")
-		check(t, err)
-		check(t, tok.m.DestroyObject(tok.session, h))
-		template, free := backupKEKTemplate(keyType, kek.CKAID)
-		for i, a := range template {
-			if a.Type == pkcs11.CKA_UNWRAP_TEMPLATE {
-				inner, freeInner := nested(pkcs11.CKA_UNWRAP_TEMPLATE, attr(pkcs11.CKA_SENSITIVE, true))
-				defer freeInner()
-				template[i] = inner
-			}
-		}
-		h, err = tok.m.GenerateKey(tok.session, mechanism(pkcs11.CKM_AES_KEY_GEN, nil), template)
-		free()
-		check(t, err)
-		as, err := tok.attributes(h, pkcs11.CKA_CHECK_VALUE)
-		check(t, err)
-		kcv = bytes.Clone(as[pkcs11.CKA_CHECK_VALUE])
+		template = append(template, a)
 	}
-	return kcv
+	twin, err := tok.m.GenerateKey(tok.session, mechanism(pkcs11.CKM_AES_KEY_GEN, nil), template)
+	check(t, err)
+	_, err = tok.m.CopyObject(tok.session, twin, []*pkcs11.Attribute{attr(pkcs11.CKA_TOKEN, true), attr(pkcs11.CKA_LABEL, backupKEKLabel(kek.KeyType)), attr(pkcs11.CKA_ID, kek.CKAID),
+		attr(pkcs11.CKA_DECRYPT, false), attr(pkcs11.CKA_MODIFIABLE, false)})
+	check(t, err)
 }

@@ -8,21 +8,22 @@ type RecipientRecord struct {
 	Name    string
 	Serial  string // token serial number (PKCS#11 CK_TOKEN_INFO)
 	Label   string // token label
-	KEKs    []BackupKEK
-	Removed bool // new keys are not wrapped to it any more; what it has stays
+	Leaf    uint64 // index of the leaf of its designation; as a projection: 0, the leaf at hand is meant
+	Removed bool   // new keys are not wrapped to it any more; what it has stays
 }
 
 // BackupRecord is one key, wrapped to one recipient.
 type BackupRecord struct {
 	Key       KeyID
 	Recipient string
-	Way       int    // index into the ways of wrapping; kept in manifests, so never renumbered
-	Blob      []byte // opens only inside the recipient's token
+	Way       int       // index into the ways of wrapping; kept in manifests, so never renumbered
+	KEK       BackupKEK // that unwraps it, on the recipient's token
+	Blob      []byte    // opens only inside the recipient's token
 }
 
-// PutRecipient stores a recipient with the OpBackup leaf of its designation. One of that
-// name that is there is replaced with its KEKs, and so are its backups, which only the
-// KEKs before could open.
+// PutRecipient stores a recipient with the OpBackup leaf of its designation. What it had
+// before, if it was designated and removed, stays. audit.ErrExists if the name is that of
+// another token.
 type PutRecipient struct{ RecipientRecord }
 
 // RecipientRemoved ends a designation, with its leaf. audit.ErrConflict if there is none.

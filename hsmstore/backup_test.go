@@ -8,8 +8,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/miekg/pkcs11"
-
 	"chancery/admin"
 	"chancery/audit"
 	"chancery/hsmstore"
@@ -19,6 +17,9 @@ import (
 func (m *memory) Recipients(context.Context) (out []hsmstore.RecipientRecord, _ error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.recipients != nil {
+		return m.recipients, nil
+	}
 	for _, p := range m.applied {
 		switch p := p.(type) {
 		case hsmstore.PutRecipient:
@@ -38,10 +39,6 @@ func (m *memory) Backups(_ context.Context, name string) (out []hsmstore.BackupR
 	defer m.mu.Unlock()
 	for _, p := range m.applied {
 		switch p := p.(type) {
-		case hsmstore.PutRecipient:
-			if p.Name == name {
-				out = nil
-			}
 		case hsmstore.PutBackup:
 			if p.Recipient == name {
 				out = append(out, p.BackupRecord)
@@ -115,28 +112,25 @@ func names(keys []hsmstore.BackupKey) (out []string) {
 func TestBackup(t *testing.T) {
 	c, tokens := withBackups(t, "far", "other")
 	far := tokens["far"]
-	if _, err := c.store.Backup(t.Context(), granting(admin.BackupAct("far")), "far"); !errors.Is(err, hsmstore.ErrNoRecipient) {
+	if _, err := c.store.Backup(t.Context(), granting(admin.BackupAct("far", "x")), "far"); !errors.Is(err, hsmstore.ErrNoRecipient) {
 		t.Errorf("a backup to nobody: %v", err)
 	}
-	if _, err := c.store.Designate(t.Context(), granting(admin.BackupAct("far")), far); !errors.Is(err, admin.ErrNotGranted) {
+	if _, err := c.store.Designate(t.Context(), granting(admin.BackupAct("far", "x")), far); !errors.Is(err, admin.ErrNotGranted) {
 		t.Errorf("designated without a grant: %v", err)
 	}
 	if _, err := c.store.InspectRecipient(t.Context(), c.members[0]); !errors.Is(err, audit.ErrExists) {
 		t.Errorf("a member of the cluster as recipient: %v", err)
 	}
 	rec := c.designate(t, far)
-	if len(rec.KEKs) != 3 || len(rec.KEKs[0].KCV) != 3 {
-		t.Fatalf("KEKs %+v", rec.KEKs)
-	}
 	missing, err := c.store.MissingBackups(t.Context(), "far")
 	if err != nil || len(missing) != len(allSpecs) {
 		t.Fatalf("missing: %v %v", missing, err)
 	}
-	if _, err := c.store.Backup(t.Context(), granting(admin.BackupAct("other")), "far"); !errors.Is(err, admin.ErrNotGranted) {
+	if _, err := c.store.Backup(t.Context(), granting(admin.BackupAct("other", rec.Serial)), "far"); !errors.Is(err, admin.ErrNotGranted) {
 		t.Errorf("a backup without a grant: %v", err)
 	}
 	before := c.db.size()
-	done, err := c.store.Backup(t.Context(), granting(admin.BackupAct("far")), "far")
+	done, err := c.store.Backup(t.Context(), granting(admin.BackupAct("far", rec.Serial)), "far")
 	if err != nil || len(done) != len(allSpecs) {
 		t.Fatalf("backed up %v: %v", done, err)
 	}
@@ -209,8 +203,8 @@ func TestBackup(t *testing.T) {
 	}
 	forged := rec
 	forged.Serial = stranger.Serial
-	if checks, err := hsmstore.Rehearse(t.Context(), tokens["other"], forged, c.ledger.ID(), keys); err == nil {
-		t.Errorf("another token took a backup: %+v", checks)
+	if checks, err := hsmstore.Rehearse(t.Context(), tokens["other"], forged, c.ledger.ID(), keys); err != nil || slices.ContainsFunc(checks, func(k hsmstore.BackupCheck) bool { return k.OK }) {
+		t.Errorf("another token took a backup: %+v %v", checks, err)
 	}
 	// A destroyed key is named with the backups that still hold it.
 	k := c.key(t, "new-ec")
@@ -251,33 +245,75 @@ func TestBackupRecipientAway(t *testing.T) {
 	// Designated again it gets everything anew.
 	tokens["far"] = far
 	c.designate(t, far)
-	if done, err := c.store.Backup(t.Context(), granting(admin.BackupAct("far")), "far"); err != nil || !slices.Contains(done, "late") {
+	if done, err := c.store.Backup(t.Context(), granting(admin.BackupAct("far", rec.Serial)), "far"); err != nil || !slices.Contains(done, "late") {
 		t.Errorf("%v %v", done, err)
 	}
 }
 
-// Whoever has the recipient's user PIN exchanges its KEK: the next backup does not happen.
+// Whoever has the recipient's user PIN exchanges a KEK, with a twin that decrypts: nothing
+// is ever wrapped to it, as every ceremony makes its own, and the daily proof notices.
 func TestAttack_HSM_BackupKEKExchanged(t *testing.T) {
 	c, tokens := withBackups(t, "far")
 	rec := c.designate(t, tokens["far"])
-	kcv := hsmstore.ExchangeKEK(t, tokens["far"], rec, pkcs11.CKK_EC)
-	act := admin.BackupAct("far")
-	if _, err := c.store.Backup(t.Context(), granting(act), "far"); err == nil || !strings.Contains(err.Error(), "check value") {
-		t.Errorf("ATTACK WORKED: a KEK with another check value: %v", err)
-	}
-	// Even one with the same check value, which is only three octets long.
-	for i := range rec.KEKs {
-		if rec.KEKs[i].KeyType == pkcs11.CKK_EC {
-			rec.KEKs[i].KCV = kcv
-		}
-	}
-	if err := c.ledger.Write(t.Context(), hsmstore.PutRecipient{RecipientRecord: rec}); err != nil {
+	if _, err := c.store.Backup(t.Context(), granting(admin.BackupAct("far", rec.Serial)), "far"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.store.Backup(t.Context(), granting(act), "far"); err == nil || !strings.Contains(err.Error(), "WRAP_WITH_TRUSTED") {
-		t.Errorf("ATTACK WORKED: a KEK without the unwrap template: %v", err)
+	seen := map[string]bool{}
+	before, err := c.store.BackupKeys(t.Context(), "far")
+	must(err)
+	for _, k := range before {
+		seen[string(k.KEK.CKAID)] = true
 	}
-	if blobs, _ := c.db.Backups(t.Context(), "far"); len(blobs) != 0 {
-		t.Errorf("%d keys were wrapped", len(blobs))
+	hsmstore.ExchangeKEK(t, tokens["far"], rec.Serial, before[0].KEK)
+	if checks, err := c.store.VerifyBackup(t.Context(), "far"); err == nil || !strings.Contains(err.Error(), "check value") {
+		t.Errorf("nobody noticed: %+v %v", checks, err)
+	}
+	for _, name := range []string{"first", "second"} {
+		spec := hsmstore.KeySpec{Name: name, Purpose: audit.PurposeOCSP, Algorithm: "P-256"}
+		if _, err := c.store.GenerateKey(t.Context(), granting(spec.Act()), spec); err != nil {
+			t.Fatal(err)
+		}
+		now, err := c.store.BackupKeys(t.Context(), "far")
+		must(err)
+		if last := now[len(now)-1]; last.Name != name || seen[string(last.KEK.CKAID)] {
+			t.Errorf("ATTACK WORKED: key %s is wrapped to a KEK that was there before", last.Name)
+		} else {
+			seen[string(last.KEK.CKAID)] = true
+		}
+	}
+}
+
+// A row of the database designates nobody.
+func TestAttack_HSM_RecipientWithoutDesignation(t *testing.T) {
+	c, tokens := withBackups(t, "far", "other")
+	rec := c.designate(t, tokens["far"])
+	stranger, err := c.store.InspectRecipient(t.Context(), tokens["other"])
+	must(err)
+	spec := hsmstore.KeySpec{Name: "late", Purpose: audit.PurposeOCSP, Algorithm: "P-256"}
+	for what, row := range map[string]hsmstore.RecipientRecord{
+		"another token": {Name: "far", Serial: stranger.Serial, Leaf: rec.Leaf}, "another name": {Name: "other", Serial: rec.Serial, Leaf: rec.Leaf}, "no leaf": {Name: "other", Serial: stranger.Serial, Leaf: 0},
+	} {
+		c.db.mu.Lock()
+		c.db.recipients = append(c.db.recipients[:0:0], row)
+		c.db.mu.Unlock()
+		if _, err := c.store.GenerateKey(t.Context(), granting(spec.Act()), spec); !errors.Is(err, audit.ErrTampered) {
+			t.Errorf("ATTACK WORKED: %s: %v", what, err)
+		}
+		if _, err := c.store.Backup(t.Context(), granting(admin.BackupAct(row.Name, row.Serial)), row.Name); !errors.Is(err, audit.ErrTampered) {
+			t.Errorf("ATTACK WORKED: %s: %v", what, err)
+		}
+	}
+}
+
+// A token that receives backups does not join the cluster.
+func TestRecipientIsNoMember(t *testing.T) {
+	c, tokens := withBackups(t, "far")
+	c.designate(t, tokens["far"])
+	m := tokens["far"]
+	m.Name = "m3"
+	cand, err := c.store.Inspect(t.Context(), m)
+	must(err)
+	if err := c.store.AddMember(t.Context(), granting(cand.Acts...), m, nil); !errors.Is(err, audit.ErrExists) || !strings.Contains(err.Error(), "far") {
+		t.Errorf("it joined: %v", err)
 	}
 }

@@ -17,36 +17,33 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
-// A backup is the reverse KEK of replicate.go with a KEK that stays: at its designation
-// the recipient's user makes one for each type of key, as token objects under an unwrap
-// template. For each backup the source makes a one-time transport key, the recipient
-// wraps the KEK to it, the source takes it as a trusted session object and wraps the
-// keys. What is kept of that are the wrapped keys, which only the recipient can unwrap,
-// and only into keys that are as strong as they were.
+// A backup is the reverse KEK of replicate.go with a KEK that stays: in each ceremony
+// the recipient's user makes a new one for each type of key, as token objects under an
+// unwrap template. The source makes a one-time transport key, the recipient wraps the KEK
+// to it, the source takes it as a trusted session object and wraps the keys. What is
+// kept of that are the wrapped keys, which only the recipient can unwrap, and only into
+// keys that are as strong as they were.
 //
-// Whoever has the recipient's user PIN could put another KEK in the place of one.
-// So before each backup the KEK shows its attributes, and a throw-away key is tried
-// with every attribute that the template must hold: see [ceremony.backupTest].
+// Nothing is ever wrapped to a KEK that was found on the token: whoever has the
+// recipient's user PIN could have made it, with a copy that decrypts. And before the
+// keys a throw-away key is tried with every attribute that the template must hold:
+// see [ceremony.backupTest].
 
 // Commands of a ceremony with a backup recipient.
 const (
-	cerBackupMake byte = 70 // makeBackupKEKs -> []BackupKEK: at the designation
-	cerBackupOpen byte = 71 // openBackup -> []wrappedKEK
+	cerBackupFind byte = 70 // []BackupKEK -> nothing: they are there
+	cerBackupOpen byte = 71 // openBackup -> []madeKEK
 	cerBackupTest byte = 72 // testKey -> backupVerdict
 	cerProve      byte = 73 // proveBackup -> []proofMade
 	cerRestore    byte = 74 // restoreKeys -> []bornKey
+	cerBackupDrop byte = 75 // nothing -> nothing: the KEKs that were made here are not needed
 )
 
-// BackupKEK is a key of a recipient that unwraps its backups.
+// BackupKEK is a key of a recipient that unwraps some of its backups.
 type BackupKEK struct {
 	KeyType uint   `json:"key_type"`      // CKK_ number of the keys that it unwraps
 	CKAID   []byte `json:"cka_id"`        // 16 octets
 	KCV     []byte `json:"kcv,omitempty"` // CKA_CHECK_VALUE, 3 octets; none if the module shows none
-}
-
-// line is how a KEK stands in the ledger.
-func (k BackupKEK) line() string {
-	return fmt.Sprintf("KEK for keys of type %#x, CKA_ID %x, KCV %x", k.KeyType, k.CKAID, k.KCV)
 }
 
 const backupLabel = "chancery:backup-kek:"
@@ -64,15 +61,16 @@ func backupKEKLabel(keyType uint) string {
 	return backupLabel + "EC"
 }
 
-type makeBackupKEKs struct {
+type openBackup struct {
 	Recipient string `json:"recipient"`
-	Types     []uint `json:"types"`
+	Modulus   []byte `json:"modulus"` // of the source's transport key
+	Types     []uint `json:"types"`   // CKK_ numbers of the keys that will come
 }
 
-type openBackup struct {
-	Recipient string      `json:"recipient"`
-	Modulus   []byte      `json:"modulus"`
-	KEKs      []BackupKEK `json:"keks"`
+// madeKEK is a new KEK, wrapped to the source.
+type madeKEK struct {
+	BackupKEK
+	Blob []byte `json:"blob"`
 }
 
 // backupVerdict is what came of a throw-away key at the recipient.
@@ -83,7 +81,6 @@ type backupVerdict struct {
 }
 
 type proveBackup struct {
-	KEKs   []BackupKEK  `json:"keks"`
 	Ledger string       `json:"ledger"` // hex; stands in the challenge
 	Keys   []wrappedKey `json:"keys"`
 	Nonces [][]byte     `json:"nonces"` // 32 octets, of each challenge
@@ -99,7 +96,6 @@ type proofMade struct {
 
 type restoreKeys struct {
 	Manifest string       `json:"manifest"` // hex of its SHA-256
-	KEKs     []BackupKEK  `json:"keks"`
 	Keys     []wrappedKey `json:"keys"`
 }
 
@@ -115,49 +111,62 @@ func backupKEKTemplate(keyType uint, id []byte) (t []*pkcs11.Attribute, free fun
 	return t, free
 }
 
-// makeBackupKEKs makes the KEKs of a designation. Those of an earlier one are left: they
-// open earlier backups.
-func (c *ceremony) makeBackupKEKs(q makeBackupKEKs) ([]BackupKEK, error) {
-	if err := c.allowed(admin.BackupRecipientAct(q.Recipient, c.open.Serial)); err != nil {
-		return nil, err
+// newBackupKEK makes a KEK; the user is logged in.
+func (t *token) newBackupKEK(keyType uint) (k BackupKEK, h pkcs11.ObjectHandle, err error) {
+	k = BackupKEK{KeyType: keyType, CKAID: make([]byte, len(KeyID{}))}
+	rand.Read(k.CKAID)
+	template, free := backupKEKTemplate(keyType, k.CKAID)
+	defer free()
+	if h, err = t.m.GenerateKey(t.session, mechanism(pkcs11.CKM_AES_KEY_GEN, nil), template); err != nil {
+		return k, 0, classify("making the KEK for a backup", err)
 	}
-	t, err := c.as(pkcs11.CKU_USER)
+	v, err := t.attributes(h, pkcs11.CKA_CHECK_VALUE)
 	if err != nil {
-		return nil, err
+		return k, h, err
 	}
-	var out []BackupKEK
-	for _, typ := range q.Types {
-		k := BackupKEK{KeyType: typ, CKAID: make([]byte, len(KeyID{}))}
-		rand.Read(k.CKAID)
-		template, free := backupKEKTemplate(typ, k.CKAID)
-		h, err := t.m.GenerateKey(t.session, mechanism(pkcs11.CKM_AES_KEY_GEN, nil), template)
-		free()
-		if err != nil {
-			return nil, classify("making the KEK for backups", err)
-		}
-		v, err := t.attributes(h, pkcs11.CKA_CHECK_VALUE)
-		if err != nil {
-			return nil, err
-		}
-		k.KCV = bytes.Clone(v[pkcs11.CKA_CHECK_VALUE])
-		out = append(out, k)
-	}
-	return out, c.findKEKs(t, out)
+	k.KCV = bytes.Clone(v[pkcs11.CKA_CHECK_VALUE])
+	return k, h, t.checkKEK(h, k)
 }
 
-// findKEKs finds the KEKs of a recipient and holds each against what it must be.
-func (c *ceremony) findKEKs(t *token, keks []BackupKEK) error {
-	for _, k := range keks {
-		h, err := t.findOne([]*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), attr(pkcs11.CKA_ID, k.CKAID)}, fmt.Sprintf("CKA_ID %x, the KEK of a backup", k.CKAID))
-		if err != nil {
-			return err
-		}
-		if err := t.checkKEK(h, k); err != nil {
-			return fmt.Errorf("KEK with CKA_ID %x is not the one of the designation: %w; designate the recipient anew", k.CKAID, err)
-		}
-		c.keks[k.KeyType] = h
+// findKEK finds the KEK of a backup and holds it against what it must be.
+func (t *token) findKEK(k BackupKEK) (pkcs11.ObjectHandle, error) {
+	h, err := t.findOne([]*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), attr(pkcs11.CKA_ID, k.CKAID)}, fmt.Sprintf("CKA_ID %x, the KEK of a backup", k.CKAID))
+	if err != nil {
+		return 0, err
 	}
-	return nil
+	if err := t.checkKEK(h, k); err != nil {
+		return 0, fmt.Errorf("KEK with CKA_ID %x is not the one of the backup: %w; somebody with the PIN has exchanged it", k.CKAID, err)
+	}
+	return h, nil
+}
+
+// findKEKs logs the user in and finds KEKs, before anything is promised.
+func (c *ceremony) findKEKs(q []BackupKEK) (none struct{}, err error) {
+	t, err := c.as(pkcs11.CKU_USER)
+	if err != nil {
+		return none, err
+	}
+	for _, k := range q {
+		if _, err := t.findKEK(k); err != nil {
+			return none, err
+		}
+	}
+	return none, nil
+}
+
+// opener is the key that unwraps what comes: the KEK of a backup, or what travels made.
+func (c *ceremony) opener(t *token, w wrappedKey, keyType uint) (pkcs11.ObjectHandle, error) {
+	if w.KEK == nil {
+		h, ok := c.travels(w.Way, keyType)
+		if !ok {
+			return 0, faultf(exitProtocol, "no key for way %d of key %s", w.Way, w.Key.Name)
+		}
+		return h, nil
+	}
+	if w.Way < 0 || w.Way >= len(ways) || ways[w.Way].hop != nil || w.KEK.KeyType != keyType {
+		return 0, faultf(exitProtocol, "no backup of a key of type %#x is wrapped by way %d to a KEK for type %#x", keyType, w.Way, w.KEK.KeyType)
+	}
+	return t.findKEK(*w.KEK)
 }
 
 // checkKEK holds a KEK against what makes it safe. Its unwrap template shows only by
@@ -187,16 +196,17 @@ func (t *token) checkKEK(h pkcs11.ObjectHandle, k BackupKEK) error {
 	return nil
 }
 
-// mayBackUp holds the grant for giving a KEK out: a backup to this recipient, or a birth
-// or import, which covers the key's backups.
+// mayBackUp holds the grant for making KEKs: a backup to this token, its designation,
+// which tries one, or a birth or import, which covers the key's backups. What the KEKs are
+// made for comes out of the source only by its own grant.
 func (c *ceremony) mayBackUp(recipient string) error {
 	births := []string{firstWord(admin.GenerateKeyAct("", "", "", nil)), firstWord(admin.ImportKeyAct("", "", "", nil, [32]byte{}))}
 	for _, act := range c.open.Acts {
-		if act == admin.BackupAct(recipient) || slices.Contains(births, firstWord(act)) {
+		if act == admin.BackupAct(recipient, c.serial) || act == admin.BackupRecipientAct(recipient, c.serial) || slices.Contains(births, firstWord(act)) {
 			return nil
 		}
 	}
-	return fmt.Errorf("%w: a backup to %s is not on the grant of this ceremony", admin.ErrNotGranted, recipient)
+	return fmt.Errorf("%w: a backup to %s, token %s, is not on the grant of this ceremony", admin.ErrNotGranted, recipient, c.serial)
 }
 
 func firstWord(act string) string {
@@ -204,13 +214,13 @@ func firstWord(act string) string {
 	return w
 }
 
-// openBackup wraps the KEKs to the source's transport key.
-func (c *ceremony) openBackup(q openBackup) (out []wrappedKEK, err error) {
-	if err := c.mayBackUp(q.Recipient); err != nil {
-		return nil, err
-	}
+// openBackup makes the KEKs of this ceremony and wraps them to the source's transport key.
+func (c *ceremony) openBackup(q openBackup) (out []madeKEK, err error) {
 	t, err := c.as(pkcs11.CKU_SO)
 	if err != nil {
+		return nil, err
+	}
+	if err := c.mayBackUp(q.Recipient); err != nil {
 		return nil, err
 	}
 	transport, err := t.importTransport(q.Modulus)
@@ -223,54 +233,122 @@ func (c *ceremony) openBackup(q openBackup) (out []wrappedKEK, err error) {
 	// Trusted keys can stay no longer than they are needed: whoever has the user PIN
 	// could wrap to it while it lives.
 	defer t.m.DestroyObject(t.session, transport)
-	if err := c.findKEKs(t, q.KEKs); err != nil {
-		return nil, err
-	}
-	for _, k := range q.KEKs {
-		blob, err := t.m.WrapKey(t.session, oaep(), transport, c.keks[k.KeyType])
+	for _, typ := range q.Types {
+		k, h, err := t.newBackupKEK(typ)
+		if h != 0 {
+			c.made = append(c.made, h)
+		}
+		if err != nil {
+			return nil, err
+		}
+		c.keks[typ] = h
+		blob, err := t.m.WrapKey(t.session, oaep(), transport, h)
 		if err != nil {
 			return nil, classify("wrapping the KEK", err)
 		}
-		out = append(out, wrappedKEK{k.KeyType, blob})
+		out = append(out, madeKEK{k, blob})
 	}
 	return out, nil
 }
 
-// weaker are the templates that a recipient's KEK must refuse: each is what would give
-// a key away, or a way to it.
-func weaker(keyType uint) map[string][]*pkcs11.Attribute {
-	class, typ := attr(pkcs11.CKA_CLASS, classOf(keyType)), attr(pkcs11.CKA_KEY_TYPE, keyType)
-	base := []*pkcs11.Attribute{class, typ, attr(pkcs11.CKA_TOKEN, false), attr(pkcs11.CKA_PRIVATE, true), attr(pkcs11.CKA_SENSITIVE, true), attr(pkcs11.CKA_EXTRACTABLE, true),
-		attr(pkcs11.CKA_WRAP_WITH_TRUSTED, true), attr(pkcs11.CKA_DECRYPT, false), attr(pkcs11.CKA_UNWRAP, false), attr(pkcs11.CKA_DERIVE, false)}
-	out := map[string][]*pkcs11.Attribute{}
-	for name, a := range map[string]*pkcs11.Attribute{"SENSITIVE": attr(pkcs11.CKA_SENSITIVE, false), "PRIVATE": attr(pkcs11.CKA_PRIVATE, false), "WRAP_WITH_TRUSTED": attr(pkcs11.CKA_WRAP_WITH_TRUSTED, false),
-		"DECRYPT": attr(pkcs11.CKA_DECRYPT, true), "UNWRAP": attr(pkcs11.CKA_UNWRAP, true), "DERIVE": attr(pkcs11.CKA_DERIVE, true), "CLASS": attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY)} {
-		t := slices.Clone(base)
-		for i := range t {
-			if t[i].Type == a.Type {
-				t[i] = a
-			}
-		}
-		if name == "CLASS" {
-			t[1] = attr(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_GENERIC_SECRET)
-		}
-		out[name] = t
+// dropBackupKEKs destroys what openBackup has made.
+func (c *ceremony) dropBackupKEKs(struct{}) (none struct{}, err error) {
+	t, err := c.as(pkcs11.CKU_USER)
+	if err != nil {
+		return none, err
 	}
-	return out
+	for _, h := range c.made {
+		if err := t.m.DestroyObject(t.session, h); err != nil {
+			return none, classify("destroying the KEK", err)
+		}
+	}
+	c.made = nil
+	clear(c.keks)
+	return none, nil
 }
 
-// holds tells which attributes of the unwrap template a KEK does not hold, by name.
-func (t *token) holds(by pkcs11.ObjectHandle, w way, blob []byte, keyType uint) (weak []string) {
-	for name, template := range weaker(keyType) {
+// copyAttributes are those of a copy as a KEK must make it.
+func copyAttributes(keyType uint) []*pkcs11.Attribute {
+	return append(unwrapsInto(keyType), attr(pkcs11.CKA_TOKEN, false), attr(pkcs11.CKA_EXTRACTABLE, true))
+}
+
+// weaker are the templates that a recipient's KEK must refuse: each is what would give
+// a key away, or a way to it. bare are those that say nothing about one attribute, which
+// the KEK must then refuse, or add.
+func weaker(keyType uint) (refused, bare map[string][]*pkcs11.Attribute) {
+	refused, bare = map[string][]*pkcs11.Attribute{}, map[string][]*pkcs11.Attribute{}
+	base := copyAttributes(keyType)
+	other := uint(pkcs11.CKO_SECRET_KEY)
+	if keyType == pkcs11.CKK_AES {
+		other = pkcs11.CKO_PRIVATE_KEY
+	}
+	bad := map[string]*pkcs11.Attribute{"SENSITIVE": attr(pkcs11.CKA_SENSITIVE, false), "PRIVATE": attr(pkcs11.CKA_PRIVATE, false), "WRAP_WITH_TRUSTED": attr(pkcs11.CKA_WRAP_WITH_TRUSTED, false),
+		"DECRYPT": attr(pkcs11.CKA_DECRYPT, true), "UNWRAP": attr(pkcs11.CKA_UNWRAP, true), "DERIVE": attr(pkcs11.CKA_DERIVE, true), "CLASS": attr(pkcs11.CKA_CLASS, other)}
+	if keyType == pkcs11.CKK_AES {
+		bad["ENCRYPT"], bad["WRAP"] = attr(pkcs11.CKA_ENCRYPT, true), attr(pkcs11.CKA_WRAP, true)
+	}
+	for name, a := range bad {
+		t := slices.Clone(base)
+		at := slices.IndexFunc(t, func(b *pkcs11.Attribute) bool { return b.Type == a.Type })
+		t[at] = a
+		if name == "CLASS" {
+			t[1] = attr(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_GENERIC_SECRET)
+		} else {
+			bare[name] = slices.Delete(slices.Clone(base), at, at+1)
+		}
+		refused[name] = t
+	}
+	return refused, bare
+}
+
+// refusals are the answers that say that a template was refused. Any other says nothing.
+var refusals = []pkcs11.Error{pkcs11.CKR_TEMPLATE_INCONSISTENT, pkcs11.CKR_TEMPLATE_INCOMPLETE, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID, pkcs11.CKR_ATTRIBUTE_READ_ONLY,
+	pkcs11.CKR_WRAPPED_KEY_INVALID, pkcs11.CKR_WRAPPED_KEY_LEN_RANGE, pkcs11.CKR_KEY_TYPE_INCONSISTENT}
+
+// holds tells which attributes of the unwrap template a KEK does not hold, by name. That
+// the key comes as it should, by the same call, is tried first.
+func (t *token) holds(by pkcs11.ObjectHandle, w way, blob []byte, keyType uint) (weak []string, err error) {
+	h, err := t.unwrapBy(by, w, blob, copyAttributes(keyType))
+	if err != nil {
+		return nil, classify("unwrapping the key as it should be", err)
+	}
+	_ = t.m.DestroyObject(t.session, h)
+	refused, bare := weaker(keyType)
+	for name, template := range refused {
 		h, err := t.unwrapBy(by, w, blob, template)
-		if err == nil {
+		switch rv, is := err.(pkcs11.Error); {
+		case err == nil:
 			_ = t.m.DestroyObject(t.session, h)
+			weak = append(weak, name)
+		case !is || !slices.Contains(refusals, rv):
+			return nil, classify("unwrapping the key with another "+name, err)
+		}
+	}
+	for name, template := range bare {
+		h, err := t.unwrapBy(by, w, blob, template)
+		if err != nil {
+			if rv, is := err.(pkcs11.Error); !is || !slices.Contains(refusals, rv) {
+				return nil, classify("unwrapping the key without "+name, err)
+			}
+			continue
+		}
+		want := slices.IndexFunc(copyAttributes(keyType), func(a *pkcs11.Attribute) bool { return attributeNames[a.Type] == name })
+		v, err := t.attributes(h, copyAttributes(keyType)[want].Type)
+		_ = t.m.DestroyObject(t.session, h)
+		if err != nil {
+			return nil, err
+		}
+		if a := copyAttributes(keyType)[want]; !bytes.Equal(v[a.Type], a.Value) {
 			weak = append(weak, name)
 		}
 	}
 	slices.Sort(weak)
-	return weak
+	return slices.Compact(weak), nil
 }
+
+// attributeNames are those that [weaker] is about.
+var attributeNames = map[uint]string{pkcs11.CKA_SENSITIVE: "SENSITIVE", pkcs11.CKA_PRIVATE: "PRIVATE", pkcs11.CKA_WRAP_WITH_TRUSTED: "WRAP_WITH_TRUSTED", pkcs11.CKA_DECRYPT: "DECRYPT",
+	pkcs11.CKA_UNWRAP: "UNWRAP", pkcs11.CKA_DERIVE: "DERIVE", pkcs11.CKA_ENCRYPT: "ENCRYPT", pkcs11.CKA_WRAP: "WRAP"}
 
 // backupTest takes a throw-away key and then tries it weaker.
 func (c *ceremony) backupTest(q testKey) (v backupVerdict, err error) {
@@ -283,8 +361,8 @@ func (c *ceremony) backupTest(q testKey) (v backupVerdict, err error) {
 	if err != nil {
 		return v, err
 	}
-	v.Weak = c.tok.holds(c.keks[keyTypeOf(pub)], ways[v.Way], q.Blobs[v.Way], keyTypeOf(pub))
-	return v, nil
+	v.Weak, err = c.tok.holds(c.keks[keyTypeOf(pub)], ways[v.Way], q.Blobs[v.Way], keyTypeOf(pub))
+	return v, err
 }
 
 // proveBackup lets each wrapped key prove that it is the key: as a session object, under
@@ -297,9 +375,6 @@ func (c *ceremony) proveBackup(q proveBackup) ([]proofMade, error) {
 	}
 	t, err := c.as(pkcs11.CKU_USER)
 	if err != nil {
-		return nil, err
-	}
-	if err := c.findKEKs(t, q.KEKs); err != nil {
 		return nil, err
 	}
 	out := make([]proofMade, len(q.Keys))
@@ -324,9 +399,12 @@ func (c *ceremony) proveBackup(q proveBackup) ([]proofMade, error) {
 }
 
 func (c *ceremony) proveWrapped(t *token, w wrappedKey, pub crypto.PublicKey, alg *algorithm, text []byte) (sig []byte, weak []string, err error) {
-	by, ok := c.travels(w.Way, keyTypeOf(pub))
-	if !ok || ways[w.Way].hop != nil {
-		return nil, nil, fmt.Errorf("the recipient has no KEK for way %d of keys of type %#x", w.Way, keyTypeOf(pub))
+	if w.KEK == nil {
+		return nil, nil, fmt.Errorf("the backup names no KEK")
+	}
+	by, err := c.opener(t, w, keyTypeOf(pub))
+	if err != nil {
+		return nil, nil, err
 	}
 	template := append([]*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, alg.class()), attr(pkcs11.CKA_KEY_TYPE, keyTypeOf(pub))},
 		sessionObject(keyTemplate(alg, w.Key.ID, w.Key.label(), w.Key.Subject, true))...)
@@ -345,7 +423,8 @@ func (c *ceremony) proveWrapped(t *token, w wrappedKey, pub crypto.PublicKey, al
 	if !alg.verify(pub, alg.digest(text), sig) {
 		return nil, nil, fmt.Errorf("what was unwrapped is another key")
 	}
-	return sig, t.holds(by, ways[w.Way], w.Blob, keyTypeOf(pub)), nil
+	weak, err = t.holds(by, ways[w.Way], w.Blob, keyTypeOf(pub))
+	return sig, weak, err
 }
 
 // restoreKeys makes the keys of a backup objects of the token. A key that an interrupted
@@ -362,12 +441,9 @@ func (c *ceremony) restoreKeys(q restoreKeys) ([]bornKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := c.findKEKs(t, q.KEKs); err != nil {
-		return nil, err
-	}
 	for _, w := range q.Keys {
-		if w.Way < 0 || w.Way >= len(ways) || ways[w.Way].hop != nil {
-			return nil, faultf(exitProtocol, "no backup is wrapped by way %d", w.Way)
+		if w.KEK == nil {
+			return nil, faultf(exitProtocol, "the backup of key %s names no KEK", w.Key.Name)
 		}
 	}
 	return c.takeCopies(t, q.Keys)

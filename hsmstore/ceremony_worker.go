@@ -21,7 +21,8 @@ import (
 
 // A ceremony is a dialogue with one short-lived process per member: one JSON
 // command, one JSON reply. The process gets the acts of the grant first and does
-// nothing that is not among them. It never signs.
+// nothing that is not among them. The only thing that it signs are key proofs: of the
+// throw-away keys of tests, and of what a backup holds.
 
 // Commands of a ceremony, in the op of their frame.
 const (
@@ -108,11 +109,12 @@ type wrappedKEK struct {
 
 // wrappedKey is a key on its way, to the member of that name and token.
 type wrappedKey struct {
-	Key    keyObject `json:"key"`
-	Way    int       `json:"way"`
-	Target string    `json:"target"`
-	Serial string    `json:"serial"`
-	Blob   []byte    `json:"blob,omitempty"`
+	Key    keyObject  `json:"key"`
+	Way    int        `json:"way"`
+	Target string     `json:"target"`
+	Serial string     `json:"serial"`
+	Blob   []byte     `json:"blob,omitempty"`
+	KEK    *BackupKEK `json:"kek,omitempty"` // of a backup: the key on the recipient that unwraps it
 }
 
 // ceremony is the state of the process.
@@ -129,6 +131,7 @@ type ceremony struct {
 	hops    map[uint]pkcs11.ObjectHandle // of the one hop, by class of what travels: private at the target, public and trusted at the source
 	keks    map[uint]pkcs11.ObjectHandle
 	share   shareState
+	made    []pkcs11.ObjectHandle // KEKs of a backup
 
 	importing *importState
 }
@@ -201,10 +204,12 @@ func (c *ceremony) do(f frame) (any, error) {
 		return with(f, c.wrap)
 	case cerUnwrap:
 		return with(f, c.unwrap)
-	case cerBackupMake:
-		return with(f, c.makeBackupKEKs)
+	case cerBackupFind:
+		return with(f, c.findKEKs)
 	case cerBackupOpen:
 		return with(f, c.openBackup)
+	case cerBackupDrop:
+		return with(f, c.dropBackupKEKs)
 	case cerBackupTest:
 		return with(f, c.backupTest)
 	case cerProve:
@@ -290,7 +295,7 @@ func (c *ceremony) mayCopy(w wrappedKey) error {
 	if c.mayBear(w.Key) == nil {
 		return nil
 	}
-	for _, act := range []string{admin.ImportKeyAct(w.Key.Name, w.Key.Purpose.String(), w.Key.Algorithm, w.Key.Subject, sha256.Sum256(w.Key.SPKI)), admin.AddMemberAct(w.Target, w.Serial), admin.RepairKeyAct(w.Key.Name, w.Target), admin.BackupAct(w.Target)} {
+	for _, act := range []string{admin.ImportKeyAct(w.Key.Name, w.Key.Purpose.String(), w.Key.Algorithm, w.Key.Subject, sha256.Sum256(w.Key.SPKI)), admin.AddMemberAct(w.Target, w.Serial), admin.RepairKeyAct(w.Key.Name, w.Target), admin.BackupAct(w.Target, w.Serial)} {
 		if slices.Contains(c.open.Acts, act) {
 			return nil
 		}
@@ -606,6 +611,8 @@ func (c *ceremony) takeCopies(t *token, keys []wrappedKey) ([]bornKey, error) {
 		h, err := t.findPrivate(pin{ID: w.Key.ID, Algorithm: w.Key.Algorithm})
 		if errors.Is(err, errAbsent) {
 			h, err = c.unwrapKey(t, w)
+		} else if err == nil {
+			err = c.completePublic(t, w.Key)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("key %s: %w", w.Key.Name, err)
@@ -622,6 +629,22 @@ func (c *ceremony) takeCopies(t *token, keys []wrappedKey) ([]bornKey, error) {
 		}
 	}
 	return out, nil
+}
+
+// completePublic makes the public object of a copy that an interrupted ceremony left
+// without one.
+func (c *ceremony) completePublic(t *token, o keyObject) error {
+	pub, alg, err := parseSPKI(o.SPKI, o.Algorithm)
+	if err != nil || alg.scheme == macScheme {
+		return err
+	}
+	if _, err := t.find(pkcs11.CKO_PUBLIC_KEY, o.ID); !errors.Is(err, errAbsent) {
+		return err
+	}
+	if c.open.Weak {
+		return t.makePublic(pub, alg, o, weakPublicTemplate(o.ID, o.label()))
+	}
+	return t.makePublic(pub, alg, o, publicTemplate(o.ID, o.label(), o.Subject))
 }
 
 // again repeats a write for a moment: NSS answers CKR_GENERAL_ERROR while another
@@ -651,9 +674,9 @@ func (c *ceremony) unwrapKey(t *token, w wrappedKey) (pkcs11.ObjectHandle, error
 	if err != nil {
 		return 0, err
 	}
-	by, ok := c.travels(w.Way, keyTypeOf(pub))
-	if !ok {
-		return 0, faultf(exitProtocol, "no key for way %d of key %s", w.Way, o.Name)
+	by, err := c.opener(t, w, keyTypeOf(pub))
+	if err != nil {
+		return 0, err
 	}
 	private := append([]*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, alg.class()), attr(pkcs11.CKA_KEY_TYPE, keyTypeOf(pub))}, c.copyTemplate(alg, o.ID, o.label(), o.Subject, pub)...)
 	var h pkcs11.ObjectHandle

@@ -62,9 +62,6 @@ func (k *Key) Begin(ctx context.Context, req SignRequest) (*Operation, error) {
 // begin is Begin, also for a key that is to be proved on one member.
 func (k *Key) begin(ctx context.Context, req SignRequest, pinned *member) (*Operation, error) {
 	s := k.store
-	if s.retired.Load() {
-		return nil, errRetired
-	}
 	req.Message = bytes.Clone(req.Message) // whatever the caller does with its own later
 	if err := k.fits(req); err != nil {
 		return nil, err
@@ -79,7 +76,11 @@ func (k *Key) begin(ctx context.Context, req SignRequest, pinned *member) (*Oper
 		s.begun.Add(-1)
 		return nil, fmt.Errorf("%w: %d operations wait; nothing was begun, try again later", ErrBusy, s.cfg.Queue)
 	}
-	if err := s.expect(ctx, &signature{key: k, pinned: pinned}); err != nil {
+	err := s.expect(ctx, &signature{key: k, pinned: pinned})
+	if s.retired.Load() { // after it is counted: Retire waits for what has begun
+		err = errRetired
+	}
+	if err != nil {
 		s.begun.Add(-1)
 		return nil, err
 	}

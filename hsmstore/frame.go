@@ -24,10 +24,11 @@ const (
 
 // Operations of the signing worker.
 const (
-	opSign   byte = 1 // payload: signRequest
-	opLoad   byte = 2 // payload: JSON loadRequest; reply: JSON loadReply
-	opStatus byte = 3 // reply: JSON workerStatus
-	opSeal   byte = 9 // genesis is over; reply: JSON
+	opSign   byte = 1  // payload: signRequest
+	opLoad   byte = 2  // payload: JSON loadRequest; reply: JSON loadReply
+	opStatus byte = 3  // reply: JSON workerStatus
+	opSeal   byte = 9  // genesis is over; reply: JSON
+	opRetire byte = 10 // the officers ended the cluster; reply: JSON, then the worker ends
 )
 
 // Statuses of a reply.

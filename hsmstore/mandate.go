@@ -26,6 +26,7 @@ import (
 //
 //	roster <64 hex>                     the officers in force, from genesis or the first warrant
 //	sealed                              genesis is over: nothing without a warrant
+//	retired                             the officers ended the cluster: nothing any more
 //	spent <nonce> <session> <unix time> a warrant came into use
 
 // warrantPatience is how long after its first use a warrant opens further ceremonies
@@ -83,10 +84,11 @@ func mandateOf(ctx context.Context, cfg MemberConfig, acts []string) mandate {
 
 // account is a ceremony process's own memory.
 type account struct {
-	path   string
-	roster string
-	sealed bool
-	spent  map[string]use // by nonce
+	path    string
+	roster  string
+	sealed  bool
+	retired bool
+	spent   map[string]use // by nonce
 }
 
 type use struct {
@@ -110,6 +112,8 @@ func readAccount(path string) (*account, error) {
 			a.roster = f[1]
 		case len(f) == 1 && f[0] == "sealed":
 			a.sealed = true
+		case len(f) == 1 && f[0] == "retired":
+			a.retired = true
 		case len(f) == 4 && f[0] == "spent":
 			var unix int64
 			if _, err := fmt.Sscan(f[3], &unix); err != nil {
@@ -145,6 +149,9 @@ func (m mandate) accept(now time.Time) error {
 	a, err := readAccount(m.Account)
 	if err != nil {
 		return err
+	}
+	if a.retired {
+		return errRetired
 	}
 	if a.roster != "" && m.Roster != "" && a.roster != m.Roster {
 		return fmt.Errorf("%w: the ledger names other officers than the ones in force when this token came into use", admin.ErrNotGranted)

@@ -167,7 +167,7 @@ func (m *member) supervise(ctx context.Context, r *run) {
 // fences tells whether an error must not be met by another try.
 func fences(err error) bool {
 	var f *fault
-	return errors.As(err, &f) && (f.code == exitPIN || f.code == exitForeign || f.code == exitRandom)
+	return errors.As(err, &f) && (f.code == exitPIN || f.code == exitForeign || f.code == exitRandom || f.code == exitGrant)
 }
 
 // start starts a worker and waits until it has opened the token and found its keys.

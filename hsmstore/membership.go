@@ -145,6 +145,9 @@ func (s *Store) AddMember(ctx context.Context, grant *admin.Grant, cfg MemberCon
 	if err != nil {
 		return err
 	}
+	if err := s.NotRecipient(ctx, cand.Serial); err != nil {
+		return err
+	}
 	progress(fmt.Sprintf("token %s (%s %s) found", cand.Serial, cand.Manufacturer, cand.Model))
 	m, err := s.joining(cfg, cand)
 	if err != nil {

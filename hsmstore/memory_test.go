@@ -14,16 +14,17 @@ import (
 // of this package look at what the store hands to the ledger and at what happens
 // when the ledger fails. TestOnDatabase runs the same journey on the real one.
 type memory struct {
-	mu      sync.Mutex
-	head    audit.Head
-	leaves  [][]byte
-	open    map[uint64]audit.StoredLeaf
-	closed  map[uint64]audit.Kind
-	applied []audit.Projection
-	tiles   []audit.Tile
-	nonces  map[[2][32]byte][32]byte
-	fail    error // returned by every Update
-	lose    bool  // the next Update is committed and reported as failed
+	mu         sync.Mutex
+	head       audit.Head
+	leaves     [][]byte
+	open       map[uint64]audit.StoredLeaf
+	closed     map[uint64]audit.Kind
+	applied    []audit.Projection
+	tiles      []audit.Tile
+	nonces     map[[2][32]byte][32]byte
+	fail       error                      // returned by every Update
+	recipients []hsmstore.RecipientRecord // if not nil: what the database was made to say
+	lose       bool                       // the next Update is committed and reported as failed
 }
 
 func newMemory() *memory {
@@ -153,6 +154,10 @@ func (t *memoryTx) Apply(p audit.Projection, at *audit.StoredLeaf) error {
 	if k, ok := p.(hsmstore.PutKey); ok {
 		k.Birth = at.Index
 		p = k
+	}
+	if r, ok := p.(hsmstore.PutRecipient); ok {
+		r.Leaf = at.Index
+		p = r
 	}
 	if _, bad := p.(conflict); bad {
 		return audit.ErrConflict

@@ -53,11 +53,24 @@ func (n *nonces) check(r, message [32]byte) error {
 
 // nonce is what is to be noted of a signature; ok is false if it has none.
 func (k *Key) nonce(sig []byte, message [32]byte) (SeenNonce, bool) {
-	r, ok := k.alg.signatureR(sig)
-	if !ok || k.purpose == audit.PurposeProbe { // a probe signs one text again and again, and its key is worth nothing
+	return nonceOf(k.alg, k.purpose, k.spkiHash, sig, message)
+}
+
+// nonce is that of a key that is not usable yet.
+func (o keyObject) nonce(sig []byte, message [32]byte) (SeenNonce, bool) {
+	alg, err := algorithmByName(o.Algorithm)
+	if err != nil {
 		return SeenNonce{}, false
 	}
-	return SeenNonce{Key: k.spkiHash, R: sha256.Sum256(r), Message: message}, true
+	return nonceOf(alg, o.Purpose, sha256.Sum256(o.SPKI), sig, message)
+}
+
+func nonceOf(alg *algorithm, purpose audit.Purpose, spkiHash [32]byte, sig []byte, message [32]byte) (SeenNonce, bool) {
+	r, ok := alg.signatureR(sig)
+	if !ok || purpose == audit.PurposeProbe { // a probe signs one text again and again, and its key is worth nothing
+		return SeenNonce{}, false
+	}
+	return SeenNonce{Key: spkiHash, R: sha256.Sum256(r), Message: message}, true
 }
 
 // quarantine ends the use of a key that repeated a nonce, on the ledger too.

@@ -152,7 +152,7 @@ func (s *Store) unwrapRestored(ctx context.Context, m *member, act string, r Res
 		return nil, err
 	}
 	defer c.end()
-	ask := restoreKeys{Manifest: hex.EncodeToString(r.Manifest[:]), KEKs: r.Recipient.KEKs, Keys: wrappedKeys(r.Recipient, r.Keys)}
+	ask := restoreKeys{Manifest: hex.EncodeToString(r.Manifest[:]), Keys: wrappedKeys(r.Recipient, r.Keys)}
 	var born []bornKey
 	if err := c.do(ctx, cerRestore, ask, &born); err != nil {
 		return nil, err
@@ -220,7 +220,7 @@ func CheckBackupKey(k BackupKey) error {
 	if _, _, err := parseSPKI(k.SPKI, k.Algorithm); err != nil {
 		return fmt.Errorf("key %s: %w", k.Name, err)
 	}
-	if k.Way < 0 || k.Way >= len(ways) || ways[k.Way].hop != nil || len(k.Blob) == 0 {
+	if k.Way < 0 || k.Way >= len(ways) || ways[k.Way].hop != nil || len(k.Blob) == 0 || len(k.KEK.CKAID) == 0 {
 		return fmt.Errorf("key %s: its blob is wrapped in a way (%d) that no backup uses", k.Name, k.Way)
 	}
 	return nil

@@ -44,6 +44,8 @@ type Store struct {
 
 	importing atomic.Bool // an ImportSession is open
 	retired   atomic.Bool // the officers ended this cluster
+
+	provingBackup sync.Mutex // one proof of a whole backup at a time
 }
 
 // Open starts one worker per member and waits until each is up or has failed. It

@@ -167,6 +167,13 @@ func (w *worker) open(load loadRequest, userPIN string) error {
 		return err
 	}
 	w.account = load.Journal + ".mandates"
+	a, err := readAccount(w.account)
+	if err != nil {
+		return &fault{exitJournal, err}
+	}
+	if a.retired {
+		return &fault{exitGrant, errRetired}
+	}
 	if w.journal, err = openJournal(load.Journal, w.serial); err != nil {
 		return &fault{exitJournal, err}
 	}
@@ -305,6 +312,17 @@ func (w *worker) control(f frame) {
 			return
 		}
 		w.replyJSON(f.id, struct{}{})
+	case opRetire:
+		a, err := readAccount(w.account)
+		if err == nil && !a.retired {
+			err = a.add("retired")
+		}
+		if err != nil {
+			w.fail(&fault{exitJournal, err})
+			return
+		}
+		w.replyJSON(f.id, struct{}{})
+		w.fail(&fault{exitGrant, errRetired})
 	case opObjects:
 		w.objects(f)
 	default:

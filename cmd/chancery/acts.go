@@ -161,6 +161,12 @@ func (s *server) candidate(ctx context.Context, name string) (admin.MemberParame
 			return admin.MemberParameters{}, fmt.Errorf("%w: member %s is in the cluster already and is %s", hsmstore.ErrStanding, name, m.State)
 		}
 	}
+	if err := s.hsm.NotRecipient(ctx, cand.Serial); err != nil {
+		return admin.MemberParameters{}, err
+	}
+	if cfg.SOPIN == nil && !cfg.SplitSO && !cfg.DeviceSO && !cfg.WeakUnwrap && cfg.Replication != hsmstore.ReplicateNative {
+		return admin.MemberParameters{}, fmt.Errorf("%w: hsm.members of %s has no so_pin, which joining needs: give file:PATH, env:NAME, credential:NAME, or device, for the time of the ceremony", hsmstore.ErrStanding, name)
+	}
 	return admin.MemberParameters{Name: name, Serial: cand.Serial, Label: cand.Label, Manufacturer: cand.Manufacturer, Model: cand.Model, Firmware: cand.Firmware, ProbeKey: s.hsm.ProbeSpec(name).Name}, nil
 }
 
@@ -266,6 +272,11 @@ func (s *server) splitActs(parameters []byte) ([]string, error) {
 	}
 	if !slices.ContainsFunc(s.hsm.Members(), func(m hsmstore.MemberStatus) bool { return m.Name == p.Member }) {
 		return nil, fmt.Errorf("member: there is no HSM member %q", audit.Text(p.Member, 64))
+	}
+	for _, m := range s.cfg.HSM.Members {
+		if m.Name == p.Member && m.SOPIN == devicePIN {
+			return nil, fmt.Errorf("member: the SO of %s is opened by the vendor's quorum at the device (so_pin: device), so there is no SO PIN to split; change who belongs to the quorum with the vendor's tools", p.Member)
+		}
 	}
 	return actsOf(admin.SplitSOPIN, parameters)
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -59,7 +60,9 @@ func (c *Config) backups() ([]hsmstore.MemberConfig, error) {
 
 // backupHolders names who has a key in a backup.
 func (s *server) backupHolders(key hsmstore.KeyID) []string {
-	names, err := s.db.BackupHolders(context.Background(), key)
+	ctx, cancel := context.WithTimeout(context.Background(), inspectTime)
+	defer cancel()
+	names, err := s.db.BackupHolders(ctx, key)
 	if err != nil {
 		s.log.Error("backups of a key could not be read", "err", err)
 		return []string{"unknown: " + audit.Text(err.Error(), 100)}
@@ -131,7 +134,7 @@ func backupActsOf(action string, parameters []byte) ([]string, error) {
 		return []string{admin.BackupRecipientAct(p.Name, p.Serial)}, err
 	case admin.Backup:
 		p, err := parametersOf[admin.BackupParameters](parameters)
-		return []string{admin.BackupAct(p.Recipient)}, err
+		return []string{admin.BackupAct(p.Recipient, p.Serial)}, err
 	case admin.RetireCluster:
 		_, err := parametersOf[admin.RetireParameters](parameters)
 		return []string{admin.RetireAct()}, err
@@ -190,7 +193,9 @@ func (s *server) removeRecipientActs(parameters []byte) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	all, err := s.hsm.Recipients(context.Background())
+	ctx, cancel := context.WithTimeout(context.Background(), inspectTime)
+	defer cancel()
+	all, err := s.hsm.Recipients(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -215,9 +220,20 @@ func (s *server) backupActs(parameters []byte) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	missing, err := s.hsm.MissingBackups(context.Background(), p.Recipient)
+	ctx, cancel := context.WithTimeout(context.Background(), inspectTime)
+	defer cancel()
+	missing, err := s.hsm.MissingBackups(ctx, p.Recipient)
 	if err != nil {
 		return nil, err
+	}
+	all, err := s.hsm.Recipients(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range all {
+		if r.Name == p.Recipient && r.Serial != p.Serial {
+			return nil, fmt.Errorf("serial: backup recipient %s is token %s, the proposal says %s", r.Name, r.Serial, audit.Text(p.Serial, 64))
+		}
 	}
 	if len(missing) == 0 {
 		return nil, fmt.Errorf("recipient: %s has every key already; its manifest needs no officers", p.Recipient)
@@ -258,16 +274,22 @@ const (
 	backupsKept = 30 // manifests of each recipient
 )
 
+// backupJob is what the daily backups remember between two looks.
+type backupJob struct {
+	proved  map[string]time.Time // when all keys of a recipient last proved themselves
+	refused map[string][32]byte  // SHA-256 of the PIN that a recipient's token did not take
+}
+
 // runBackups writes, once a day, a manifest for each recipient into hsm.backup_dir and
 // has every key prove itself there, until ctx is done. What fails is logged as an alarm
-// and tried again.
+// and tried again; a PIN that was refused is not, before it is another one: tokens lock.
 func (s *server) runBackups(ctx context.Context) error {
 	if s.cfg.HSM.BackupDir == "" {
 		return nil
 	}
-	proved := map[string]time.Time{}
+	job := backupJob{map[string]time.Time{}, map[string][32]byte{}}
 	for {
-		if err := s.dailyBackups(ctx, time.Now(), proved); err != nil && ctx.Err() == nil {
+		if err := s.dailyBackups(ctx, time.Now(), job); err != nil && ctx.Err() == nil {
 			s.log.Error("ALARM: backup failed", "err", err)
 		}
 		select {
@@ -278,25 +300,29 @@ func (s *server) runBackups(ctx context.Context) error {
 	}
 }
 
-// dailyBackups does what is due. proved tells when the keys of a recipient last were.
-func (s *server) dailyBackups(ctx context.Context, now time.Time, proved map[string]time.Time) error {
+// dailyBackups does what is due.
+func (s *server) dailyBackups(ctx context.Context, now time.Time, job backupJob) error {
 	all, err := s.hsm.Recipients(ctx)
 	if err != nil {
 		return err
+	}
+	all = slices.DeleteFunc(all, func(r hsmstore.RecipientRecord) bool { return r.Removed })
+	if len(all) == 0 {
+		return errors.New("hsm.backup_dir is set, but no backup recipient is designated: chancery hsm backup NAME --designate")
 	}
 	if err := os.MkdirAll(s.cfg.HSM.BackupDir, 0o700); err != nil {
 		return fmt.Errorf("hsm.backup_dir: %w", err)
 	}
 	var errs []error
 	for _, r := range all {
-		if r.Removed {
-			continue
-		}
-		err := s.dailyManifest(ctx, r.Name, now)
-		if err == nil && now.Sub(proved[r.Name]) >= backupEvery {
-			if err = s.proveBackup(ctx, r.Name); err == nil {
-				proved[r.Name] = now
+		fresh, err := s.dailyManifest(ctx, r.Name, now)
+		if err == nil && now.Sub(job.proved[r.Name]) >= backupEvery {
+			if err = s.proveBackup(ctx, r.Name, job); err == nil {
+				job.proved[r.Name] = now
 			}
+		}
+		if err == nil && fresh { // while anything is wrong the old ones stay
+			err = s.pruneManifests(r.Name)
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("recipient %s: %w", r.Name, err))
@@ -305,31 +331,40 @@ func (s *server) dailyBackups(ctx context.Context, now time.Time, proved map[str
 	return errors.Join(errs...)
 }
 
-// dailyManifest writes a manifest unless there is one of this day, and keeps the last.
-func (s *server) dailyManifest(ctx context.Context, name string, now time.Time) error {
+// dailyManifest writes a manifest unless there is a good one of this day.
+func (s *server) dailyManifest(ctx context.Context, name string, now time.Time) (fresh bool, err error) {
+	old, err := manifestsOf(s.cfg.HSM.BackupDir, name)
+	if err != nil {
+		return false, err
+	}
+	for _, path := range slices.Backward(old) {
+		m, err := readManifest(path)
+		if err != nil || m.Made.After(now) {
+			continue // damaged, or the clock was wrong: it counts for nothing
+		}
+		if now.Sub(m.Made) < backupEvery {
+			return false, nil
+		}
+		break // the ones before it are older
+	}
+	m, err := s.makeManifest(ctx, name)
+	if err != nil {
+		return false, err
+	}
+	_, err = m.save(s.cfg.HSM.BackupDir)
+	return err == nil, err
+}
+
+// pruneManifests keeps the last ones.
+func (s *server) pruneManifests(name string) error {
 	old, err := manifestsOf(s.cfg.HSM.BackupDir, name)
 	if err != nil {
 		return err
 	}
-	if len(old) > 0 {
-		if st, err := os.Stat(old[len(old)-1]); err == nil && now.Sub(st.ModTime()) < backupEvery {
-			return nil
-		}
-	}
-	m, err := s.makeManifest(ctx, name)
-	if err != nil {
-		return err
-	}
-	path, err := m.save(s.cfg.HSM.BackupDir)
-	if err != nil {
-		return err
-	}
-	if old = append(old, path); len(old) > backupsKept {
-		for _, path := range old[:len(old)-backupsKept] {
-			// The proof goes last: a manifest that is there has one.
-			if err := errors.Join(os.Remove(path), os.Remove(strings.TrimSuffix(path, manifestEnding)+proofEnding)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return fmt.Errorf("removing old manifests: %w", err)
-			}
+	for _, path := range old[:max(0, len(old)-backupsKept)] {
+		// The proof goes last: a manifest that is there has one.
+		if err := errors.Join(os.Remove(path), os.Remove(strings.TrimSuffix(path, manifestEnding)+proofEnding)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("removing old manifests: %w", err)
 		}
 	}
 	return nil
@@ -337,7 +372,7 @@ func (s *server) dailyManifest(ctx context.Context, name string, now time.Time) 
 
 // proveBackup wants that a recipient has every key that it shall have, and that each
 // would come back.
-func (s *server) proveBackup(ctx context.Context, name string) error {
+func (s *server) proveBackup(ctx context.Context, name string, job backupJob) error {
 	missing, err := s.hsm.MissingBackups(ctx, name)
 	if err != nil {
 		return err
@@ -345,7 +380,22 @@ func (s *server) proveBackup(ctx context.Context, name string) error {
 	if len(missing) > 0 {
 		return fmt.Errorf("keys %s have no backup there; ask the officers: chancery hsm backup %s", strings.Join(missing, ", "), name)
 	}
+	cfg, err := s.backupToken(name)
+	if err != nil {
+		return err
+	}
+	pin, err := cfg.PIN()
+	if err != nil {
+		return err
+	}
+	tried := sha256.Sum256([]byte(pin))
+	if job.refused[name] == tried {
+		return fmt.Errorf("%w: its token refused the PIN, which is not tried again before it is another one; correct hsm.backups", hsmstore.ErrPIN)
+	}
 	checks, err := s.hsm.VerifyBackup(ctx, name)
+	if errors.Is(err, hsmstore.ErrPIN) {
+		job.refused[name] = tried
+	}
 	if err != nil {
 		return fmt.Errorf("the keys could not be proved: %w", err)
 	}
@@ -380,7 +430,9 @@ func manifestsOf(dir, name string) ([]string, error) {
 	var out []string
 	for _, e := range entries { // sorted by name, which holds the time
 		rest, ok := strings.CutPrefix(e.Name(), name+"-")
-		if at, _, cut := strings.Cut(rest, "-"); ok && cut && len(at) == len("20060102T150405Z") && strings.HasSuffix(rest, manifestEnding) {
+		at, _, cut := strings.Cut(rest, "-")
+		_, err := time.Parse("20060102T150405Z", at)
+		if ok && cut && err == nil && strings.HasSuffix(rest, manifestEnding) {
 			out = append(out, filepath.Join(dir, e.Name()))
 		}
 	}

@@ -41,7 +41,7 @@ func hsmBackupCommand() *cobra.Command {
 		},
 	}
 	g.flags(c)
-	c.Flags().BoolVar(&b.designate, "designate", false, "ask the officers to make it a recipient, with new keys of its own")
+	c.Flags().BoolVar(&b.designate, "designate", false, "ask the officers to make it a recipient")
 	c.Flags().BoolVar(&b.remove, "remove", false, "ask the officers to wrap no more keys to it; what it has stays")
 	c.Flags().BoolVar(&b.verify, "verify", false, "also have every key prove itself there")
 	c.Flags().StringVar(&b.out, "out", ".", "folder for manifest and proof")
@@ -82,7 +82,7 @@ func (b *backupRequest) run(c *cobra.Command, g *request, name string) error {
 	}
 	if len(rec.Missing) > 0 {
 		fmt.Fprintf(c.ErrOrStderr(), "%s lacks %s\n", visible(name), visible(strings.Join(rec.Missing, ", ")))
-		if err := g.run(c, admin.Backup, admin.BackupParameters{Recipient: name}); err != nil {
+		if err := g.run(c, admin.Backup, admin.BackupParameters{Recipient: name, Serial: rec.Serial}); err != nil {
 			return err
 		}
 	}

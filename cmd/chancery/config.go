@@ -61,7 +61,7 @@ type MemberConfig struct {
 	Module string            `yaml:"module"` // instead of uri, together with token
 	Token  string            `yaml:"token"`  // token label
 	PIN    string            `yaml:"pin"`    // file:PATH, env:NAME, credential:NAME
-	SOPIN  string            `yaml:"so_pin"` // file:PATH; shares: held by officers, M of N
+	SOPIN  string            `yaml:"so_pin"` // file:PATH; shares: held by officers, M of N; device: the vendor's quorum
 	Env    map[string]string `yaml:"env"`
 	// How keys get there: wrap (default), or native for a vendor's cluster behind one module.
 	Replication string `yaml:"replication,omitempty"`
@@ -72,6 +72,10 @@ type MemberConfig struct {
 
 // sharesPIN says that a SO PIN is nowhere: officers hold it in shares.
 const sharesPIN = "shares:"
+
+// devicePIN says that there is no SO PIN: the vendor's own quorum, given at the device,
+// opens the SO role.
+const devicePIN = "device"
 
 // ValidationConfig says how ACME challenges are checked.
 type ValidationConfig struct {
@@ -171,7 +175,7 @@ func tokens(key string, list []MemberConfig, journal func(name string) string) (
 	for i, m := range list {
 		at := fmt.Sprintf("config: hsm.%s[%d] (%s)", key, i, m.Name)
 		h := hsmstore.MemberConfig{Name: m.Name, Module: m.Module, TokenLabel: m.Token, JournalPath: journal(m.Name),
-			Replication: hsmstore.Replication(m.Replication), Sessions: m.Sessions, Reserved: m.Reserved, WeakUnwrap: m.WeakUnwrap, SplitSO: m.SOPIN == sharesPIN}
+			Replication: hsmstore.Replication(m.Replication), Sessions: m.Sessions, Reserved: m.Reserved, WeakUnwrap: m.WeakUnwrap, SplitSO: m.SOPIN == sharesPIN, DeviceSO: m.SOPIN == devicePIN}
 		if m.URI != "" {
 			u, err := uri.ParseWithScheme("pkcs11", m.URI)
 			if err != nil {
@@ -187,9 +191,9 @@ func tokens(key string, list []MemberConfig, journal func(name string) string) (
 			return nil, &exit{exitConfig, fmt.Errorf("%s: pin: %w", at, err)}
 		}
 		h.PIN = pin
-		if m.SOPIN != "" && !h.SplitSO {
+		if m.SOPIN != "" && !h.SplitSO && !h.DeviceSO {
 			if h.SOPIN, err = secret(m.SOPIN); err != nil {
-				return nil, &exit{exitConfig, fmt.Errorf("%s: so_pin: %w", at, err)}
+				return nil, &exit{exitConfig, fmt.Errorf("%s: so_pin: %w; or \"shares:\", held by officers, or device, opened by the vendor's own quorum", at, err)}
 			}
 		}
 		for _, k := range slices.Sorted(maps.Keys(m.Env)) {

@@ -44,7 +44,7 @@ func TestServeRefusesAReadableSOPIN(t *testing.T) {
 	t.Setenv("CREDENTIALS_DIRECTORY", dir)
 	t.Setenv("CHANCERY_TEST_SO", "so-pin-of-alpha")
 	for source, refused := range map[string]bool{
-		"": false, "shares:": false,
+		"": false, "shares:": false, "device": false,
 		"file:" + dir + "/so": true, "file:" + dir + "/none": false,
 		"credential:so": true, "credential:none": false,
 		"env:CHANCERY_TEST_SO": true, "env:CHANCERY_TEST_NONE": false,
@@ -57,6 +57,33 @@ func TestServeRefusesAReadableSOPIN(t *testing.T) {
 		}
 		if err != nil && (code(err) != exitConfig || !strings.Contains(err.Error(), "hsm.members[0] (alpha)") || strings.Contains(err.Error(), "so-pin-of-alpha")) {
 			t.Errorf("so_pin %q: code %d, %v", source, code(err), err)
+		}
+	}
+}
+
+// A SO PIN is one of three things.
+func TestSOPINSources(t *testing.T) {
+	for source, want := range map[string]string{"shares:": "shares", "device": "device", "file:/none": "file", "": "", "device:": "refused", "devise": "refused"} {
+		var c Config
+		c.HSM.Members = []MemberConfig{{Name: "alpha", Module: "/m.so", Token: "t", PIN: "file:/none", SOPIN: source}}
+		list, err := c.members()
+		got := "refused"
+		switch {
+		case err != nil:
+			if !strings.Contains(err.Error(), "hsm.members[0] (alpha): so_pin") || !strings.Contains(err.Error(), "device, opened by the vendor's own quorum") {
+				t.Errorf("so_pin %q: %v", source, err)
+			}
+		case list[0].SplitSO:
+			got = "shares"
+		case list[0].DeviceSO:
+			got = "device"
+		case list[0].SOPIN != nil:
+			got = "file"
+		default:
+			got = ""
+		}
+		if got != want {
+			t.Errorf("so_pin %q is %q", source, got)
 		}
 	}
 }

@@ -22,7 +22,7 @@ func hsmCommand() *cobra.Command {
 	c.AddCommand(hsmListCommand(), hsmInfoCommand(), hsmAddCommand(), drain, hsmRemoveCommand(),
 		actCommand("fence NAME", "Take a member out at once, because it is not to be trusted", "member", "/api/v1/hsm/members/", "fence"),
 		actCommand("admit NAME", "Let a drained or fenced member back; each of its keys proves itself first", "member", "/api/v1/hsm/members/", "admit"),
-		hsmVerifyCommand(), hsmQualifyCommand(), hsmSplitCommand(), hsmShareCommand())
+		hsmVerifyCommand(), hsmQualifyCommand(), hsmSplitCommand(), hsmShareCommand(), hsmCeremoniesCommand())
 	c.AddCommand(hsmBackupCommand(), hsmRehearseCommand(), hsmRestoreCommand(), hsmRetireCommand())
 	return c
 }
@@ -233,6 +233,33 @@ func hsmSplitCommand() *cobra.Command {
 	return c
 }
 
+func hsmCeremoniesCommand() *cobra.Command {
+	var v view
+	c := &cobra.Command{Use: "ceremonies", Short: "Ceremonies that wait for persons: for shares of a SO PIN, or at the device", Args: noArgs, RunE: func(c *cobra.Command, _ []string) error {
+		var list struct{ Ceremonies []hsmstore.Collection }
+		return v.show(c, "/api/v1/hsm/ceremonies", &list, func(w *tabwriter.Writer) {
+			fmt.Fprintln(w, "MEMBER\tUNTIL\tWAITS FOR")
+			for _, one := range list.Ceremonies {
+				fmt.Fprintf(w, "%s\t%s\t%s\n", visible(one.Member), one.Expires.UTC().Format(time.RFC3339), visible(waitsFor(one)))
+			}
+		})
+	}}
+	v.flags(c)
+	return c
+}
+
+// waitsFor says whom a ceremony waits for.
+func waitsFor(one hsmstore.Collection) string {
+	if one.Device {
+		return "the vendor's quorum at the device, token " + one.Token
+	}
+	needed := 0
+	for _, set := range one.Sets {
+		needed = max(needed, set.Threshold)
+	}
+	return fmt.Sprintf("shares of the SO PIN, %d of %d are there: chancery hsm share %s", len(one.Have), needed, one.Member)
+}
+
 func hsmShareCommand() *cobra.Command {
 	var r remote
 	var officer, key string
@@ -258,7 +285,7 @@ func hsmShareCommand() *cobra.Command {
 			}
 			given := 0
 			for _, one := range list.Ceremonies {
-				if one.Member != name {
+				if one.Member != name || one.Device {
 					continue
 				}
 				for _, set := range one.Sets {

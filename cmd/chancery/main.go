@@ -65,6 +65,7 @@ func root() *cobra.Command {
 		return &exit{exitUsage, fmt.Errorf("%w; see chancery %s --help", err, c.Name())}
 	})
 	c.AddCommand(devCommand(), initCommand(), serveCommand(), officerCommand(), signCommand(), verifyCommand(), hsmCommand(), keyCommand(), approveCommand(), auditCommand(), doctorCommand())
+	complete(c)
 	return c
 }
 

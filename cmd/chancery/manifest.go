@@ -43,25 +43,25 @@ type manifest struct {
 }
 
 type manifestRecipient struct {
-	Name   string               `json:"name"`
-	Serial string               `json:"serial"`
-	Label  string               `json:"label"`
-	KEKs   []hsmstore.BackupKEK `json:"keks"`
+	Name   string `json:"name"`
+	Serial string `json:"serial"`
+	Label  string `json:"label"`
 }
 
 type manifestKey struct {
-	ID          string            `json:"id"` // hex, CKA_ID
-	Name        string            `json:"name"`
-	Purpose     string            `json:"purpose"`
-	Algorithm   string            `json:"algorithm"`
-	SPKI        []byte            `json:"spki"` // DER
-	Subject     []byte            `json:"subject,omitempty"`
-	State       hsmstore.KeyState `json:"state"`
-	Birth       uint64            `json:"birth"` // ledger entry
-	Description string            `json:"description,omitempty"`
-	Way         int               `json:"way"`
-	Mechanism   string            `json:"mechanism"` // of the way, for people
-	Blob        []byte            `json:"blob"`
+	ID          string             `json:"id"` // hex, CKA_ID
+	Name        string             `json:"name"`
+	Purpose     string             `json:"purpose"`
+	Algorithm   string             `json:"algorithm"`
+	SPKI        []byte             `json:"spki"` // DER
+	Subject     []byte             `json:"subject,omitempty"`
+	State       hsmstore.KeyState  `json:"state"`
+	Birth       uint64             `json:"birth"` // ledger entry
+	Description string             `json:"description,omitempty"`
+	Way         int                `json:"way"`
+	Mechanism   string             `json:"mechanism"` // of the way, for people
+	KEK         hsmstore.BackupKEK `json:"kek"`       // on the token
+	Blob        []byte             `json:"blob"`
 }
 
 type manifestIssuer struct {
@@ -115,12 +115,12 @@ func (s *server) makeManifest(ctx context.Context, name string) (out backedUp, e
 	}
 	for _, r := range all {
 		if r.Name == name {
-			m.Recipient = manifestRecipient{r.Name, r.Serial, r.Label, r.KEKs}
+			m.Recipient = manifestRecipient{r.Name, r.Serial, r.Label}
 		}
 	}
 	for _, k := range keys {
 		m.Keys = append(m.Keys, manifestKey{ID: hex.EncodeToString(k.ID[:]), Name: k.Name, Purpose: k.Purpose.String(), Algorithm: k.Algorithm, SPKI: k.SPKI, Subject: k.Subject, State: k.State, Birth: k.Birth,
-			Description: k.Description, Way: k.Way, Mechanism: hsmstore.WayName(k.Way), Blob: k.Blob})
+			Description: k.Description, Way: k.Way, Mechanism: hsmstore.WayName(k.Way), KEK: k.KEK, Blob: k.Blob})
 	}
 	if m.Issuers, err = s.manifestIssuers(ctx); err != nil {
 		return out, err
@@ -262,7 +262,7 @@ func (m *openedManifest) typed() error {
 			return fmt.Errorf("key %s: its id is not 32 hex digits, or id or name is there twice", audit.Text(k.Name, 64))
 		}
 		seen[k.ID], spkis[k.Name] = true, k.SPKI
-		b := hsmstore.BackupKey{KeyRecord: hsmstore.KeyRecord{ID: hsmstore.KeyID(id), Name: k.Name, Purpose: purpose, Algorithm: k.Algorithm, SPKI: k.SPKI, Subject: k.Subject, State: k.State, Birth: k.Birth, Description: k.Description}, Way: k.Way, Blob: k.Blob}
+		b := hsmstore.BackupKey{KeyRecord: hsmstore.KeyRecord{ID: hsmstore.KeyID(id), Name: k.Name, Purpose: purpose, Algorithm: k.Algorithm, SPKI: k.SPKI, Subject: k.Subject, State: k.State, Birth: k.Birth, Description: k.Description}, Way: k.Way, KEK: k.KEK, Blob: k.Blob}
 		if err := hsmstore.CheckBackupKey(b); err != nil {
 			return err
 		}
@@ -292,7 +292,7 @@ func (m *openedManifest) typed() error {
 
 // recipient is the token that opens the backup.
 func (m *openedManifest) recipient() hsmstore.RecipientRecord {
-	return hsmstore.RecipientRecord{Name: m.Recipient.Name, Serial: m.Recipient.Serial, Label: m.Recipient.Label, KEKs: m.Recipient.KEKs}
+	return hsmstore.RecipientRecord{Name: m.Recipient.Name, Serial: m.Recipient.Serial, Label: m.Recipient.Label}
 }
 
 // lacking names the issuers' keys that the backup does not hold.

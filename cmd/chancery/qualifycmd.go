@@ -27,7 +27,7 @@ func hsmQualifyCommand() *cobra.Command {
 	f.StringVar(&q.m.Module, "module", "", "path of the vendor's PKCS#11 library")
 	f.StringVar(&q.m.TokenLabel, "token", "", "label of the token")
 	f.StringVar(&q.pin, "pin", "", "user PIN: file:PATH, env:NAME or credential:NAME")
-	f.StringVar(&q.soPIN, "so-pin", "", "SO PIN, to try copies by wrapping: file:PATH, env:NAME or credential:NAME")
+	f.StringVar(&q.soPIN, "so-pin", "", "SO PIN, to try copies by wrapping: file:PATH, env:NAME or credential:NAME; device: the vendor's quorum opens the SO role, twice")
 	f.StringArrayVar(&q.m.Env, "env", nil, "KEY=VALUE for the module, e.g. SOFTHSM2_CONF=…; may be repeated")
 	f.StringVar(&q.m.Reserved, "reserved", "", "pReserved of C_Initialize (NSS)")
 	f.StringVar(&q.out, "out", "", "file for the report in Markdown; it must not exist")
@@ -60,7 +60,7 @@ func (q *qualify) run(c *cobra.Command) (err error) {
 	if q.m.PIN, err = secret(q.pin); err != nil {
 		return usage(fmt.Errorf("--pin: %w", err))
 	}
-	if q.soPIN != "" {
+	if q.m.DeviceSO = q.soPIN == devicePIN; q.soPIN != "" && !q.m.DeviceSO {
 		if q.m.SOPIN, err = secret(q.soPIN); err != nil {
 			return usage(fmt.Errorf("--so-pin: %w", err))
 		}

@@ -4,7 +4,6 @@ CREATE TABLE hsm_recipient (
   name       TEXT     NOT NULL PRIMARY KEY,
   serial     TEXT     NOT NULL,               -- token serial number
   label      TEXT     NOT NULL,
-  keks       TEXT     NOT NULL,               -- JSON: the keys on the token that unwrap
   removed    SMALLINT NOT NULL,               -- 1: no new keys are wrapped to it
   leaf       BIGINT   NOT NULL                -- leaf of its designation
 );
@@ -13,6 +12,7 @@ CREATE TABLE hsm_backup (
   key_id     BYTEA    NOT NULL,               -- CKA_ID, as in hsm_key
   recipient  TEXT     NOT NULL,
   way        SMALLINT NOT NULL,               -- how it is wrapped
+  kek        TEXT     NOT NULL,               -- JSON: the key on the token that unwraps it
   blob       BYTEA    NOT NULL,
   leaf       BIGINT   NOT NULL,
   PRIMARY KEY (key_id, recipient)
