@@ -305,6 +305,22 @@ func TestAttack_HSM_RecipientWithoutDesignation(t *testing.T) {
 	}
 }
 
+// A wrong PIN is noticed before anything is promised.
+func TestBackupWrongPIN(t *testing.T) {
+	c, tokens := withBackups(t, "far")
+	rec := c.designate(t, tokens["far"])
+	if _, err := c.store.Backup(t.Context(), granting(admin.BackupAct("far", rec.Serial)), "far"); err != nil {
+		t.Fatal(err)
+	}
+	far := tokens["far"]
+	far.PIN = func() (string, error) { return "99999999", nil }
+	tokens["far"] = far
+	before := c.db.size()
+	if _, err := c.store.VerifyBackup(t.Context(), "far"); !errors.Is(err, hsmstore.ErrPIN) || c.db.size() != before {
+		t.Errorf("%d leaves: %v", c.db.size()-before, err)
+	}
+}
+
 // A token that receives backups does not join the cluster.
 func TestRecipientIsNoMember(t *testing.T) {
 	c, tokens := withBackups(t, "far")

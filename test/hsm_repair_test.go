@@ -126,6 +126,21 @@ func TestCompletionOfNames(t *testing.T) {
 			t.Errorf("%q offers %q", tc.typed, got)
 		}
 	}
+	// On a terminal a waiting command says for what, on a line that is gone at its end.
+	if script, err := exec.LookPath("script"); err == nil {
+		typescript := filepath.Join(t.TempDir(), "typescript")
+		c := exec.Command(script, "-qec", chancery+" hsm verify --json --dir "+s.dir+" 2>"+filepath.Join(t.TempDir(), "piped"), typescript)
+		out, err := c.CombinedOutput()
+		if err != nil || strings.Contains(string(out), "is checked") {
+			t.Errorf("hsm verify with standard error in a file: %v\n%q", err, out)
+		}
+		c = exec.Command(script, "-qec", chancery+" hsm verify --dir "+s.dir, typescript)
+		c.Env = append(os.Environ(), "TERM=xterm")
+		out, err = c.CombinedOutput()
+		if text := string(out); err != nil || !strings.Contains(text, "\r\x1b[Kevery key is checked on every member … 0s") || !strings.Contains(text, "\r\x1b[Klooked at") {
+			t.Errorf("hsm verify on a terminal: %v\n%q", err, out)
+		}
+	}
 	text := s.read("chancery.yaml")
 	if err := os.WriteFile(filepath.Join(s.dir, "chancery.yaml"), []byte(strings.Replace(text, "members:", "members:\n  - {name: gamma, module: /m.so, token: g, pin: 'file:/p'}", 1)), 0o600); err != nil {
 		t.Fatal(err)

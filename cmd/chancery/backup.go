@@ -2,11 +2,8 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -266,144 +263,6 @@ func (s *server) retire(ctx context.Context, g *admin.Grant, parameters []byte) 
 		return nil, err
 	}
 	return map[string]string{"retired": s.ledger.Origin()}, nil
-}
-
-const (
-	backupEvery = 24 * time.Hour
-	backupLook  = 10 * time.Minute
-	backupsKept = 30 // manifests of each recipient
-)
-
-// backupJob is what the daily backups remember between two looks.
-type backupJob struct {
-	proved  map[string]time.Time // when all keys of a recipient last proved themselves
-	refused map[string][32]byte  // SHA-256 of the PIN that a recipient's token did not take
-}
-
-// runBackups writes, once a day, a manifest for each recipient into hsm.backup_dir and
-// has every key prove itself there, until ctx is done. What fails is logged as an alarm
-// and tried again; a PIN that was refused is not, before it is another one: tokens lock.
-func (s *server) runBackups(ctx context.Context) error {
-	if s.cfg.HSM.BackupDir == "" {
-		return nil
-	}
-	job := backupJob{map[string]time.Time{}, map[string][32]byte{}}
-	for {
-		if err := s.dailyBackups(ctx, time.Now(), job); err != nil && ctx.Err() == nil {
-			s.log.Error("ALARM: backup failed", "err", err)
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(backupLook):
-		}
-	}
-}
-
-// dailyBackups does what is due.
-func (s *server) dailyBackups(ctx context.Context, now time.Time, job backupJob) error {
-	all, err := s.hsm.Recipients(ctx)
-	if err != nil {
-		return err
-	}
-	all = slices.DeleteFunc(all, func(r hsmstore.RecipientRecord) bool { return r.Removed })
-	if len(all) == 0 {
-		return errors.New("hsm.backup_dir is set, but no backup recipient is designated: chancery hsm backup NAME --designate")
-	}
-	if err := os.MkdirAll(s.cfg.HSM.BackupDir, 0o700); err != nil {
-		return fmt.Errorf("hsm.backup_dir: %w", err)
-	}
-	var errs []error
-	for _, r := range all {
-		fresh, err := s.dailyManifest(ctx, r.Name, now)
-		if err == nil && now.Sub(job.proved[r.Name]) >= backupEvery {
-			if err = s.proveBackup(ctx, r.Name, job); err == nil {
-				job.proved[r.Name] = now
-			}
-		}
-		if err == nil && fresh { // while anything is wrong the old ones stay
-			err = s.pruneManifests(r.Name)
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("recipient %s: %w", r.Name, err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// dailyManifest writes a manifest unless there is a good one of this day.
-func (s *server) dailyManifest(ctx context.Context, name string, now time.Time) (fresh bool, err error) {
-	old, err := manifestsOf(s.cfg.HSM.BackupDir, name)
-	if err != nil {
-		return false, err
-	}
-	for _, path := range slices.Backward(old) {
-		m, err := readManifest(path)
-		if err != nil || m.Made.After(now) {
-			continue // damaged, or the clock was wrong: it counts for nothing
-		}
-		if now.Sub(m.Made) < backupEvery {
-			return false, nil
-		}
-		break // the ones before it are older
-	}
-	m, err := s.makeManifest(ctx, name)
-	if err != nil {
-		return false, err
-	}
-	_, err = m.save(s.cfg.HSM.BackupDir)
-	return err == nil, err
-}
-
-// pruneManifests keeps the last ones.
-func (s *server) pruneManifests(name string) error {
-	old, err := manifestsOf(s.cfg.HSM.BackupDir, name)
-	if err != nil {
-		return err
-	}
-	for _, path := range old[:max(0, len(old)-backupsKept)] {
-		// The proof goes last: a manifest that is there has one.
-		if err := errors.Join(os.Remove(path), os.Remove(strings.TrimSuffix(path, manifestEnding)+proofEnding)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("removing old manifests: %w", err)
-		}
-	}
-	return nil
-}
-
-// proveBackup wants that a recipient has every key that it shall have, and that each
-// would come back.
-func (s *server) proveBackup(ctx context.Context, name string, job backupJob) error {
-	missing, err := s.hsm.MissingBackups(ctx, name)
-	if err != nil {
-		return err
-	}
-	if len(missing) > 0 {
-		return fmt.Errorf("keys %s have no backup there; ask the officers: chancery hsm backup %s", strings.Join(missing, ", "), name)
-	}
-	cfg, err := s.backupToken(name)
-	if err != nil {
-		return err
-	}
-	pin, err := cfg.PIN()
-	if err != nil {
-		return err
-	}
-	tried := sha256.Sum256([]byte(pin))
-	if job.refused[name] == tried {
-		return fmt.Errorf("%w: its token refused the PIN, which is not tried again before it is another one; correct hsm.backups", hsmstore.ErrPIN)
-	}
-	checks, err := s.hsm.VerifyBackup(ctx, name)
-	if errors.Is(err, hsmstore.ErrPIN) {
-		job.refused[name] = tried
-	}
-	if err != nil {
-		return fmt.Errorf("the keys could not be proved: %w", err)
-	}
-	if bad := failedChecks(checks); len(bad) > 0 {
-		return fmt.Errorf("keys would not come back: %s", strings.Join(bad, "; "))
-	}
-	s.log.Info("every key of a backup has proved itself", "recipient", name, "keys", len(checks))
-	return nil
 }
 
 // save writes manifest and proof: a manifest that is there has its proof beside it.

@@ -87,10 +87,13 @@ func (b *backupRequest) run(c *cobra.Command, g *request, name string) error {
 		}
 	}
 	path := base + "/" + url.PathEscape(name)
+	p := follow(c)
+	defer p.end()
 	if b.verify {
 		var checks struct {
 			Keys []hsmstore.BackupCheck `json:"keys"`
 		}
+		p.show("every key proves itself on %s", name)
 		if err := g.r.post(ctx, path+"/verify", struct{}{}, &checks); err != nil {
 			return err
 		}
@@ -99,9 +102,11 @@ func (b *backupRequest) run(c *cobra.Command, g *request, name string) error {
 		}
 	}
 	var m backedUp
+	p.show("the manifest is made")
 	if err := g.r.post(ctx, path+"/manifest", struct{}{}, &m); err != nil {
 		return err
 	}
+	p.end()
 	opened, err := openManifest(m.Manifest, m.Proof)
 	if err != nil {
 		return &exit{exitVerify, fmt.Errorf("the server's manifest: %w", err)}
@@ -183,7 +188,10 @@ func hsmRehearseCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			p := follow(c)
+			p.show("every key of the backup proves itself on the token")
 			r, err := rehearse(c.Context(), cfg, m, manifestFile)
+			p.end()
 			if err != nil {
 				return err
 			}

@@ -222,6 +222,8 @@ func (d *dev) genesis(ctx context.Context, s *server, tokenHash [32]byte) error 
 	if err != nil {
 		return err
 	}
+	stderr.show("keys are born, copied to every member and proved")
+	defer stderr.end()
 	return s.genesis(ctx, roster, tokenHash)
 }
 

@@ -76,6 +76,8 @@ func (d *doctor) run(c *cobra.Command) error {
 	if d.member != "" && !slices.ContainsFunc(members, func(m hsmstore.MemberConfig) bool { return m.Name == d.member }) {
 		return &exit{exitUsage, fmt.Errorf("--member %q: hsm.members of %s names no such member", d.member, file)}
 	}
+	p := follow(c)
+	defer p.end()
 	for _, m := range members {
 		if d.member != "" && m.Name != d.member {
 			continue
@@ -94,10 +96,12 @@ func (d *doctor) run(c *cobra.Command) error {
 				o.Others = append(o.Others, e.Serial)
 			}
 		}
+		p.show("HSM member %s is looked at", m.Name)
 		diagnosis := hsmstore.Doctor(c.Context(), m, o)
 		out.OK = out.OK && diagnosis.OK
 		out.Members = append(out.Members, diagnosis)
 	}
+	p.end()
 	if !d.json {
 		printDiagnoses(c.OutOrStdout(), out)
 	} else if err := printValue(c.OutOrStdout(), out); err != nil {

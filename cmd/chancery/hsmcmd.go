@@ -188,14 +188,18 @@ func hsmVerifyCommand() *cobra.Command {
 	var v view
 	c := &cobra.Command{Use: "verify", Short: "Check every key on every member now; exit code 7 if one differs", Args: noArgs, RunE: func(c *cobra.Command, _ []string) error {
 		var raw json.RawMessage
-		if err := v.r.post(c.Context(), "/api/v1/hsm/verify", struct{}{}, &raw); err != nil {
+		p := follow(c)
+		p.show("every key is checked on every member")
+		err := v.r.post(c.Context(), "/api/v1/hsm/verify", struct{}{}, &raw)
+		p.end()
+		if err != nil {
 			return err
 		}
 		var d hsmstore.Drift
 		if err := json.Unmarshal(raw, &d); err != nil {
 			return fmt.Errorf("reading the answer of the server: %w", err)
 		}
-		err := v.print(c, raw, &d, func(w *tabwriter.Writer) {
+		err = v.print(c, raw, &d, func(w *tabwriter.Writer) {
 			fmt.Fprintf(w, "looked at\t%s\n", visible(strings.Join(d.Asked, ", ")))
 			if len(d.Unasked) > 0 {
 				fmt.Fprintf(w, "not up\t%s\n", visible(strings.Join(d.Unasked, ", ")))

@@ -73,6 +73,8 @@ func (in *initCA) run(ctx context.Context) error {
 		return err
 	}
 	s := &server{cfg: cfg, log: log}
+	stderr.show("the ceremony: keys are born, copied to every member and proved")
+	defer stderr.end()
 	err = in.ceremony(ctx, s, roster, sha256.Sum256([]byte(token)))
 	var root []byte
 	if err == nil {
@@ -81,6 +83,7 @@ func (in *initCA) run(ctx context.Context) error {
 	if err := errors.Join(err, s.close()); err != nil {
 		return err
 	}
+	stderr.end()
 	fmt.Fprintf(in.out, "The CA is made.\n\n  Root SHA-256  %s\n  Admin token   %s\n\nTake the SO PINs away from this machine, then run: chancery serve --config %s\n\n%s",
 		fingerprint(root), in.tokenFile, in.file, pemCertificates(root))
 	return nil

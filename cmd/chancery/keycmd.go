@@ -160,7 +160,12 @@ func (g *request) await(c *cobra.Command, a *approvalView) error {
 	id := a.ID
 	var raw json.RawMessage
 	var err error
+	p := follow(c)
+	defer p.end()
 	for a.State == admin.Pending || a.State == admin.Approved {
+		if p.live {
+			p.show("%s %s", id, g.stage(c.Context(), a))
+		}
 		select {
 		case <-c.Context().Done():
 			return &exit{exitWaits, fmt.Errorf("%s waits for approval", id)}
@@ -170,6 +175,7 @@ func (g *request) await(c *cobra.Command, a *approvalView) error {
 			return err
 		}
 	}
+	p.end()
 	if g.json {
 		if err := printJSON(c.OutOrStdout(), raw); err != nil {
 			return err
@@ -182,6 +188,18 @@ func (g *request) await(c *cobra.Command, a *approvalView) error {
 		fmt.Fprintf(c.OutOrStdout(), "%s: done, %s\n", id, visible(string(a.Result)))
 	}
 	return nil
+}
+
+// stage says what a proposal waits for, as far as the server tells.
+func (g *request) stage(ctx context.Context, a *approvalView) string {
+	if a.State == admin.Pending {
+		return fmt.Sprintf("waits for %d more approvals", max(0, a.Quorum-a.approvals()))
+	}
+	var list struct{ Ceremonies []hsmstore.Collection }
+	if err := g.r.get(ctx, "/api/v1/hsm/ceremonies", &list); err == nil && len(list.Ceremonies) > 0 {
+		return "member " + list.Ceremonies[0].Member + " waits for " + waitsFor(list.Ceremonies[0])
+	}
+	return "runs"
 }
 
 // keyView is a key as the server shows it.

@@ -99,7 +99,7 @@ func newLog(level string) (*slog.Logger, error) {
 	if err := l.UnmarshalText([]byte(level)); err != nil {
 		return nil, &exit{exitUsage, fmt.Errorf("--log %q is not known; allowed: debug, info, warn, error", level)}
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})), nil
+	return slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: l})), nil
 }
 
 // build names the program in the ledger.

@@ -72,7 +72,10 @@ func (q *qualify) run(c *cobra.Command) (err error) {
 		}
 		defer func() { err = errors.Join(err, report.Close()) }()
 	}
+	p := follow(c)
+	p.show("the HSM is tried out, up to a minute for each kind of key")
 	r := hsmstore.Qualify(c.Context(), q.m, hsmstore.DoctorOptions{Timeout: q.timeout})
+	p.end()
 	if report != nil {
 		if _, err := report.WriteString(r.Markdown()); err != nil {
 			return fmt.Errorf("writing the report: %w", err)

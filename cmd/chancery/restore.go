@@ -196,7 +196,9 @@ func (r *restore) run(ctx context.Context, m *openedManifest) error {
 		return err
 	}
 	s := &server{cfg: cfg, log: log, dev: mode == 1}
+	stderr.show("the keys of the backup come back, each with a proof")
 	err = s.restore(ctx, m, &w.Warrant, sha256.Sum256([]byte(token)))
+	stderr.end()
 	var root []byte
 	var origin string
 	if err == nil {
