@@ -49,6 +49,7 @@ func newHouse(b *bench) *house {
 		return []audit.Projection{ca.PutIssuer{Name: "root", SPKI: h.spki, KeyName: "root", Parent: "root", DER: der}}
 	})
 	h.crl()
+	h.backups()
 	h.certificate("one.example", nil)
 	h.certificate("two.example", nil)
 	h.certificate("three.example", nil)
@@ -68,12 +69,40 @@ func (h *house) birth(name string, p audit.Purpose, spki []byte) {
 	f.Uint8(audit.TagPurpose, uint8(p))
 	f.Hash(audit.TagGrant, genesisGrant())
 	must(h.ledger.Append(context.Background(), audit.Event(audit.OpKeyGenerate, f),
-		hsmstore.PutKey{KeyRecord: hsmstore.KeyRecord{ID: hsmstore.KeyID{1}, Name: name, Purpose: p, Algorithm: "P-256", SPKI: spki, Origin: "m1", Members: []string{"m1"}}}))
+		hsmstore.PutKey{KeyRecord: hsmstore.KeyRecord{ID: hsmstore.KeyID{1}, Name: name, Purpose: p, Algorithm: "P-256", SPKI: spki, Origin: "m1", Members: []string{"m1"}, State: hsmstore.KeyUsable}}))
 	var m audit.Fields
 	m.Text(audit.TagMember, "m1")
 	m.Text(audit.TagSerialNumber, "abc")
 	m.Hash(audit.TagGrant, genesisGrant())
-	must(h.ledger.Append(context.Background(), audit.Event(audit.OpMemberAdd, m), hsmstore.PutMember{MemberRecord: hsmstore.MemberRecord{Name: "m1", Serial: "abc"}}))
+	must(h.ledger.Append(context.Background(), audit.Event(audit.OpMemberAdd, m), hsmstore.PutMember{MemberRecord: hsmstore.MemberRecord{Name: "m1", Serial: "abc", Standing: hsmstore.StandingActive}}))
+}
+
+// backups designates a recipient, wraps the key to it, and disables another.
+func (h *house) backups() {
+	event := func(op audit.Op, p audit.Projection, set func(f *audit.Fields)) {
+		var f audit.Fields
+		f.Hash(audit.TagGrant, genesisGrant())
+		set(&f)
+		must(h.ledger.Append(context.Background(), audit.Event(op, f), p))
+	}
+	event(audit.OpBackup, hsmstore.PutRecipient{RecipientRecord: hsmstore.RecipientRecord{Name: "far", Serial: "5e71"}}, func(f *audit.Fields) {
+		f.Text(audit.TagRecipient, "far")
+		f.Text(audit.TagSerialNumber, "5e71")
+		f.Text(audit.TagState, "designated")
+	})
+	event(audit.OpBackup, hsmstore.PutBackup{BackupRecord: hsmstore.BackupRecord{Key: hsmstore.KeyID{1}, Recipient: "far", Blob: []byte("wrapped")}}, func(f *audit.Fields) {
+		f.Hash(audit.TagKey, h.spki)
+		f.Text(audit.TagRecipient, "far")
+		f.Hash(audit.TagSubject, sha256.Sum256([]byte("wrapped")))
+	})
+	event(audit.OpMemberState, hsmstore.SetStanding{Member: "m1", To: hsmstore.StandingFenced}, func(f *audit.Fields) {
+		f.Text(audit.TagMember, "m1")
+		f.Text(audit.TagState, "fenced")
+	})
+	event(audit.OpKeyState, hsmstore.SetKeyState{ID: hsmstore.KeyID{1}, From: []hsmstore.KeyState{hsmstore.KeyUsable}, To: hsmstore.KeyDisabled}, func(f *audit.Fields) {
+		f.Hash(audit.TagKey, h.spki)
+		f.Text(audit.TagState, "disabled")
+	})
 }
 
 // genesisGrant is the grant of the genesis that [bench.genesis] makes.
@@ -177,6 +206,13 @@ func TestTamperRows(t *testing.T) {
 		"key for another purpose":          "UPDATE hsm_key SET purpose = 5",
 		"member that never joined":         "INSERT INTO hsm_member (name, serial, label, leaf) VALUES ('m2', 'def', '', 1)",
 		"token swapped":                    "UPDATE hsm_member SET serial = 'def'",
+		"key enabled by hand":              "UPDATE hsm_key SET state = 'usable'",
+		"member let in by hand":            "UPDATE hsm_member SET standing = 'active'",
+		"recipient removed by hand":        "UPDATE hsm_recipient SET removed = 1",
+		"recipient on another token":       "UPDATE hsm_recipient SET serial = 'def'",
+		"recipient that nobody designated": "INSERT INTO hsm_recipient (name, serial, label, removed, leaf) SELECT 'near', serial, label, removed, leaf FROM hsm_recipient",
+		"backup lost":                      "DELETE FROM hsm_backup",
+		"backup exchanged":                 "UPDATE hsm_backup SET blob = x'00'",
 		"closed intent listed as open":     "INSERT INTO ledger_open VALUES (3, 'n')",
 		"open intent not listed":           "DELETE FROM ledger_open",
 		"open intent of another node":      "UPDATE ledger_open SET node = 'elsewhere'",
@@ -222,6 +258,27 @@ func TestCRLThatHidesARevocation(t *testing.T) {
 	must(hidden.Exec("CREATE TABLE pocket AS SELECT * FROM revocation WHERE serial = x'68'; DELETE FROM revocation WHERE serial = x'68'"))
 	h.crl()
 	must(hidden.Exec("INSERT INTO revocation SELECT * FROM pocket; DROP TABLE pocket"))
+	var v *audit.Violation
+	if _, err := b.verify(); !errors.As(err, &v) {
+		t.Errorf("verify: %v; want a violation", err)
+	}
+}
+
+// After the officers have ended a cluster nothing more is signed.
+func TestVerifyRetired(t *testing.T) {
+	b := newLedger(t)
+	newHouse(b)
+	var f audit.Fields
+	f.Hash(audit.TagGrant, genesisGrant())
+	f.Text(audit.TagMember, "m1")
+	f.Text(audit.TagState, "retired")
+	must(b.ledger.Append(context.Background(), audit.Event(audit.OpMemberState, f), hsmstore.SetStanding{Member: "m1", To: hsmstore.StandingRetired}))
+	b.checkpoint()
+	if _, err := b.verify(); err != nil {
+		t.Fatal(err)
+	}
+	must(b.ledger.Begin(context.Background(), intent(1)))
+	b.checkpoint()
 	var v *audit.Violation
 	if _, err := b.verify(); !errors.As(err, &v) {
 		t.Errorf("verify: %v; want a violation", err)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
-	"slices"
 	"time"
 )
 
@@ -25,7 +24,9 @@ type VerifySource interface {
 	RevocationRows(ctx context.Context, fn func(RevocationRow) error) error
 	IssuerRows(ctx context.Context, fn func(IssuerRow) error) error
 	KeyRows(ctx context.Context, fn func(KeyRow) error) error
-	MemberRows(ctx context.Context, fn func(name, serial string) error) error
+	MemberRows(ctx context.Context, fn func(MemberRow) error) error
+	RecipientRows(ctx context.Context, fn func(RecipientRow) error) error
+	BackupRows(ctx context.Context, fn func(BackupRow) error) error
 	// RosterRows returns the officers and how many of them must approve.
 	RosterRows(ctx context.Context) (officers []OfficerRow, quorum int, err error)
 	ProposalRows(ctx context.Context, fn func(ProposalRow) error) error
@@ -73,6 +74,7 @@ type KeyRow struct {
 	Name    string
 	Purpose Purpose
 	SPKI    []byte
+	State   string // born, usable, disabled, quarantined, destroyed
 }
 
 // rows is what the leaves say that the rows of the database must be.
@@ -82,8 +84,7 @@ type rows struct {
 	scopes      map[[32]byte]CRLScope
 	crls        map[[32]byte]recordedCRL
 	issuers     map[[32]byte]bool // SHA-256 of issuers' certificates: a done leaf names it
-	keys        map[[32]byte]bornOn
-	members     map[string]bool // name, line feed, token serial
+	cluster     cluster
 	approvals   approvals
 	revocations uint64
 	succeeds    bool // leaf 0 names the last checkpoint of a predecessor
@@ -102,14 +103,9 @@ type recordedCRL struct {
 	covers uint64
 }
 
-type bornOn struct {
-	name    string
-	purpose Purpose
-}
-
 func newRows() rows {
 	return rows{serials: map[uint64][16]byte{}, revoked: map[string]revoked{}, scopes: map[[32]byte]CRLScope{}, crls: map[[32]byte]recordedCRL{},
-		issuers: map[[32]byte]bool{}, keys: map[[32]byte]bornOn{}, members: map[string]bool{}, approvals: newApprovals()}
+		issuers: map[[32]byte]bool{}, cluster: newCluster(), approvals: newApprovals()}
 }
 
 // want notes the issuers' certificates, so that they are looked for among all.
@@ -131,6 +127,9 @@ func serialDigest(issuer [32]byte, serial []byte) [16]byte {
 // intent follows grants, reserved serials, and the numbers of CRLs, which only rise (P4).
 func (r *rows) intent(index uint64, l Leaf) error {
 	if err := r.approvals.granted(index, l); err != nil {
+		return err
+	}
+	if err := r.cluster.intent(index); err != nil {
 		return err
 	}
 	issuer, _ := l.Hash(TagIssuer)
@@ -170,24 +169,14 @@ func (r *rows) event(index uint64, l Leaf) error {
 			return violate(index, "it restores something, but leaf 0 names no predecessor")
 		}
 		r.restored(l)
-	case OpKeyGenerate, OpKeyAdopt, OpKeyImport:
-		key, _ := l.Hash(TagKey)
-		purpose, _ := l.Uint(TagPurpose)
-		r.keys[key] = bornOn{text(TagKeyName), Purpose(purpose)}
-	case OpMemberAdd:
-		r.members[text(TagMember)+"\n"+text(TagSerialNumber)] = true
 	}
+	r.cluster.event(index, l)
 	return r.approvals.event(index, l)
 }
 
-// restored takes a key over from a predecessor, or an issuer with its certificate and the
-// number from which its CRLs go on.
+// restored takes over an issuer of a predecessor, with its certificate and the number from
+// which its CRLs go on. ([cluster.event] takes keys over.)
 func (r *rows) restored(l Leaf) {
-	if name, ok := l.Get(TagKeyName); ok {
-		key, _ := l.Hash(TagKey)
-		purpose, _ := l.Uint(TagPurpose)
-		r.keys[key] = bornOn{string(name), Purpose(purpose)}
-	}
 	if artefact, ok := l.Hash(TagArtefact); ok {
 		r.certificate(artefact)
 		issuer, _ := l.Hash(TagIssuer)
@@ -273,7 +262,7 @@ func (r *rows) finish(ctx context.Context, src VerifySource, checkpointKeys [][]
 	if err := r.approvals.finish(ctx, src); err != nil {
 		return err
 	}
-	return r.clusterRows(ctx, src, checkpointKeys)
+	return r.cluster.finish(ctx, src, checkpointKeys)
 }
 
 // issuersEnds are the ends of the issuers' certificates, by SHA-256 of their SPKI.
@@ -325,25 +314,4 @@ func holdsAll(i IssuerRow, c recordedCRL, revocations []RevocationRow) error {
 		}
 	}
 	return nil
-}
-
-// clusterRows holds keys and members against their births and joinings.
-func (r *rows) clusterRows(ctx context.Context, src VerifySource, checkpointKeys [][]byte) error {
-	err := src.KeyRows(ctx, func(k KeyRow) error {
-		born, ok := r.keys[sha256.Sum256(k.SPKI)]
-		genesis := k.Purpose == PurposeCheckpoint && slices.ContainsFunc(checkpointKeys, func(c []byte) bool { return string(c) == string(k.SPKI) })
-		if !genesis && (!ok || born != (bornOn{k.Name, k.Purpose})) {
-			return violate(0, "no entry tells the birth of key %q for %s", k.Name, k.Purpose)
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	return src.MemberRows(ctx, func(name, serial string) error {
-		if !r.members[Text(name, 1024)+"\n"+Text(serial, 1024)] {
-			return violate(0, "no entry tells that HSM member %q joined with token %q", name, serial)
-		}
-		return nil
-	})
 }

@@ -2,6 +2,7 @@ package dbstore
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"database/sql"
 	"slices"
@@ -161,7 +162,7 @@ func (s *Store) IssuerRows(ctx context.Context, fn func(audit.IssuerRow) error) 
 func (s *Store) KeyRows(ctx context.Context, fn func(audit.KeyRow) error) error {
 	keys, err := s.Keys(ctx)
 	for _, k := range keys {
-		if err := fn(audit.KeyRow{Name: k.Name, Purpose: k.Purpose, SPKI: k.SPKI}); err != nil {
+		if err := fn(audit.KeyRow{Name: k.Name, Purpose: k.Purpose, SPKI: k.SPKI, State: string(k.State)}); err != nil {
 			return err
 		}
 	}
@@ -169,14 +170,38 @@ func (s *Store) KeyRows(ctx context.Context, fn func(audit.KeyRow) error) error 
 }
 
 // MemberRows implements [audit.VerifySource].
-func (s *Store) MemberRows(ctx context.Context, fn func(name, serial string) error) error {
+func (s *Store) MemberRows(ctx context.Context, fn func(audit.MemberRow) error) error {
 	members, err := s.Members(ctx)
 	for _, m := range members {
-		if err := fn(m.Name, m.Serial); err != nil {
+		if err := fn(audit.MemberRow{Name: m.Name, Serial: m.Serial, Standing: string(m.Standing)}); err != nil {
 			return err
 		}
 	}
 	return err
+}
+
+// RecipientRows implements [audit.VerifySource].
+func (s *Store) RecipientRows(ctx context.Context, fn func(audit.RecipientRow) error) error {
+	all, err := s.Recipients(ctx)
+	for _, r := range all {
+		if err := fn(audit.RecipientRow{Name: r.Name, Serial: r.Serial, Leaf: r.Leaf, Removed: r.Removed}); err != nil {
+			return err
+		}
+	}
+	return err
+}
+
+// BackupRows implements [audit.VerifySource].
+func (s *Store) BackupRows(ctx context.Context, fn func(audit.BackupRow) error) error {
+	return s.each(ctx, func(rows *sql.Rows) error {
+		var b audit.BackupRow
+		var hash, blob []byte
+		if err := rows.Scan(&hash, &b.Recipient, &blob, &b.Leaf); err != nil {
+			return err
+		}
+		b.Key, b.Blob = hash32(hash), sha256.Sum256(blob)
+		return fn(b)
+	}, "SELECT k.spki_hash, b.recipient, b.blob, b.leaf FROM hsm_backup b LEFT JOIN hsm_key k ON k.id = b.key_id ORDER BY b.leaf")
 }
 
 // Beyond implements [audit.VerifySource].

@@ -56,6 +56,14 @@ type DoctorOptions struct {
 	NoLogin    bool          // the PIN is not used
 	ForceLogin bool          // also when one more wrong PIN would lock the token
 	Timeout    time.Duration // of one call; 0: 10 s
+
+	Progress func(what string) // told before each call into the module; nil: nobody is
+}
+
+func (o DoctorOptions) tell(what string) {
+	if o.Progress != nil {
+		o.Progress(what)
+	}
 }
 
 // doctorCommand is the name of the child.
@@ -137,7 +145,7 @@ func examine(ctx context.Context, m MemberConfig, o DoctorOptions, qualify bool)
 	}
 	defer p.stop()
 	defer context.AfterFunc(ctx, p.kill)()
-	e := examination{proc: p, timeout: o.Timeout, hints: m.hints(), Diagnosis: d}
+	e := examination{proc: p, timeout: o.Timeout, hints: m.hints(), Diagnosis: d, tell: o.tell}
 	if e.timeout == 0 {
 		e.timeout = doctorTimeout
 	}
@@ -151,6 +159,7 @@ func examine(ctx context.Context, m MemberConfig, o DoctorOptions, qualify bool)
 
 // examination is a child at work, seen from the parent.
 type examination struct {
+	tell func(what string)
 	Diagnosis
 	proc    *process
 	timeout time.Duration
@@ -176,6 +185,7 @@ func (e *examination) follow(ctx context.Context, req examineRequest) *Step {
 		case opBegin:
 			e.now = announcement{}
 			err = json.Unmarshal(f.payload, &e.now)
+			e.tell(e.now.Step + ": " + e.now.Call)
 		case opStep:
 			var s Step
 			err = json.Unmarshal(f.payload, &s)

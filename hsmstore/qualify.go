@@ -162,6 +162,11 @@ func Qualify(ctx context.Context, m MemberConfig, o DoctorOptions) Qualification
 	case strings.Contains(flags, "SO_PIN_FINAL_TRY"), strings.Contains(flags, "SO_PIN_LOCKED"):
 		q.Wrapping = Wrapping{Tried: true, Error: "the SO PIN was not used: it is locked, or one more wrong one locks it"}
 	default:
+		what := "throw-away keys are copied by wrapping"
+		if m.DeviceSO {
+			what += "; the device wants the vendor's quorum, twice"
+		}
+		o.tell(what)
 		q.Wrapping = travel(ctx, m, q.Facts.Token.Serial)
 	}
 	q.judge()

@@ -96,7 +96,7 @@ func (d *doctor) run(c *cobra.Command) error {
 				o.Others = append(o.Others, e.Serial)
 			}
 		}
-		p.show("HSM member %s is looked at", m.Name)
+		o.Progress = func(what string) { p.show("HSM member %s: %s", m.Name, what) }
 		diagnosis := hsmstore.Doctor(c.Context(), m, o)
 		out.OK = out.OK && diagnosis.OK
 		out.Members = append(out.Members, diagnosis)

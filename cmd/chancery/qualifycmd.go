@@ -73,8 +73,7 @@ func (q *qualify) run(c *cobra.Command) (err error) {
 		defer func() { err = errors.Join(err, report.Close()) }()
 	}
 	p := follow(c)
-	p.show("the HSM is tried out, up to a minute for each kind of key")
-	r := hsmstore.Qualify(c.Context(), q.m, hsmstore.DoctorOptions{Timeout: q.timeout})
+	r := hsmstore.Qualify(c.Context(), q.m, hsmstore.DoctorOptions{Timeout: q.timeout, Progress: func(what string) { p.show("%s", what) }})
 	p.end()
 	if report != nil {
 		if _, err := report.WriteString(r.Markdown()); err != nil {

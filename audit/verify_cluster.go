@@ -1,0 +1,168 @@
+package audit
+
+import (
+	"context"
+	"crypto/sha256"
+	"slices"
+)
+
+// MemberRow is an HSM member as its row shows it.
+type MemberRow struct {
+	Name     string
+	Serial   string // of its token
+	Standing string // active, drained, fenced, removed, retired
+}
+
+// RecipientRow is a backup recipient as its row shows it.
+type RecipientRow struct {
+	Name, Serial string
+	Leaf         uint64 // of its designation
+	Removed      bool
+}
+
+// BackupRow is a wrapped key as its row shows it.
+type BackupRow struct {
+	Key       [32]byte // SHA-256 of its SPKI
+	Recipient string
+	Blob      [32]byte // SHA-256
+	Leaf      uint64
+}
+
+// cluster is what the leaves say of keys, members and backups.
+type cluster struct {
+	keys       map[[32]byte]bornOn
+	states     map[[32]byte]string // of keys, as the last leaf about one says
+	restored   map[[32]byte]bool   // their state is that of the predecessor
+	members    map[string]bool     // name, line feed, token serial
+	standings  map[string]string   // by name; none: active, or it was joining
+	retired    bool
+	recipients map[string]RecipientRow
+	backups    map[backupOf]BackupRow
+}
+
+type bornOn struct {
+	name    string
+	purpose Purpose
+}
+
+type backupOf struct {
+	key       [32]byte
+	recipient string
+}
+
+func newCluster() cluster {
+	return cluster{keys: map[[32]byte]bornOn{}, states: map[[32]byte]string{}, restored: map[[32]byte]bool{}, members: map[string]bool{}, standings: map[string]string{},
+		recipients: map[string]RecipientRow{}, backups: map[backupOf]BackupRow{}}
+}
+
+// intent: nothing is signed after the officers have ended a cluster.
+func (c *cluster) intent(index uint64) error {
+	if c.retired {
+		return violate(index, "it is an intent to sign, after the cluster was retired")
+	}
+	return nil
+}
+
+// event follows births and states of keys, members, and backups.
+func (c *cluster) event(index uint64, l Leaf) {
+	text := func(t Tag) string { b, _ := l.Get(t); return string(b) }
+	key, named := l.Hash(TagKey)
+	switch l.Op {
+	case OpKeyGenerate, OpKeyAdopt, OpKeyImport, OpRestore:
+		purpose, _ := l.Uint(TagPurpose)
+		if named {
+			c.keys[key] = bornOn{text(TagKeyName), Purpose(purpose)}
+			c.restored[key] = l.Op == OpRestore
+		}
+	case OpKeyState:
+		c.states[key] = text(TagState)
+	case OpKeyDestroy:
+		c.states[key] = "destroyed"
+	case OpMemberAdd:
+		c.members[text(TagMember)+"\n"+text(TagSerialNumber)] = true
+		delete(c.standings, text(TagMember))
+	case OpMemberState:
+		c.standings[text(TagMember)] = text(TagState)
+		c.retired = c.retired || text(TagState) == "retired"
+	case OpBackup:
+		name := text(TagRecipient)
+		switch text(TagState) {
+		case "designated":
+			c.recipients[name] = RecipientRow{Name: name, Serial: text(TagSerialNumber), Leaf: index}
+		case "removed":
+			r := c.recipients[name]
+			r.Removed = true
+			c.recipients[name] = r
+		}
+		if blob, ok := l.Hash(TagSubject); ok && named {
+			c.backups[backupOf{key, name}] = BackupRow{Key: key, Recipient: name, Blob: blob, Leaf: index}
+		}
+	}
+}
+
+// finish holds the rows of keys, members and backups against the leaves.
+func (c *cluster) finish(ctx context.Context, src VerifySource, checkpointKeys [][]byte) error {
+	err := src.KeyRows(ctx, func(k KeyRow) error {
+		hash := sha256.Sum256(k.SPKI)
+		born, ok := c.keys[hash]
+		genesis := k.Purpose == PurposeCheckpoint && slices.ContainsFunc(checkpointKeys, func(c []byte) bool { return string(c) == string(k.SPKI) })
+		if !genesis && (!ok || born != (bornOn{k.Name, k.Purpose})) {
+			return violate(0, "no entry tells the birth of key %q for %s", k.Name, k.Purpose)
+		}
+		state, told := c.states[hash]
+		switch {
+		case k.Purpose == PurposeProbe, !told && c.restored[hash]: // goes with its member; as it was in the predecessor
+		case told && k.State != state, !told && k.State != "born" && k.State != "usable":
+			return violate(0, "key %q is %q in the database, which the entries do not say", k.Name, k.State)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	err = src.MemberRows(ctx, func(m MemberRow) error {
+		if !c.members[Text(m.Name, 1024)+"\n"+Text(m.Serial, 1024)] {
+			return violate(0, "no entry tells that HSM member %q joined with token %q", m.Name, m.Serial)
+		}
+		want, told := c.standings[m.Name]
+		if told && m.Standing != want || !told && m.Standing != "active" && m.Standing != "drained" {
+			return violate(0, "HSM member %q is %q in the database, which the entries do not say", m.Name, m.Standing)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return c.finishBackups(ctx, src)
+}
+
+func (c *cluster) finishBackups(ctx context.Context, src VerifySource) error {
+	err := src.RecipientRows(ctx, func(r RecipientRow) error {
+		if c.recipients[r.Name] != r {
+			return violate(r.Leaf, "backup recipient %q with token %q is in the database in a way that no entry says", r.Name, r.Serial)
+		}
+		delete(c.recipients, r.Name)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for name, r := range c.recipients {
+		return violate(r.Leaf, "it designates backup recipient %q, which the database does not have", name)
+	}
+	err = src.BackupRows(ctx, func(b BackupRow) error {
+		at := backupOf{b.Key, b.Recipient}
+		if c.backups[at] != b {
+			return violate(b.Leaf, "a key of backup recipient %q is in the database in a way that no entry says", b.Recipient)
+		}
+		delete(c.backups, at)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, b := range c.backups {
+		return violate(b.Leaf, "it wraps a key to backup recipient %q, which the database does not have", b.Recipient)
+	}
+	return nil
+}
