@@ -41,7 +41,11 @@ func (s *Server) revokeCert(ctx context.Context, q *request) (*reply, error) {
 		return nil, err
 	}
 	// Once asked for, a revocation is not given up because the client hangs up.
-	err = s.cfg.Authority.Revoke(context.WithoutCancel(ctx), ca.RevokeRequest{Issuer: c.Issuer, Serial: c.Serial, Reason: ca.Reason(in.Reason), Requester: who})
+	ask := ca.RevokeRequest{Issuer: c.Issuer, Serial: c.Serial, Reason: ca.Reason(in.Reason), Requester: who}
+	if c.Predecessor {
+		ask.Certificate = c.DER
+	}
+	err = s.cfg.Authority.Revoke(context.WithoutCancel(ctx), ask)
 	if err != nil {
 		return nil, fmt.Errorf("revoking: %w", err)
 	}

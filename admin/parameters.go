@@ -103,7 +103,15 @@ type BackupParameters struct {
 
 // RestoreParameters are those of [Restore].
 type RestoreParameters struct {
-	Manifest string `json:"manifest_sha256"` // hex
+	Manifest    string `json:"manifest_sha256"` // hex
+	Ledger      string `json:"ledger"`          // id of the predecessor, hex
+	Made        string `json:"made"`            // the manifest, RFC 3339
+	Size        uint64 `json:"entries"`         // of the ledger at that time, as signed
+	Recipient   string `json:"recipient"`
+	Serial      string `json:"serial"` // of its token
+	Keys        int    `json:"keys"`
+	Issuers     int    `json:"issuers"`
+	Revocations int    `json:"revocations"` // on their CRLs
 }
 
 // RetireParameters are those of [RetireCluster].

@@ -47,6 +47,8 @@ type Report struct {
 	Signed       uint64    `json:"signed_size"` // size of the newest signed checkpoint
 	Backward     uint64    `json:"backward"`    // entries that lie more than 2 s before their predecessor
 	Last         time.Time `json:"last"`
+	Ledger       string    `json:"ledger"`             // id, hex
+	Succeeds     string    `json:"succeeds,omitempty"` // id of the ledger that this one was restored from
 }
 
 // closeWithin is how old an open intent may be, against the newest entry, before it
@@ -125,7 +127,7 @@ func (v *verifier) genesis(ctx context.Context) error {
 			return violate(0, "%v", err)
 		}
 		v.ledger, v.origin, v.keys = g.Ledger, origin, keys
-		v.report.Origin = v.origin
+		v.report.Origin, v.report.Ledger = v.origin, hex.EncodeToString(g.Ledger[:])
 		return nil
 	})
 }
@@ -302,7 +304,6 @@ func (v *verifier) account(index uint64, h tlog.Hash, l Leaf, arts map[uint64]Ar
 		return v.rows.intent(index, l)
 	case KindGenesis:
 		v.rows.approvals.genesis(l)
-		_, v.rows.succeeds = l.Get(TagPrevious)
 		return nil
 	case KindEvent:
 		return v.rows.event(index, l)
@@ -369,7 +370,9 @@ func (v *verifier) finish(ctx context.Context) error {
 	if err := v.openRows(ctx); err != nil {
 		return err
 	}
-	if err := v.rows.finish(ctx, v.src, v.keys); err != nil {
+	err := v.rows.finish(ctx, v.src, v.keys)
+	v.report.Succeeds = v.rows.approvals.succeeds
+	if err != nil {
 		return err
 	}
 	root := v.head.Root()

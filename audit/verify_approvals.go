@@ -10,7 +10,6 @@ import (
 	"encoding/hex"
 	"slices"
 	"sort"
-	"strings"
 )
 
 // OfficerRow is an officer as its row shows it.
@@ -50,15 +49,8 @@ type approvals struct {
 	grants    map[[32]byte]bool        // of genesis and of the officers
 	roster    [32]byte                 // digest in leaf 0
 	made      uint64                   // grants of the officers
-	previous  string                   // origin of the predecessor that leaf 0 names, or ""
-	warrants  map[[32]byte]warrantSeen // of restores, by manifest
-}
-
-// warrantSeen is what the officers of a predecessor signed for a restore.
-type warrantSeen struct {
-	leaf     uint64
-	proposal []byte
-	votes    [][]byte // officer ‖ signature
+	restoring restoring
+	succeeds  string // hex of the predecessor's id, once its warrant is verified
 }
 
 type proposalSeen struct {
@@ -84,14 +76,13 @@ const (
 )
 
 func newApprovals() approvals {
-	return approvals{proposals: map[[32]byte]*proposalSeen{}, votes: map[uint64]voteSeen{}, grants: map[[32]byte]bool{}, warrants: map[[32]byte]warrantSeen{}}
+	return approvals{proposals: map[[32]byte]*proposalSeen{}, votes: map[uint64]voteSeen{}, grants: map[[32]byte]bool{}}
 }
 
 // genesis notes the grant of leaf 0: a proposal, its list of acts, without votes.
 func (a *approvals) genesis(l Leaf) {
 	a.roster, _ = l.Hash(TagRoster)
-	previous, _ := l.Get(TagPrevious)
-	a.previous, _, _ = strings.Cut(string(previous), "\n")
+	a.restoring.genesis(l)
 	acts, _ := l.Get(TagActs)
 	proposal := Digest("proposal", acts)
 	a.grants[Digest("grant", proposal[:])] = true
@@ -118,7 +109,13 @@ func (a *approvals) event(index uint64, l Leaf) error {
 		}
 		return a.granted(index, l)
 	case OpRestore:
-		return a.restore(index, l)
+		if _, ok := l.Hash(TagGrant); !ok {
+			return violate(index, "it was done without a grant")
+		}
+		if err := a.restoring.event(index, l); err != nil {
+			return err
+		}
+		return a.granted(index, l)
 	case OpBackup: // a manifest alone gives nothing away
 		_, key := l.Get(TagKey)
 		_, state := l.Get(TagState)
@@ -138,52 +135,6 @@ func (a *approvals) event(index uint64, l Leaf) error {
 		return a.grant(index, l, p, hash)
 	}
 	return a.end(index, l, p)
-}
-
-// restore wants, before anything comes back from a manifest, the warrant for it.
-func (a *approvals) restore(index uint64, l Leaf) error {
-	if _, ok := l.Hash(TagGrant); !ok {
-		return violate(index, "it was done without a grant")
-	}
-	manifest, _ := l.Hash(TagManifest)
-	if list, ok := l.Get(TagWarrant); ok {
-		items, err := ParseList(list)
-		if err != nil || len(items) == 0 {
-			return violate(index, "its warrant cannot be read")
-		}
-		a.warrants[manifest] = warrantSeen{index, items[0], items[1:]}
-	}
-	if source, _ := l.Get(TagSource); a.warrants[manifest].proposal == nil || a.previous == "" || string(source) != a.previous {
-		return violate(index, "it restores what no warrant allows, or not from the predecessor that leaf 0 names")
-	}
-	return a.granted(index, l)
-}
-
-// checkWarrant holds the signatures of a restore: a quorum of distinct officers approved
-// exactly this manifest of exactly this predecessor.
-func (a *approvals) checkWarrant(manifest [32]byte, w warrantSeen, keys map[[32]byte]OfficerRow, quorum int) error {
-	acts, err := ParseList(proposalField(w.proposal, 4))
-	ledger := proposalField(w.proposal, 1)
-	if err != nil || len(ledger) != 32 || !strings.HasSuffix(a.previous, "/ledger/"+hex.EncodeToString(ledger[:8])) || !bytes.Equal(proposalField(w.proposal, 6), a.roster[:]) ||
-		!slices.ContainsFunc(acts, func(act []byte) bool { return string(act) == "restore "+hex.EncodeToString(manifest[:]) }) {
-		return violate(w.leaf, "its warrant is for something else")
-	}
-	seen := map[[32]byte]bool{}
-	for _, v := range w.votes {
-		if len(v) <= 32 {
-			return violate(w.leaf, "a vote of its warrant cannot be read")
-		}
-		officer := [32]byte(v[:32])
-		o, ok := keys[officer]
-		if !ok || seen[officer] || "officer:"+o.Name == string(proposalField(w.proposal, 7)) || !validVote(o.SPKI, decisionApprove, w.proposal, v[32:]) {
-			return violate(w.leaf, "a vote of its warrant is not that of an officer, or there twice")
-		}
-		seen[officer] = true
-	}
-	if len(seen) < quorum {
-		return violate(w.leaf, "its warrant rests on %d approvals of %d", len(seen), quorum)
-	}
-	return nil
 }
 
 // granted wants a grant that is named to be there already.
@@ -265,7 +216,7 @@ func (a *approvals) finish(ctx context.Context, src VerifySource) error {
 	if err != nil {
 		return err
 	}
-	if (len(officers) > 0 || len(a.proposals)+len(a.warrants) > 0) && rosterDigest(officers, quorum) != a.roster {
+	if (len(officers) > 0 || len(a.proposals) > 0 || a.restoring.previous != "") && rosterDigest(officers, quorum) != a.roster {
 		return violate(0, "the officers or the quorum in the database are not those that it names")
 	}
 	keys := map[[32]byte]OfficerRow{}
@@ -287,10 +238,8 @@ func (a *approvals) finish(ctx context.Context, src VerifySource) error {
 			return violate(p.grantLeaf, "the grant rests on %d approvals of %d", len(p.counted), quorum)
 		}
 	}
-	for manifest, w := range a.warrants {
-		if err := a.checkWarrant(manifest, w, keys, quorum); err != nil {
-			return err
-		}
+	if a.succeeds, err = a.restoring.finish(keys, quorum); err != nil {
+		return err
 	}
 	return a.rows(ctx, src, keys)
 }

@@ -32,7 +32,6 @@ type BackupRow struct {
 type cluster struct {
 	keys       map[[32]byte]bornOn
 	states     map[[32]byte]string // of keys, as the last leaf about one says
-	restored   map[[32]byte]bool   // their state is that of the predecessor
 	members    map[string]bool     // name, line feed, token serial
 	standings  map[string]string   // by name; none: active, or it was joining
 	retired    bool
@@ -51,7 +50,7 @@ type backupOf struct {
 }
 
 func newCluster() cluster {
-	return cluster{keys: map[[32]byte]bornOn{}, states: map[[32]byte]string{}, restored: map[[32]byte]bool{}, members: map[string]bool{}, standings: map[string]string{},
+	return cluster{keys: map[[32]byte]bornOn{}, states: map[[32]byte]string{}, members: map[string]bool{}, standings: map[string]string{},
 		recipients: map[string]RecipientRow{}, backups: map[backupOf]BackupRow{}}
 }
 
@@ -72,7 +71,9 @@ func (c *cluster) event(index uint64, l Leaf) {
 		purpose, _ := l.Uint(TagPurpose)
 		if named {
 			c.keys[key] = bornOn{text(TagKeyName), Purpose(purpose)}
-			c.restored[key] = l.Op == OpRestore
+		}
+		if named && l.Op == OpRestore { // as it was in the predecessor
+			c.states[key] = text(TagState)
 		}
 	case OpKeyState:
 		c.states[key] = text(TagState)
@@ -111,7 +112,7 @@ func (c *cluster) finish(ctx context.Context, src VerifySource, checkpointKeys [
 		}
 		state, told := c.states[hash]
 		switch {
-		case k.Purpose == PurposeProbe, !told && c.restored[hash]: // goes with its member; as it was in the predecessor
+		case k.Purpose == PurposeProbe: // it goes with its member
 		case told && k.State != state, !told && k.State != "born" && k.State != "usable":
 			return violate(0, "key %q is %q in the database, which the entries do not say", k.Name, k.State)
 		}

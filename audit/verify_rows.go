@@ -87,14 +87,14 @@ type rows struct {
 	cluster     cluster
 	approvals   approvals
 	revocations uint64
-	succeeds    bool // leaf 0 names the last checkpoint of a predecessor
 }
 
 type revoked struct {
 	leaf    uint64
 	reason  string
 	at      uint64 // seconds since 1970; 0: the leaf does not say
-	carried bool   // over from a predecessor ledger
+	carried bool   // a predecessor issued the certificate
+	ends    uint64 // seconds since 1970; of carried: when the certificate ends; 0: the leaf does not say
 }
 
 type recordedCRL struct {
@@ -159,15 +159,20 @@ func (r *rows) event(index uint64, l Leaf) error {
 		issuer, _ := l.Hash(TagIssuer)
 		serial, _ := l.Get(TagSerial)
 		at, _ := l.Uint(TagRevokedAt)
-		_, carried := l.Get(TagSource)
-		if carried && !r.succeeds {
-			return violate(index, "it carries a revocation over, but leaf 0 names no predecessor")
+		now := revoked{leaf: index, reason: text(TagReason), at: at}
+		if _, now.carried = l.Get(TagSource); now.carried {
+			ends, known := l.Uint(TagNotAfter)
+			if !known { // from the predecessor's CRL
+				if err := r.approvals.restoring.carry(index); err != nil {
+					return err
+				}
+			} else if !r.approvals.restoring.ended {
+				return violate(index, "it revokes a certificate of a predecessor, but there is none, or its restore has not ended")
+			}
+			now.ends = ends
 		}
-		r.revoke(issuer, serial, revoked{index, text(TagReason), at, carried})
+		r.revoke(issuer, serial, now)
 	case OpRestore:
-		if !r.succeeds {
-			return violate(index, "it restores something, but leaf 0 names no predecessor")
-		}
 		r.restored(l)
 	}
 	r.cluster.event(index, l)
@@ -190,7 +195,7 @@ func (r *rows) restored(l Leaf) {
 func (r *rows) revoke(issuer [32]byte, serial []byte, now revoked) {
 	k := string(issuer[:]) + string(serial)
 	if before, again := r.revoked[k]; again {
-		now.at, now.carried = before.at, before.carried
+		now.at, now.carried, now.ends = before.at, before.carried, before.ends
 	}
 	r.revoked[k] = now
 }
@@ -237,7 +242,10 @@ func (r *rows) finish(ctx context.Context, src VerifySource, checkpointKeys [][]
 		r.revocations++
 		k := string(row.Issuer[:]) + string(row.Serial)
 		want, ok := r.revoked[k]
-		if want.carried { // the certificate is in the predecessor's database
+		switch { // the certificate is in the predecessor's database
+		case want.ends != 0:
+			row.Expires = time.Unix(int64(want.ends), 0)
+		case want.carried:
 			row.Expires = ends[row.Issuer]
 		}
 		byIssuer[row.Issuer] = append(byIssuer[row.Issuer], row)

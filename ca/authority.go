@@ -262,7 +262,8 @@ func (a *Authority) Certificate(ctx context.Context, serial string) (*Certificat
 	return nil, refuse(NotFound, "serial", "no certificate has the serial %s", serial)
 }
 
-// CertificateByDER finds a certificate that this CA issued by its very bytes.
+// CertificateByDER finds a certificate that this CA, or the ledger before this one, issued
+// by its very bytes.
 func (a *Authority) CertificateByDER(ctx context.Context, der []byte) (*Certificate, error) {
 	none := refuse(NotFound, "certificate", "this CA did not issue that certificate")
 	c, err := x509.ParseCertificate(der)
@@ -274,10 +275,40 @@ func (a *Authority) CertificateByDER(ctx context.Context, der []byte) (*Certific
 	if err != nil && !errors.As(err, &refusal) {
 		return nil, err
 	}
-	if err != nil || !bytes.Equal(found.DER, der) {
-		return nil, none
+	if err == nil && bytes.Equal(found.DER, der) {
+		return found, nil
 	}
-	return found, nil
+	if is := a.predecessors(c); err != nil && is != nil {
+		return &Certificate{Serial: hex.EncodeToString(c.SerialNumber.Bytes()), Issuer: is.name, DER: der, NotBefore: c.NotBefore, NotAfter: c.NotAfter, Names: namesOf(c), Predecessor: true}, nil
+	}
+	return nil, none
+}
+
+// predecessors finds the issuer of a certificate that the ledger before this one issued:
+// the signature of an issuer's key says so. Certificates of CAs and expired ones are none.
+func (a *Authority) predecessors(c *x509.Certificate) *issuer {
+	if a.cfg.Predecessor == "" || c.IsCA || c.NotAfter.Before(a.cfg.Now()) {
+		return nil
+	}
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	for _, i := range a.issuers {
+		if bytes.Equal(c.RawIssuer, i.cert.RawSubject) && c.CheckSignatureFrom(i.cert) == nil {
+			return i
+		}
+	}
+	return nil
+}
+
+// namesOf are the names of a certificate that identifiers can stand for.
+func namesOf(c *x509.Certificate) (out []Name) {
+	for _, n := range c.DNSNames {
+		out = append(out, Name{Kind: DNS, Value: n})
+	}
+	for _, ip := range c.IPAddresses {
+		out = append(out, Name{Kind: IP, Value: ip.String()})
+	}
+	return out
 }
 
 // Certificates lists certificates, newest first.

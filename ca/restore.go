@@ -30,6 +30,12 @@ type RestoredIssuer struct {
 // still have made (RFC 5280 §5.2.3).
 const numberRange = 40
 
+// numbersBegin is where the CRL numbers of a successor begin: the next range, or one that
+// the clock gives, so that a second restore from one backup is above the first.
+func numbersBegin(last uint64, now time.Time) uint64 {
+	return max((last>>numberRange+1)<<numberRange, uint64(now.Unix())<<24)
+}
+
 // Check holds an issuer against itself and returns its CRL, nil if there is none.
 // parent is the certificate of the issuer above, its own for a root.
 func (r RestoredIssuer) Check(parent *x509.Certificate) (*x509.RevocationList, error) {
@@ -61,25 +67,26 @@ func (r RestoredIssuer) Check(parent *x509.Certificate) (*x509.RevocationList, e
 
 // RestoreIssuers takes issuers over from a predecessor: each with its certificate, the
 // next range of CRL numbers, and the revocations of its last CRL. The issuers above come
-// first. Call [New] afterwards, then [Authority.FreshCRLs].
-func RestoreIssuers(ctx context.Context, ledger *audit.Ledger, from Predecessor, issuers []RestoredIssuer) error {
+// first. Call [New] afterwards, then [Authority.FreshCRLs]. It returns how many
+// revocations it has carried over.
+func RestoreIssuers(ctx context.Context, ledger *audit.Ledger, from Predecessor, issuers []RestoredIssuer) (carried uint64, err error) {
 	certs := map[string]*x509.Certificate{}
 	for _, r := range issuers {
 		cert, err := x509.ParseCertificate(r.DER)
 		if err != nil {
-			return fmt.Errorf("issuer %s: %w", r.Name, err)
+			return carried, fmt.Errorf("issuer %s: %w", r.Name, err)
 		}
 		certs[r.Name] = cert
 		parent, ok := certs[r.Parent]
 		if !ok {
-			return fmt.Errorf("issuer %s: the issuer above it, %q, is not among those before it", r.Name, clip(r.Parent))
+			return carried, fmt.Errorf("issuer %s: the issuer above it, %q, is not among those before it", r.Name, clip(r.Parent))
 		}
 		crl, err := r.Check(parent)
 		if err != nil {
-			return err
+			return carried, err
 		}
 		spki := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
-		row := PutRestoredIssuer{PutIssuer: PutIssuer{Name: r.Name, SPKI: spki, KeyName: r.KeyName, Parent: r.Parent, DER: r.DER}, CRLNumber: (r.CRLNumber>>numberRange + 1) << numberRange, CRLThis: time.Unix(0, 0)}
+		row := PutRestoredIssuer{PutIssuer: PutIssuer{Name: r.Name, SPKI: spki, KeyName: r.KeyName, Parent: r.Parent, DER: r.DER}, CRLNumber: numbersBegin(r.CRLNumber, time.Now()), CRLThis: time.Unix(0, 0)}
 		if crl != nil {
 			row.CRLThis = crl.ThisUpdate
 		}
@@ -92,8 +99,9 @@ func RestoreIssuers(ctx context.Context, ledger *audit.Ledger, from Predecessor,
 		f.Hash(audit.TagManifest, from.Manifest)
 		f.Hash(audit.TagGrant, from.Grant)
 		if _, err := ledger.Append(ctx, audit.Event(audit.OpRestore, f), row); err != nil {
-			return fmt.Errorf("recording the restored issuer %s: %w", r.Name, err)
+			return carried, fmt.Errorf("recording the restored issuer %s: %w", r.Name, err)
 		}
+		audit.Failpoint("restored-issuer")
 		if crl == nil {
 			continue
 		}
@@ -106,13 +114,14 @@ func RestoreIssuers(ctx context.Context, ledger *audit.Ledger, from Predecessor,
 			f.Uint64(audit.TagRevokedAt, uint64(e.RevocationTime.Unix()))
 			f.Text(audit.TagSource, from.Origin)
 			f.Hash(audit.TagManifest, from.Manifest)
-			carried := CarryRevocation{Issuer: spki, Serial: e.SerialNumber.Bytes(), Reason: reason, At: e.RevocationTime, NotAfter: cert.NotAfter}
-			if _, err := ledger.Append(ctx, audit.Event(audit.OpRevoke, f), carried); err != nil {
-				return fmt.Errorf("carrying over the revocation of %x: %w", e.SerialNumber, err)
+			row := CarryRevocation{Issuer: spki, Serial: e.SerialNumber.Bytes(), Reason: reason, At: e.RevocationTime, NotAfter: cert.NotAfter}
+			if _, err := ledger.Append(ctx, audit.Event(audit.OpRevoke, f), row); err != nil {
+				return carried, fmt.Errorf("carrying over the revocation of %x: %w", e.SerialNumber, err)
 			}
+			carried++
 		}
 	}
-	return nil
+	return carried, nil
 }
 
 // PutRestoredIssuer commits with the OpRestore leaf of an issuer: its CRLs go on above
@@ -123,9 +132,10 @@ type PutRestoredIssuer struct {
 	CRLThis   time.Time
 }
 
-// CarryRevocation commits with the OpRevoke leaf of a serial that a predecessor revoked.
-// When its certificate ends stands in the predecessor's database, so that it stays on the
-// CRLs until its issuer's certificate ends, NotAfter.
+// CarryRevocation commits with the OpRevoke leaf of a serial that a predecessor issued.
+// NotAfter is the end of its certificate; of one that the predecessor revoked only the
+// serial is known, so that it stays on the CRLs until its issuer's certificate ends.
+// audit.ErrExists if it is revoked already, but keyCompromise replaces another reason.
 type CarryRevocation struct {
 	Issuer   [32]byte // SHA-256 of the issuer's SPKI
 	Serial   []byte

@@ -1,7 +1,9 @@
 package ca
 
 import (
+	"bytes"
 	"context"
+	"crypto/x509"
 	"errors"
 	"time"
 
@@ -32,10 +34,15 @@ func (a *Authority) Revoke(ctx context.Context, r RevokeRequest) error {
 	f.Uint64(audit.TagRevokedAt, uint64(at.Unix()))
 	f.Text(audit.TagRequester, r.Requester)
 	_, err = a.cfg.Ledger.Append(ctx, audit.Event(audit.OpRevoke, f), RevokeSerial{Issuer: is.spki, Serial: serial, Reason: r.Reason, At: at})
-	if errors.Is(err, audit.ErrNotFound) && a.cfg.Predecessor != "" {
+	if errors.Is(err, audit.ErrNotFound) && r.Certificate != nil {
 		// The certificates of the ledger before this one are not in this database.
+		cert, perr := x509.ParseCertificate(r.Certificate)
+		if perr != nil || !bytes.Equal(cert.SerialNumber.Bytes(), serial) || a.predecessors(cert) != is {
+			return refuse(NotFound, "certificate", "issuer %s, before this ledger began, issued no certificate %s that is valid now and is this one", is.name, r.Serial)
+		}
 		f.Text(audit.TagSource, a.cfg.Predecessor)
-		_, err = a.cfg.Ledger.Append(ctx, audit.Event(audit.OpRevoke, f), CarryRevocation{Issuer: is.spki, Serial: serial, Reason: r.Reason, At: at, NotAfter: is.cert.NotAfter})
+		f.Uint64(audit.TagNotAfter, uint64(cert.NotAfter.Unix()))
+		_, err = a.cfg.Ledger.Append(ctx, audit.Event(audit.OpRevoke, f), CarryRevocation{Issuer: is.spki, Serial: serial, Reason: r.Reason, At: at, NotAfter: cert.NotAfter})
 	}
 	switch {
 	case errors.Is(err, audit.ErrExists):

@@ -59,6 +59,8 @@ type Certificate struct {
 	Done      uint64 // index of the done leaf
 	Receipt   audit.Receipt
 	Revoked   *Revocation // nil while good
+
+	Predecessor bool // the ledger before this one issued it: DER and what follows from it is all that is known
 }
 
 // Revocation is why and when a certificate was revoked (RFC 5280 §5.3).
@@ -99,6 +101,10 @@ type RevokeRequest struct {
 	Serial    string // lower-case hex
 	Reason    Reason
 	Requester string // pseudonym, stands in the ledger
+
+	// Certificate is the DER of one that a predecessor's ledger issued: this one does not
+	// have it. Issuer and Serial must be its own.
+	Certificate []byte
 }
 
 // Code is the machine-readable part of a [Refusal].

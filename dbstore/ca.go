@@ -62,6 +62,10 @@ func (t *tx) revoke(p ca.RevokeSerial, at *audit.StoredLeaf) error {
 	if err := t.row([]any{&notAfter}, "SELECT not_after FROM certificate WHERE issuer = ? AND serial = ?", p.Issuer[:], p.Serial); err != nil {
 		return err
 	}
+	return t.putRevocation(p, notAfter, at)
+}
+
+func (t *tx) putRevocation(p ca.RevokeSerial, notAfter int64, at *audit.StoredLeaf) error {
 	if p.Reason == ca.KeyCompromise {
 		n, err := t.exec("UPDATE revocation SET reason = ?, leaf = ? WHERE issuer = ? AND serial = ? AND reason <> ?",
 			int(p.Reason), int64(at.Index), p.Issuer[:], p.Serial, int(p.Reason))

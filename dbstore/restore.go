@@ -12,8 +12,7 @@ func (t *tx) applyRestore(p audit.Projection, at *audit.StoredLeaf) (handled boo
 		_, err = t.exec("INSERT INTO issuer (name, spki_hash, key_name, parent, der, crl_number, crl_this, crl_next, crl_cover) VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0)",
 			p.Name, p.SPKI[:], p.KeyName, p.Parent, p.DER, int64(p.CRLNumber), p.CRLThis.Unix())
 	case ca.CarryRevocation:
-		_, err = t.exec("INSERT INTO revocation (issuer, serial, leaf, reason, revoked_at, not_after) VALUES (?, ?, ?, ?, ?, ?)",
-			p.Issuer[:], p.Serial, int64(at.Index), int(p.Reason), p.At.Unix(), p.NotAfter.Unix())
+		err = t.putRevocation(ca.RevokeSerial{Issuer: p.Issuer, Serial: p.Serial, Reason: p.Reason, At: p.At}, p.NotAfter.Unix(), at)
 	default:
 		return false, nil
 	}

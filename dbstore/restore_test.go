@@ -63,15 +63,15 @@ func TestRestoreRows(t *testing.T) {
 	} {
 		bad := root
 		change(&bad)
-		if err := ca.RestoreIssuers(ctx, r.led, from, []ca.RestoredIssuer{bad}); err == nil {
+		if _, err := ca.RestoreIssuers(ctx, r.led, from, []ca.RestoredIssuer{bad}); err == nil {
 			t.Errorf("restored with %s", what)
 		}
 	}
-	if err := ca.RestoreIssuers(ctx, r.led, from, []ca.RestoredIssuer{root}); err != nil {
-		t.Fatal(err)
+	if n, err := ca.RestoreIssuers(ctx, r.led, from, []ca.RestoredIssuer{root}); err != nil || n != 2 {
+		t.Fatalf("%d revocations: %v", n, err)
 	}
 	recs, err := r.store.Issuers(ctx)
-	if err != nil || len(recs) != 1 || recs[0].CRLNumber != 1<<40 || recs[0].CRL != nil || recs[0].SPKI != spki || recs[0].CRLThis.IsZero() {
+	if err != nil || len(recs) != 1 || recs[0].CRLNumber < uint64(time.Now().Add(-time.Hour).Unix())<<24 || recs[0].CRL != nil || recs[0].SPKI != spki || recs[0].CRLThis.IsZero() {
 		t.Fatalf("%+v %v", recs, err)
 	}
 	_, revoked, err := r.store.Revocations(ctx, spki, time.Now())

@@ -31,12 +31,13 @@ import (
 
 // Commands of a ceremony with a backup recipient.
 const (
-	cerBackupFind byte = 70 // []BackupKEK -> nothing: they are there
-	cerBackupOpen byte = 71 // openBackup -> []madeKEK
-	cerBackupTest byte = 72 // testKey -> backupVerdict
-	cerProve      byte = 73 // proveBackup -> []proofMade
-	cerRestore    byte = 74 // restoreKeys -> []bornKey
-	cerBackupDrop byte = 75 // nothing -> nothing: the KEKs that were made here are not needed
+	cerBackupFind  byte = 70 // []BackupKEK -> nothing: they are there
+	cerBackupOpen  byte = 71 // openBackup -> []madeKEK
+	cerBackupTest  byte = 72 // testKey -> backupVerdict
+	cerProve       byte = 73 // proveBackup -> []proofMade
+	cerRestore     byte = 74 // restoreKeys -> []bornKey
+	cerRestoreMark byte = 76 // restoreMark -> nothing: at the end of a restore
+	cerBackupDrop  byte = 75 // nothing -> nothing: the KEKs that were made here are not needed
 )
 
 // BackupKEK is a key of a recipient that unwraps some of its backups.
@@ -98,6 +99,16 @@ type restoreKeys struct {
 	Manifest string       `json:"manifest"` // hex of its SHA-256
 	Keys     []wrappedKey `json:"keys"`
 }
+
+// restoreMark is what a token keeps of a restore that came to its end.
+type restoreMark struct {
+	Manifest string `json:"manifest"` // hex of its SHA-256
+	Ledger   string `json:"ledger"`   // hex of the id of the new ledger
+}
+
+// restoredLabel is that of the data objects in which a token keeps which warrants it has
+// served: hex of the warrant's nonce, a space, hex of the ledger's id.
+const restoredLabel = "chancery:restored"
 
 // backupKEKTemplate is kekTemplate as an object of the token.
 func backupKEKTemplate(keyType uint, id []byte) (t []*pkcs11.Attribute, free func()) {
@@ -446,5 +457,65 @@ func (c *ceremony) restoreKeys(q restoreKeys) ([]bornKey, error) {
 			return nil, faultf(exitProtocol, "the backup of key %s names no KEK", w.Key.Name)
 		}
 	}
+	if err := c.unusedWarrant(t); err != nil {
+		return nil, err
+	}
 	return c.takeCopies(t, q.Keys)
+}
+
+// warrantNonce is hex of the nonce of the ceremony's warrant.
+func (c *ceremony) warrantNonce() (string, error) {
+	if c.open.Warrant == nil {
+		return "", faultf(exitGrant, "%w: a restore needs the officers' warrant", admin.ErrNotGranted)
+	}
+	p, err := admin.DecodeProposal(c.open.Warrant.Proposal)
+	return hex.EncodeToString(p.Nonce[:]), err
+}
+
+// unusedWarrant refuses a warrant that has restored a ledger from this token already. A
+// restore that was cut short leaves no mark. Modules without data objects have none.
+func (c *ceremony) unusedWarrant(t *token) error {
+	nonce, err := c.warrantNonce()
+	if err != nil {
+		return err
+	}
+	hs, err := t.findEvery([]*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, pkcs11.CKO_DATA), attr(pkcs11.CKA_LABEL, restoredLabel)})
+	if err != nil {
+		return nil
+	}
+	for _, h := range hs {
+		v, err := t.attributes(h, pkcs11.CKA_VALUE)
+		if err != nil {
+			return err
+		}
+		if was, ledger, _ := strings.Cut(string(v[pkcs11.CKA_VALUE]), " "); was == nonce {
+			return faultf(exitGrant, "%w: this warrant has restored ledger %s; ask the officers for another", admin.ErrNotGranted, audit.Text(ledger, 64))
+		}
+	}
+	return nil
+}
+
+// markRestored has the token keep that the warrant was used.
+func (c *ceremony) markRestored(q restoreMark) (none struct{}, err error) {
+	manifest, err := hex.DecodeString(q.Manifest)
+	if err != nil || len(manifest) != 32 {
+		return none, faultf(exitProtocol, "restore is malformed")
+	}
+	if err := c.allowed(admin.RestoreAct([32]byte(manifest))); err != nil {
+		return none, err
+	}
+	nonce, err := c.warrantNonce()
+	if err != nil {
+		return none, err
+	}
+	t, err := c.as(pkcs11.CKU_USER)
+	if err != nil {
+		return none, err
+	}
+	_, err = t.m.CreateObject(t.session, []*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, pkcs11.CKO_DATA), attr(pkcs11.CKA_TOKEN, true), attr(pkcs11.CKA_PRIVATE, true), attr(pkcs11.CKA_APPLICATION, "chancery"),
+		attr(pkcs11.CKA_LABEL, restoredLabel), attr(pkcs11.CKA_VALUE, nonce+" "+q.Ledger), attr(pkcs11.CKA_MODIFIABLE, false)})
+	if err != nil {
+		return none, classify("keeping that the warrant was used", err)
+	}
+	return none, nil
 }

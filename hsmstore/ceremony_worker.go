@@ -216,6 +216,8 @@ func (c *ceremony) do(f frame) (any, error) {
 		return with(f, c.proveBackup)
 	case cerRestore:
 		return with(f, c.restoreKeys)
+	case cerRestoreMark:
+		return with(f, c.markRestored)
 	case cerDestroy:
 		return with(f, c.destroy)
 	case cerClear:

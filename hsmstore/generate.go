@@ -55,8 +55,9 @@ type birth struct {
 	object  keyObject
 	rec     KeyRecord
 	born    bornKey
-	fresh   bool // born in this ceremony, not by one that was cut short
-	backup  bool // it is wrapped to the backup recipients
+	fresh   bool     // born in this ceremony, not by one that was cut short
+	backup  bool     // it is wrapped to the backup recipients
+	becomes KeyState // with its last proof; "": usable
 }
 
 // GenerateKey bears one key; see [Store.GenerateKeys].
@@ -368,10 +369,13 @@ func (s *Store) prove(ctx context.Context, grant *admin.Grant, births []*birth) 
 		return nil, err
 	}
 	for i, b := range births {
+		if b.becomes == "" {
+			b.becomes = KeyUsable
+		}
 		for j, m := range b.members {
 			var last []audit.Projection
 			if j == len(b.members)-1 {
-				last = append(last, SetKeyState{ID: b.rec.ID, From: []KeyState{KeyBorn}, To: KeyUsable})
+				last = append(last, SetKeyState{ID: b.rec.ID, From: []KeyState{KeyBorn}, To: b.becomes})
 			}
 			proof := s.proveOn
 			if m.native() {
@@ -381,7 +385,7 @@ func (s *Store) prove(ctx context.Context, grant *admin.Grant, births []*birth) 
 				return nil, fmt.Errorf("proving key %q on member %s: %w", b.spec.Name, m.cfg.Name, err)
 			}
 		}
-		keys[i].setState(KeyUsable)
+		keys[i].setState(b.becomes)
 	}
 	return keys, nil
 }

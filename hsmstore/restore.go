@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -19,6 +20,7 @@ type Restoration struct {
 	Manifest  [32]byte       // its SHA-256
 	Ledger    audit.LedgerID // of the predecessor
 	Origin    string         // of the predecessor
+	Genesis   []byte         // its leaf 0
 	Recipient RecipientRecord
 	Keys      []BackupKey
 	Warrant   *admin.Warrant // of the predecessor's officers, for admin.RestoreAct
@@ -103,17 +105,44 @@ func (s *Store) Restore(ctx context.Context, grant *admin.Grant, g audit.Genesis
 	if err := s.enrol(ctx, grant); err != nil {
 		return err
 	}
-	// 4. The proofs, with which the keys become usable; and what was out of use stays so.
-	keys, err := s.prove(ctx, grant, append(births, restored...))
+	// 4. The proofs, with which the keys become what they were.
+	if _, err := s.prove(ctx, grant, append(births, restored...)); err != nil {
+		return err
+	}
+	s.finishRestore = func(ctx context.Context, carried uint64) error {
+		return s.completeRestore(ctx, under, m, act, grant, r, carried)
+	}
+	return nil
+}
+
+// FinishRestore ends what [Store.Restore] began, when issuers and revocations are there
+// too: a leaf says so, without which audit verify does not accept the ledger, and the
+// token keeps that the warrant was used. carried is the number of revocations.
+func (s *Store) FinishRestore(ctx context.Context, carried uint64) error {
+	if s.finishRestore == nil {
+		return errors.New("no restore was begun here")
+	}
+	return s.finishRestore(ctx, carried)
+}
+
+func (s *Store) completeRestore(ctx, under context.Context, m *member, act string, grant *admin.Grant, r Restoration, carried uint64) error {
+	id := s.ledger.ID()
+	c, err := startCeremony(under, m.cfg, m.current().Serial, []string{act}, false)
 	if err != nil {
 		return err
 	}
-	for i, k := range r.Keys {
-		if k.State != KeyUsable {
-			if err := s.changeState(ctx, keys[len(births)+i], KeyUsable, k.State, "as it was in "+r.Origin); err != nil {
-				return err
-			}
-		}
+	defer c.end()
+	if err := c.do(ctx, cerRestoreMark, restoreMark{Manifest: hex.EncodeToString(r.Manifest[:]), Ledger: hex.EncodeToString(id[:])}, &struct{}{}); err != nil {
+		s.log.Warn("the token does not keep that the warrant was used: see to it that nobody else uses it", "err", err)
+	}
+	var f audit.Fields
+	f.Hash(audit.TagManifest, r.Manifest)
+	f.Text(audit.TagSource, r.Origin)
+	f.Hash(audit.TagGrant, grant.Hash())
+	f.Text(audit.TagState, "complete")
+	f.Uint64(audit.TagCount, carried)
+	if _, err := s.ledger.Append(ctx, audit.Event(audit.OpRestore, f)); err != nil {
+		return fmt.Errorf("recording the end of the restore: %w", err)
 	}
 	return nil
 }
@@ -167,7 +196,7 @@ func (s *Store) unwrapRestored(ctx context.Context, m *member, act string, r Res
 		}
 		rec := k.KeyRecord
 		rec.Origin, rec.Members, rec.State, rec.Birth, rec.Adopted, rec.Confined = m.cfg.Name, []string{m.cfg.Name}, KeyBorn, 0, nil, false
-		out[i] = &birth{spec: KeySpec{Name: k.Name}, members: []*member{m}, origin: m, object: ask.Keys[i].Key, born: born[i], rec: rec}
+		out[i] = &birth{spec: KeySpec{Name: k.Name}, becomes: k.State, members: []*member{m}, origin: m, object: ask.Keys[i].Key, born: born[i], rec: rec}
 	}
 	return out, nil
 }
@@ -184,6 +213,7 @@ func (s *Store) recordWarrant(ctx context.Context, grant *admin.Grant, r Restora
 	f.Text(audit.TagSource, r.Origin)
 	f.Hash(audit.TagGrant, grant.Hash())
 	f.List(audit.TagWarrant, items...)
+	f.Bytes(audit.TagPredecessor, r.Genesis)
 	if _, err := s.ledger.Append(ctx, audit.Event(audit.OpRestore, f)); err != nil {
 		return fmt.Errorf("recording the officers' warrant: %w", err)
 	}
@@ -202,6 +232,7 @@ func (s *Store) recordRestored(ctx context.Context, grant *admin.Grant, b *birth
 	f.Bytes(audit.TagAlgorithm, alg.ident)
 	f.Hash(audit.TagManifest, r.Manifest)
 	f.Text(audit.TagSource, r.Origin)
+	f.Text(audit.TagState, string(b.becomes))
 	a, err := s.ledger.Append(ctx, audit.Event(audit.OpRestore, f), PutKey{b.rec})
 	if err != nil {
 		return 0, fmt.Errorf("recording the restored key %q: %w", b.rec.Name, err)

@@ -1,17 +1,31 @@
 package test
 
 import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"database/sql"
+	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
+	"chancery/admin"
+	"chancery/audit"
 	"chancery/dbstore"
 )
 
@@ -132,7 +146,9 @@ func TestBackupAndRestore(t *testing.T) {
 
 	// Rehearse, also with what was tampered with.
 	report := filepath.Join(out, "report.json")
-	bare(0, "hsm", "rehearse", "--manifest", manifest, "--config", config, "--out", report)
+	id := []string{"--ledger", before.Ledger}
+	bare(2, "hsm", "rehearse", "--manifest", manifest, "--config", config)
+	bare(0, append([]string{"hsm", "rehearse", "--manifest", manifest, "--config", config, "--out", report}, id...)...)
 	var r struct {
 		OK   bool
 		Keys []struct {
@@ -144,7 +160,7 @@ func TestBackupAndRestore(t *testing.T) {
 	if err != nil || json.Unmarshal(b, &r) != nil || !r.OK || len(r.Keys) != 4 {
 		t.Errorf("report: %v\n%s", err, b)
 	}
-	if text := bare(0, "hsm", "rehearse", "--manifest", manifest, "--config", config); !strings.Contains(text, "would come back as a whole") {
+	if text := bare(0, append([]string{"hsm", "rehearse", "--manifest", manifest, "--config", config}, id...)...); !strings.Contains(text, "would come back as a whole") {
 		t.Errorf("report:\n%s", text)
 	}
 	original, err := os.ReadFile(manifest)
@@ -163,18 +179,20 @@ func TestBackupAndRestore(t *testing.T) {
 		if err := os.WriteFile(bad, []byte(change), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		for _, args := range [][]string{{"rehearse", "--config", config}, {"restore", "--request", filepath.Join(out, "no")}} {
+		for _, args := range [][]string{append([]string{"rehearse", "--config", config}, id...), append([]string{"restore", "--request", filepath.Join(out, "no")}, id...)} {
 			if text := bare(7, append([]string{"hsm", args[0], "--manifest", bad}, args[1:]...)...); !strings.Contains(text, "manifest") {
 				t.Errorf("%s: %s", what, text)
 			}
 		}
 	}
 
+	forgedManifest(t, manifest, config, before.Ledger)
+
 	// The officers decide without a server.
 	request := filepath.Join(out, "request.json")
 	adminFile := filepath.Join(n.dir, "admin.token")
-	bare(0, "hsm", "restore", "--manifest", manifest, "--request", request)
-	restore := []string{"hsm", "restore", "--manifest", manifest, "--config", config, "--warrant", request, "--admin-token", adminFile}
+	bare(0, append([]string{"hsm", "restore", "--manifest", manifest, "--request", request}, id...)...)
+	restore := append([]string{"hsm", "restore", "--manifest", manifest, "--config", config, "--warrant", request, "--admin-token", adminFile}, id...)
 	bare(4, restore...)
 	sign := func(want int, name string) {
 		t.Helper()
@@ -186,10 +204,37 @@ func TestBackupAndRestore(t *testing.T) {
 		t.Errorf("restored by one officer: %s", text)
 	}
 	sign(0, "officer-2")
+	// Killed between an issuer and its revocations: nobody finishes that, it begins again.
+	killed := exec.Command(chancery, restore...)
+	killed.Env = append(os.Environ(), "CHANCERY_FAILPOINT=restored-issuer:2")
+	if text, err := killed.CombinedOutput(); err == nil || killed.ProcessState.Exited() {
+		t.Fatalf("the restore was not killed: %s", text)
+	}
+	n.fail(3, "restore", "empty")
+	if out, code := run(t, nil, chancery, "audit", "verify", "--dir", n.dir); code != 7 || !strings.Contains(out, "never finished") {
+		t.Errorf("audit verify accepts half a restore: %s", out)
+	}
+	for _, gone := range []string{"chancery.db", "chancery.db-wal", "chancery.db-shm", "journal", "officers"} {
+		if err := os.RemoveAll(filepath.Join(n.dir, gone)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if text := bare(0, restore...); !strings.Contains(text, before.Origin) {
 		t.Errorf("restore: %s", text)
 	}
 	bare(3, restore...) // the database is not empty any more
+	// Nor does the warrant restore another ledger from this token.
+	elsewhere := filepath.Join(t.TempDir(), "chancery.yaml")
+	again := strings.ReplaceAll(n.read("chancery.yaml"), n.dir, filepath.Dir(elsewhere))
+	again = strings.ReplaceAll(again, filepath.Join(filepath.Dir(elsewhere), "journal"), filepath.Join(filepath.Dir(elsewhere), "j"))
+	if err := os.WriteFile(elsewhere, []byte(again), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	twice := slices.Clone(restore)
+	twice[slices.Index(twice, config)] = elsewhere
+	if text := bare(4, twice...); !strings.Contains(text, "has restored ledger") {
+		t.Errorf("ATTACK WORKED: a warrant restored twice: %s", text)
+	}
 
 	// The CA goes on.
 	n.start()
@@ -215,16 +260,36 @@ func TestBackupAndRestore(t *testing.T) {
 	if !revokes(l, revoked.Serial) || revokes(l, kept.Serial) {
 		t.Error("the new CRL does not hold what the old one did")
 	}
-	if l.Number.Uint64() <= 1<<40 || old.Number.Uint64() >= 1<<40 || !l.ThisUpdate.After(old.ThisUpdate) {
+	if l.Number.Uint64() < uint64(l.ThisUpdate.Add(-time.Hour).Unix())<<24 || old.Number.Uint64() >= 1<<40 || !l.ThisUpdate.After(old.ThisUpdate) {
 		t.Errorf("CRL numbers %v and %v are not disjoint, or %v is not after %v", old.Number, l.Number, l.ThisUpdate, old.ThisUpdate)
 	}
 	// What the old ledger issued can be revoked here.
-	if _, err := n.api(client, adminToken, "POST", "/api/v1/certificates/"+kept.Serial+"/revoke", map[string]any{"reason": "keyCompromise"}, nil); err != nil {
-		t.Fatal(err)
+	revoke := func(serial, reason, certificate string) int {
+		t.Helper()
+		code, _ := n.api(client, adminToken, "POST", "/api/v1/certificates/"+serial+"/revoke", map[string]any{"reason": reason, "certificate": certificate}, nil)
+		return code
 	}
-	eventually(t, func() bool { return revokes(n.crl("issuing"), kept.Serial) })
+	for what, code := range map[string]int{
+		"by its serial alone":            revoke(kept.Serial, "superseded", ""),
+		"an invented serial":             revoke("1234567890abcdef", "superseded", kept.Certificate),
+		"the issuing CA":                 revoke(serialOf(t, kept.Chain), "superseded", kept.Chain),
+		"a certificate of somebody else": revoke(serialOf(t, foreignCertificate(t, kept.Serial)), "superseded", foreignCertificate(t, kept.Serial)),
+	} {
+		if code < 400 || code >= 500 {
+			t.Errorf("%s: status %d", what, code)
+		}
+	}
+	for _, reason := range []string{"superseded", "keyCompromise"} { // the worse reason replaces the other
+		if code := revoke(kept.Serial, reason, kept.Certificate); code != 202 {
+			t.Fatalf("revoking what the old ledger issued: status %d", code)
+		}
+	}
+	eventually(t, func() bool { return reasonOf(n.crl("issuing"), kept.Serial) == 1 })
+	if c := n.crl("issuing"); len(c.RevokedCertificateEntries) != 2 {
+		t.Errorf("%d entries on the CRL", len(c.RevokedCertificateEntries))
+	}
 	ncli := commandLine{t, n}
-	ncli.run(0, "hsm", "verify")
+	leftovers(t, ncli.run(7, "hsm", "verify"))
 	doc := filepath.Join(out, "contract.txt")
 	if err := os.WriteFile(doc, []byte("a contract"), 0o600); err != nil {
 		t.Fatal(err)
@@ -240,8 +305,8 @@ func TestBackupAndRestore(t *testing.T) {
 		t.Fatal(err)
 	}
 	ncli.approve(nil, "hsm", "add", "near")
-	ncli.run(0, "hsm", "verify")
-	if rep := n.auditVerify(); rep.Origin == before.Origin || rep.Revocations != 2 {
+	leftovers(t, ncli.run(7, "hsm", "verify"))
+	if rep := n.auditVerify(); rep.Origin == before.Origin || rep.Revocations != 2 || rep.Succeeds != before.Ledger {
 		t.Errorf("audit of the new ledger: %+v", rep)
 	}
 	var previous string
@@ -316,4 +381,158 @@ func must2(b []byte, err error) []byte {
 		panic(err)
 	}
 	return b
+}
+
+func serialOf(t *testing.T, text string) string {
+	t.Helper()
+	block, _ := pem.Decode([]byte(text))
+	c, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return hex.EncodeToString(c.SerialNumber.Bytes())
+}
+
+// foreignCertificate bears the issuing CA's name and a serial of its, and another's
+// signature.
+func foreignCertificate(t *testing.T, serial string) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, _ := new(big.Int).SetString(serial, 16)
+	tmpl := &x509.Certificate{SerialNumber: n, Subject: pkix.Name{Organization: []string{"Chancery at localhost"}, CommonName: "Chancery Issuing CA"}, NotAfter: time.Now().Add(time.Hour)}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: must2(x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key))}))
+}
+
+// reasonOf is the reason for which a CRL lists a serial; -1: it does not.
+func reasonOf(l *x509.RevocationList, serial string) int {
+	for _, e := range l.RevokedCertificateEntries {
+		if hex.EncodeToString(e.SerialNumber.Bytes()) == serial {
+			return e.ReasonCode
+		}
+	}
+	return -1
+}
+
+// leftovers wants no findings but the keys that cut restores made for their own ledgers:
+// the token has them until somebody destroys them.
+func leftovers(t *testing.T, out string) {
+	t.Helper()
+	n := 0
+	for line := range strings.Lines(out) {
+		if strings.Contains(line, " on ") && strings.Contains(line, "label") {
+			n++
+			if !strings.HasPrefix(line, "unknown") || !strings.Contains(line, "chancery:checkpoint:") && !strings.Contains(line, "chancery:probe:") {
+				t.Errorf("finding: %s", line)
+			}
+		}
+	}
+	if n != 4 {
+		t.Errorf("%d findings:\n%s", n, out)
+	}
+}
+
+// softKey signs checkpoints of a ledger that nobody should believe.
+type softKey struct{ *ecdsa.PrivateKey }
+
+func (k softKey) Public() crypto.PublicKey { return k.PrivateKey.Public() }
+func (k softKey) SignCheckpoint(_ context.Context, body []byte) ([]byte, error) {
+	h := sha256.Sum256(body)
+	return ecdsa.SignASN1(rand.Reader, k.PrivateKey, h[:])
+}
+
+// forgedManifest is what somebody makes who has the files of a backup: a ledger with
+// officers of his own around the keys of another. It is perfect but for the ledger's id.
+func forgedManifest(t *testing.T, manifest, config, ledgerID string) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	dir := t.TempDir()
+	roster := admin.Roster{Quorum: 2}
+	for _, name := range []string{"mallory-1", "mallory-2"} {
+		k, err := admin.NewOfficerKey(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o, err := k.Officer()
+		if err != nil {
+			t.Fatal(err)
+		}
+		roster.Officers = append(roster.Officers, o)
+	}
+	db, err := dbstore.Open(ctx, "sqlite:"+filepath.Join(dir, "forged.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	ledger, err := audit.Open(ctx, db, audit.Options{Node: "forger", Build: "x"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var running sync.WaitGroup
+	running.Go(func() { ledger.Run(ctx) })
+	defer running.Wait()
+	defer cancel()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spki, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ledger.Genesis(ctx, audit.Genesis{Random: [32]byte{9}, Dev: true, Domain: "localhost", Roster: roster.Digest(), CheckpointKeys: [][]byte{spki}, Acts: []string{"x"}}); err != nil {
+		t.Fatal(err)
+	}
+	cp := audit.NewCheckpointer(ledger, softKey{key}, "")
+	if err := cp.Sign(ctx); err != nil {
+		t.Fatal(err)
+	}
+	var m map[string]json.RawMessage
+	if err := json.Unmarshal(must2(os.ReadFile(manifest)), &m); err != nil {
+		t.Fatal(err)
+	}
+	put := func(name string, v any) { m[name] = must2(json.Marshal(v)) }
+	id := ledger.ID()
+	put("ledger", hex.EncodeToString(id[:]))
+	put("origin", ledger.Origin())
+	put("roster", roster)
+	if err := db.Leaves(ctx, 0, 1, func(_ uint64, b []byte) error { put("genesis", b); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	note, err := cp.Latest(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put("checkpoint", note)
+	text := must2(json.Marshal(m))
+	var f audit.Fields
+	f.Hash(audit.TagManifest, sha256.Sum256(text))
+	f.Text(audit.TagRecipient, "far")
+	leaf, err := ledger.Append(ctx, audit.Event(audit.OpBackup, f))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cp.Sign(ctx); err != nil {
+		t.Fatal(err)
+	}
+	proof, err := cp.ProofText(ctx, leaf.Index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forged := filepath.Join(dir, "forged.manifest.json")
+	if err := os.WriteFile(forged, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "forged.proof"), proof, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"rehearse", "--config", config}, {"restore", "--request", filepath.Join(dir, "request.json")}} {
+		out, code := run(t, nil, chancery, append([]string{"hsm", args[0], "--manifest", forged, "--ledger", ledgerID}, args[1:]...)...)
+		if code != 7 || !strings.Contains(out, "is of ledger "+hex.EncodeToString(id[:])) {
+			t.Errorf("ATTACK WORKED: %s takes a ledger of somebody else: %d %s", args[0], code, out)
+		}
+	}
 }

@@ -73,7 +73,9 @@ func (s *Server) makeManifest(c echo.Context) error {
 	if err := readJSON(c, &body); err != nil {
 		return err
 	}
-	m, err := s.cfg.Backup.Manifest(c.Request().Context(), param(c, "name", ""))
+	ctx, cancel := unhurried(c)
+	defer cancel()
+	m, err := s.cfg.Backup.Manifest(ctx, param(c, "name", ""))
 	if err != nil {
 		return hsmProblem(err)
 	}
@@ -86,7 +88,9 @@ func (s *Server) verifyBackup(c echo.Context) error {
 	if err := readJSON(c, &body); err != nil {
 		return err
 	}
-	checks, err := s.cfg.Backup.Verify(c.Request().Context(), param(c, "name", ""))
+	ctx, cancel := unhurried(c)
+	defer cancel()
+	checks, err := s.cfg.Backup.Verify(ctx, param(c, "name", ""))
 	if err != nil {
 		return hsmProblem(err)
 	}

@@ -2,6 +2,7 @@ package web
 
 import (
 	"bytes"
+	"context"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -28,7 +29,8 @@ type issueRequest struct {
 
 // revokeRequest is the body of POST /api/v1/certificates/{serial}/revoke.
 type revokeRequest struct {
-	Reason string `json:"reason"` // as RFC 5280 §5.3.1 writes it
+	Reason      string `json:"reason"`      // as RFC 5280 §5.3.1 writes it
+	Certificate string `json:"certificate"` // PEM; of one that the ledger before this one issued
 }
 
 // receipt is an audit.Receipt as the API writes it.
@@ -255,13 +257,8 @@ func (s *Server) revoke(c echo.Context) error {
 	serial := param(c, "serial", "")
 	found, err := s.cfg.CA.Certificate(ctx, serial)
 	var refusal *ca.Refusal
-	if errors.As(err, &refusal) && refusal.Code == ca.NotFound {
-		// A CA that was restored does not have what its predecessor issued: it revokes the serial.
-		err := s.cfg.CA.Revoke(ctx, ca.RevokeRequest{Serial: serial, Reason: reason, Requester: requester})
-		if err != nil && !(errors.As(err, &refusal) && refusal.Code == ca.AlreadyRevoked) {
-			return err
-		}
-		return writeJSON(c, http.StatusAccepted, struct{}{})
+	if errors.As(err, &refusal) && refusal.Code == ca.NotFound && body.Certificate != "" {
+		return s.revokePredecessors(c, ctx, serial, body.Certificate, reason)
 	}
 	if err != nil {
 		return err
@@ -277,6 +274,31 @@ func (s *Server) revoke(c echo.Context) error {
 		return fmt.Errorf("reading certificate after its revocation: %w", err)
 	}
 	return writeJSON(c, http.StatusOK, certificateOf(found))
+}
+
+// revokePredecessors revokes what a CA that was restored does not have: the certificate
+// itself must be given, and its signature says that it is one of this CA.
+func (s *Server) revokePredecessors(c echo.Context, ctx context.Context, serial, text string, reason ca.Reason) error {
+	block, rest := pem.Decode([]byte(text))
+	if block == nil || block.Type != "CERTIFICATE" || len(bytes.TrimSpace(rest)) > 0 {
+		return problemf(badParameter, "certificate must be one PEM block CERTIFICATE").at("/certificate", "")
+	}
+	found, err := s.cfg.CA.CertificateByDER(ctx, block.Bytes)
+	if err != nil {
+		return err
+	}
+	if found.Serial != serial {
+		return problemf(badParameter, "the certificate has the serial %s, the URL %s", found.Serial, quote(serial)).at("/certificate", "")
+	}
+	if err := endEntity(found); err != nil {
+		return err
+	}
+	err = s.cfg.CA.Revoke(ctx, ca.RevokeRequest{Issuer: found.Issuer, Serial: found.Serial, Reason: reason, Requester: requester, Certificate: found.DER})
+	var refusal *ca.Refusal
+	if err != nil && !(errors.As(err, &refusal) && refusal.Code == ca.AlreadyRevoked) {
+		return err
+	}
+	return writeJSON(c, http.StatusAccepted, struct{}{})
 }
 
 // endEntity refuses to let the admin token take a CA down: that needs officers (P7).

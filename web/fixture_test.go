@@ -111,6 +111,9 @@ func (f *fakeCA) Certificate(_ context.Context, serial string) (*ca.Certificate,
 	return &copied, nil
 }
 
+func (f *fakeCA) CertificateByDER(context.Context, []byte) (*ca.Certificate, error) {
+	return nil, &ca.Refusal{Code: ca.NotFound, Field: "certificate", Detail: "this CA did not issue that certificate"}
+}
 func (f *fakeCA) Certificates(_ context.Context, q ca.Query) ([]*ca.Certificate, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

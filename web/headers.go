@@ -146,6 +146,15 @@ func carryThrough(c echo.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(c.Request().Context()), requestTime)
 }
 
+// slowTime is for answers that many keys or a long CRL hold up.
+const slowTime = 15 * time.Minute
+
+// unhurried is carryThrough for such answers.
+func unhurried(c echo.Context) (context.Context, context.CancelFunc) {
+	_ = http.NewResponseController(c.Response()).SetWriteDeadline(time.Now().Add(slowTime)) // else the server's own holds
+	return context.WithTimeout(context.WithoutCancel(c.Request().Context()), slowTime)
+}
+
 // asAdmin lets only the holder of the admin token pass (RFC 6750 §2.1).
 func (s *Server) asAdmin(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {

@@ -159,6 +159,8 @@ func TestAnswersMatchOpenAPI(t *testing.T) {
 		{"revoke again", call{method: post, path: certs + "/4f2a/revoke", body: `{"reason": "superseded"}`}, nil, 200, ""},
 		{"revoke a CA", call{method: post, path: certs + "/51/revoke", body: revoke}, nil, 403, "needs-officers"},
 		{"revoke none", call{method: post, path: certs + "/00/revoke", body: revoke}, nil, 404, "not-found"},
+		{"revoke a predecessor's", call{method: post, path: certs + "/00/revoke", body: `{"reason": "superseded", "certificate": "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n"}`}, nil, 404, "not-found"},
+		{"revoke what is no PEM", call{method: post, path: certs + "/00/revoke", body: `{"reason": "superseded", "certificate": "x"}`}, nil, 400, "bad-parameter"},
 		{"revoke for fun", call{method: post, path: certs + "/4f2b/revoke", body: `{"reason": "fun"}`}, nil, 400, "bad-revocation-reason"},
 		{"revoke without ledger", call{method: post, path: certs + "/4f2b/revoke", body: revoke}, audit.ErrUnavailable, 503, "unavailable"},
 		{"show revoked", call{path: certs + "/4f2a"}, nil, 200, ""},

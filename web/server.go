@@ -31,6 +31,8 @@ type Authority interface {
 	Revoke(ctx context.Context, r ca.RevokeRequest) error
 	// Certificate finds a certificate by its serial in lower-case hex.
 	Certificate(ctx context.Context, serial string) (*ca.Certificate, error)
+	// CertificateByDER finds one, also of the ledger before this one.
+	CertificateByDER(ctx context.Context, der []byte) (*ca.Certificate, error)
 	// Certificates lists certificates, newest first.
 	Certificates(ctx context.Context, q ca.Query) ([]*ca.Certificate, error)
 	// CRL is the newest CRL of an issuer, DER, and when the next is due at the latest.

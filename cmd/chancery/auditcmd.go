@@ -74,6 +74,7 @@ func auditVerifyCommand() *cobra.Command {
 				return json.NewEncoder(c.OutOrStdout()).Encode(rep)
 			}
 			fmt.Fprintf(c.OutOrStdout(), `ledger       %s
+id           %s
 entries      %d, root %s
 intents      %d: %d done, %d failed, %d orphaned, %d in flight
 certificates %d, each with its own done entry; %d revocations, each with its entry
@@ -81,7 +82,10 @@ grants       %d by officers, each with their signatures
 checkpoints  %d, the newest covers %d entries
 witnesses    %d entries of the intent journal and %d anchored checkpoints agree
 OK
-`, rep.Origin, rep.Size, rep.Root, rep.Intents, rep.Done, rep.Failed, rep.Orphans, rep.Open, rep.Certificates, rep.Revocations, rep.Grants, rep.Checkpoints, rep.Signed, rep.Journaled, rep.Anchored)
+`, rep.Origin, rep.Ledger, rep.Size, rep.Root, rep.Intents, rep.Done, rep.Failed, rep.Orphans, rep.Open, rep.Certificates, rep.Revocations, rep.Grants, rep.Checkpoints, rep.Signed, rep.Journaled, rep.Anchored)
+			if rep.Succeeds != "" {
+				fmt.Fprintf(c.OutOrStdout(), "succeeds     ledger %s: compare with what you know of it\n", rep.Succeeds)
+			}
 			if rep.Backward > 0 {
 				fmt.Fprintf(c.OutOrStdout(), "note: the clock went back %d times; the order of entries is their index\n", rep.Backward)
 			}

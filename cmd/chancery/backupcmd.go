@@ -87,6 +87,7 @@ func (b *backupRequest) run(c *cobra.Command, g *request, name string) error {
 		}
 	}
 	path := base + "/" + url.PathEscape(name)
+	g.r.slow = true // many keys, big CRLs
 	p := follow(c)
 	defer p.end()
 	if b.verify {
@@ -115,7 +116,7 @@ func (b *backupRequest) run(c *cobra.Command, g *request, name string) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(c.OutOrStdout(), "manifest %s\nproof    %s\nkeys     %d, for token %s only\nsha256   %x\n", file, strings.TrimSuffix(file, manifestEnding)+proofEnding, len(opened.keys), visible(opened.Recipient.Serial), opened.hash)
+	_, err = fmt.Fprintf(c.OutOrStdout(), "manifest %s\nproof    %s\nkeys     %d, for token %s only\nsha256   %x\nledger   %x\n\nKeep the ledger's id apart from these files: a restore asks for it.\n", file, strings.TrimSuffix(file, manifestEnding)+proofEnding, len(opened.keys), visible(opened.Recipient.Serial), opened.hash, opened.ledger)
 	return err
 }
 
@@ -168,9 +169,9 @@ type rehearsal struct {
 }
 
 func hsmRehearseCommand() *cobra.Command {
-	var manifestFile, configFile, out string
+	var manifestFile, ledger, configFile, out string
 	c := &cobra.Command{
-		Use: "rehearse --manifest FILE --config BACKUP-SITE.yaml", Short: "Prove that a backup would come back, without a server",
+		Use: "rehearse --manifest FILE --ledger ID --config BACKUP-SITE.yaml", Short: "Prove that a backup would come back, without a server",
 		Long: "Verifies the manifest and its proof from their bytes alone, then has the recipient's token (hsm.backups or\n" +
 			"hsm.members of the configuration) unwrap every key as a session object, sign a challenge and forget it again;\n" +
 			"and makes sure that none comes out weaker than it was. Needs the token's user PIN only. Exit code 7 if a key\n" +
@@ -182,6 +183,9 @@ func hsmRehearseCommand() *cobra.Command {
 			}
 			m, err := readManifest(manifestFile)
 			if err != nil {
+				return err
+			}
+			if err := m.isOf(ledger); err != nil {
 				return err
 			}
 			cfg, err := loadConfig(configFile, "")
@@ -205,6 +209,7 @@ func hsmRehearseCommand() *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&manifestFile, "manifest", "", "the manifest; its proof lies beside it")
+	c.Flags().StringVar(&ledger, "ledger", "", ledgerUsage)
 	c.Flags().StringVar(&configFile, "config", "", "configuration that names the recipient's token")
 	c.Flags().StringVar(&out, "out", "", "write the report there: .json, or text for any other name; default standard output")
 	return c

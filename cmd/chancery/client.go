@@ -22,7 +22,11 @@ import (
 const exitAuth = 4
 
 // remote says how a command reaches the running server.
-type remote struct{ dir, server, tokenFile, roots string }
+type remote struct {
+	dir, server, tokenFile, roots string
+
+	slow bool // the answer may take minutes
+}
 
 func (r *remote) flags(c *cobra.Command) {
 	c.Flags().StringVar(&r.dir, "dir", "./data", "folder of chancery dev: gives server, token and roots")
@@ -101,13 +105,17 @@ func (r *remote) ask(ctx context.Context, method, path string, body io.Reader, i
 		req.Header.Set("Content-Type", "application/json")
 	}
 	req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
-	c := &http.Client{Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}}
+	patience := time.Minute
+	if r.slow {
+		patience = 15 * time.Minute
+	}
+	c := &http.Client{Timeout: patience, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}}
 	resp, err := c.Do(req)
 	if err != nil {
 		return fmt.Errorf("asking %s: %w; is the server running?", r.server, unwrapAll(err))
 	}
 	defer resp.Body.Close()
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, 4<<20))
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, 256<<20))
 	if err != nil {
 		return fmt.Errorf("asking %s: %w", r.server, err)
 	}

@@ -82,11 +82,14 @@ func (s *server) genesis(ctx context.Context, roster admin.Roster, tokenHash [32
 			return fmt.Errorf("genesis: %w", err)
 		}
 	} else {
-		done, err := s.done(ctx, p)
+		leaf0, err := s.ledger.Leaf(ctx, 0)
 		if err != nil {
 			return err
 		}
-		leaf0, err := s.ledger.Leaf(ctx, 0)
+		if err := notRestored(leaf0); err != nil {
+			return err
+		}
+		done, err := s.done(ctx, p)
 		if err != nil {
 			return err
 		}
@@ -161,6 +164,14 @@ func (s *server) done(ctx context.Context, p *plan) (func(act string) bool, erro
 		}
 	}
 	return func(act string) bool { return done[act] || s.hsm.ActDone(act) }, nil
+}
+
+// notRestored refuses to finish what a restore began: revocations would be missing.
+func notRestored(leaf0 audit.Leaf) error {
+	if _, successor := leaf0.Get(audit.TagPrevious); !successor {
+		return nil
+	}
+	return &exit{exitConfig, errors.New("a restore into this database was interrupted and cannot be finished: begin again with an empty database and an empty journal: chancery hsm restore")}
 }
 
 // complete tells whether genesis was carried out to its end.

@@ -179,6 +179,8 @@ type openedManifest struct {
 	leaf0   audit.Leaf
 	ledger  audit.LedgerID
 	last    string // newest checkpoint of the ledger, from the proof
+	size    uint64 // of that
+	revoked int    // certificates on the CRLs
 	keys    []hsmstore.BackupKey
 	issuers []ca.RestoredIssuer
 }
@@ -244,7 +246,7 @@ func openManifest(text, proof []byte) (*openedManifest, error) {
 	if _, err := audit.OpenCheckpoint(m.Checkpoint, origin, spkis); err != nil {
 		return nil, err
 	}
-	m.last = p.Checkpoint.Note
+	m.last, m.size = p.Checkpoint.Note, p.Checkpoint.Size
 	return m, m.typed()
 }
 
@@ -281,11 +283,34 @@ func (m *openedManifest) typed() error {
 			return fmt.Errorf("issuer %s: its parent %q does not stand before it", audit.Text(i.Name, 64), audit.Text(i.Parent, 64))
 		case spkis[i.Key] != nil && !bytes.Equal(spkis[i.Key], cert.RawSubjectPublicKeyInfo):
 			return fmt.Errorf("issuer %s: its certificate is for another key than %s", i.Name, i.Key)
+		case slices.ContainsFunc(m.keys, func(k hsmstore.BackupKey) bool {
+			return k.Name == i.Key && (k.Purpose != audit.PurposeIssuer || !bytes.Equal(k.Subject, cert.RawSubject))
+		}):
+			return fmt.Errorf("issuer %s: key %s is no issuer key of its name", i.Name, audit.Text(i.Key, 64))
 		}
-		if _, err := r.Check(certs[i.Parent]); err != nil {
+		crl, err := r.Check(certs[i.Parent])
+		if err != nil {
 			return err
 		}
+		if crl != nil {
+			m.revoked += len(crl.RevokedCertificateEntries)
+		}
 		m.issuers = append(m.issuers, r)
+	}
+	return nil
+}
+
+const ledgerUsage = "id of the ledger that the backup is of, 64 hex digits, as you have kept it: hsm backup and audit verify show it"
+
+// isOf holds a manifest against the id of a ledger that people have kept: whoever has the
+// files could have made another ledger with officers of his own around the keys.
+func (m *openedManifest) isOf(ledger string) error {
+	id, err := hex.DecodeString(ledger)
+	if err != nil || len(id) != len(m.ledger) {
+		return &exit{exitUsage, errors.New("--ledger ID is needed: the 64 hex digits of the ledger's id, from where you keep it, not from the manifest; chancery hsm backup and chancery audit verify show it")}
+	}
+	if !bytes.Equal(id, m.ledger[:]) {
+		return &exit{exitVerify, fmt.Errorf("the manifest is of ledger %x, not of %x", m.ledger, id)}
 	}
 	return nil
 }

@@ -24,7 +24,7 @@ import (
 func hsmRestoreCommand() *cobra.Command {
 	var r restore
 	c := &cobra.Command{
-		Use: "restore --manifest FILE (--request FILE | --config NEW.yaml --warrant FILE)", Short: "Go on with the keys of a backup, as a new ledger",
+		Use: "restore --manifest FILE --ledger ID (--request FILE | --config NEW.yaml --warrant FILE)", Short: "Go on with the keys of a backup, as a new ledger",
 		Long: "First --request FILE writes what the officers of the old CA are to sign; each of a quorum signs it without a\n" +
 			"server: chancery approve sign --file FILE --officer NAME --key FILE. Then --warrant FILE restores: the\n" +
 			"configuration names an empty database and, as the one member, the recipient's token. A new ledger begins whose\n" +
@@ -42,6 +42,12 @@ func hsmRestoreCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := m.isOf(r.ledger); err != nil {
+				return err
+			}
+			if age := time.Since(m.Made); age > oldManifest && !r.oldOK {
+				return &exit{exitUsage, fmt.Errorf("the manifest is %s old: what was revoked since is not in it. Take a newer one, or say --old-manifest-ok", age.Round(time.Hour))}
+			}
 			if r.request != "" {
 				return r.ask(m)
 			}
@@ -49,6 +55,8 @@ func hsmRestoreCommand() *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&r.manifest, "manifest", "", "the manifest; its proof lies beside it")
+	c.Flags().StringVar(&r.ledger, "ledger", "", ledgerUsage)
+	c.Flags().BoolVar(&r.oldOK, "old-manifest-ok", false, "also take a manifest that is older than two days")
 	c.Flags().StringVar(&r.request, "request", "", "write what the officers are to sign to this file")
 	c.Flags().DurationVar(&r.lifetime, "lifetime", admin.DefaultLifetime, "how long the request may be signed and used, at most 168h")
 	c.Flags().StringVar(&r.file, "config", "", "configuration of the new CA")
@@ -58,8 +66,13 @@ func hsmRestoreCommand() *cobra.Command {
 	return c
 }
 
+// oldManifest is how old a manifest may be without a word.
+const oldManifest = 48 * time.Hour
+
 type restore struct {
-	manifest, request, file, warrant, tokenFile, level string
+	manifest, ledger, request, file, warrant, tokenFile, level string
+
+	oldOK bool
 
 	lifetime time.Duration
 	out      io.Writer
@@ -67,7 +80,8 @@ type restore struct {
 
 // restoreParameters are what the officers decide about.
 func restoreParameters(m *openedManifest) (parameters []byte, acts []string, err error) {
-	j, err := json.Marshal(admin.RestoreParameters{Manifest: hex.EncodeToString(m.hash[:])})
+	j, err := json.Marshal(admin.RestoreParameters{Manifest: hex.EncodeToString(m.hash[:]), Ledger: m.manifest.Ledger, Made: m.Made.UTC().Format(time.RFC3339), Size: m.size,
+		Recipient: m.Recipient.Name, Serial: m.Recipient.Serial, Keys: len(m.keys), Issuers: len(m.issuers), Revocations: m.revoked})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -117,6 +131,9 @@ func signFile(c *cobra.Command, args []string, file, officer, key string, yes bo
 	p, err := admin.DecodeProposal(w.Warrant.Proposal)
 	if err != nil {
 		return &exit{exitVerify, err}
+	}
+	if p.Action != admin.Restore {
+		return &exit{exitVerify, fmt.Errorf("%s asks for %q; only a restore is signed from a file", file, audit.Text(p.Action, 64))}
 	}
 	a := approvalView{ID: admin.ProposalID(admin.ProposalHash(w.Warrant.Proposal)), State: admin.Pending, Action: p.Action, Acts: p.Acts, Requester: p.Requester, Parameters: w.Parameters, Proposal: w.Warrant.Proposal,
 		Expires: p.Expires, Quorum: w.Warrant.Quorum}
@@ -204,6 +221,9 @@ func (r *restore) run(ctx context.Context, m *openedManifest) error {
 	if err == nil {
 		root, origin = s.authority.Roots()[0], s.ledger.Origin()
 	}
+	if errors.Is(err, admin.ErrNotGranted) {
+		err = &exit{exitAuth, err}
+	}
 	if err := errors.Join(err, s.close()); err != nil {
 		return err
 	}
@@ -229,7 +249,7 @@ func (s *server) restore(ctx context.Context, m *openedManifest, w *admin.Warran
 	}
 	// 1. Leaf 0 and the keys.
 	leaf := audit.Genesis{Random: [32]byte(random(32)), Dev: s.dev, Domain: s.cfg.domain(), Previous: m.last, Roster: m.Roster.Digest(), Acts: acts}
-	err = s.hsm.Restore(ctx, g, leaf, checkpoint, hsmstore.Restoration{Manifest: m.hash, Ledger: m.ledger, Origin: m.Origin, Recipient: m.recipient(), Keys: m.keys, Warrant: w})
+	err = s.hsm.Restore(ctx, g, leaf, checkpoint, hsmstore.Restoration{Manifest: m.hash, Ledger: m.ledger, Origin: m.Origin, Genesis: m.Genesis, Recipient: m.recipient(), Keys: m.keys, Warrant: w})
 	if err != nil {
 		return err
 	}
@@ -238,7 +258,8 @@ func (s *server) restore(ctx context.Context, m *openedManifest, w *admin.Warran
 		return fmt.Errorf("storing officers and admin token: %w", err)
 	}
 	// 3. The issuers, what they revoked, and their CRLs.
-	if err := ca.RestoreIssuers(ctx, s.ledger, ca.Predecessor{Origin: m.Origin, Manifest: m.hash, Grant: g.Hash()}, m.issuers); err != nil {
+	carried, err := ca.RestoreIssuers(ctx, s.ledger, ca.Predecessor{Origin: m.Origin, Manifest: m.hash, Grant: g.Hash()}, m.issuers)
+	if err != nil {
 		return err
 	}
 	if err := s.buildCA(ctx); err != nil {
@@ -248,6 +269,9 @@ func (s *server) restore(ctx context.Context, m *openedManifest, w *admin.Warran
 		return err
 	}
 	// 4. Only now it is a CA that can be started.
+	if err := s.hsm.FinishRestore(ctx, carried); err != nil {
+		return err
+	}
 	if err := s.ledger.Write(ctx, ca.PutSetting{Name: genesisSetting, Value: []byte{1}}); err != nil {
 		return fmt.Errorf("recording the end of the restore: %w", err)
 	}

@@ -124,6 +124,9 @@ func (s *server) startServing(ctx context.Context) error {
 		return err
 	}
 	if !whole {
+		if err := notRestored(leaf); err != nil {
+			return err
+		}
 		return &exit{exitConfig, errors.New("chancery init was interrupted, or an older version made this CA; run chancery init once more with the same configuration, officers and quorum")}
 	}
 	return s.buildCA(ctx)

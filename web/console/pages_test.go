@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"maps"
 	"net/http"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -293,7 +294,7 @@ func TestRevocation(t *testing.T) {
 		t.Fatalf("%d %s %s", w.Code, w.Header().Get("Location"), w.Body)
 	}
 	want := ca.RevokeRequest{Issuer: "issuing", Serial: c.Serial, Reason: ca.KeyCompromise, Requester: "console:admin-token"}
-	if got := f.ca.revocations(); len(got) != 1 || got[0] != want {
+	if got := f.ca.revocations(); len(got) != 1 || !reflect.DeepEqual(got[0], want) {
 		t.Errorf("asked for %+v", got)
 	}
 	after := v.get(path + "?done=revoked").Body.String()

@@ -1,0 +1,148 @@
+package audit
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/hex"
+	"slices"
+	"strings"
+	"time"
+)
+
+// restoring is what the leaves say of the restore that began a ledger: the predecessor,
+// what its officers signed, and how much was carried over until the restore ended.
+type restoring struct {
+	previous string // last checkpoint of the predecessor, as leaf 0 has it; "": there is none
+	origin   string // of the predecessor
+	roster   [32]byte
+	began    time.Time
+	manifest [32]byte
+	warrant  *warrantSeen
+	carried  uint64 // revocations
+	ended    bool
+}
+
+// warrantSeen is what the officers of a predecessor signed for a restore.
+type warrantSeen struct {
+	leaf        uint64
+	at          time.Time
+	predecessor []byte // its leaf 0
+	proposal    []byte
+	votes       [][]byte // officer ‖ signature
+}
+
+// stateComplete is the TagState of the OpRestore leaf that ends a restore.
+const stateComplete = "complete"
+
+func (r *restoring) genesis(l Leaf) {
+	previous, _ := l.Get(TagPrevious)
+	r.previous = string(previous)
+	r.origin, _, _ = strings.Cut(r.previous, "\n")
+	r.roster, _ = l.Hash(TagRoster)
+}
+
+// event follows a leaf of the restore: first the warrant, then keys and issuers, all from
+// the one manifest, then the end.
+func (r *restoring) event(index uint64, l Leaf) error {
+	if r.previous == "" {
+		return violate(index, "it restores something, but leaf 0 names no predecessor")
+	}
+	source, _ := l.Get(TagSource)
+	manifest, _ := l.Hash(TagManifest)
+	list, isWarrant := l.Get(TagWarrant)
+	switch {
+	case string(source) != r.origin:
+		return violate(index, "it restores from %q, leaf 0 names %q", Text(string(source), 100), r.origin)
+	case r.ended:
+		return violate(index, "it restores something after the restore had ended")
+	case isWarrant == (r.warrant != nil):
+		return violate(index, "a restore begins with its one warrant")
+	case !isWarrant && manifest != r.manifest:
+		return violate(index, "it restores from another manifest than the officers allowed")
+	}
+	if isWarrant {
+		items, err := ParseList(list)
+		if err != nil || len(items) == 0 {
+			return violate(index, "its warrant cannot be read")
+		}
+		predecessor, _ := l.Get(TagPredecessor)
+		r.manifest, r.warrant = manifest, &warrantSeen{index, l.Time, bytes.Clone(predecessor), items[0], items[1:]}
+		return nil
+	}
+	if state, _ := l.Get(TagState); string(state) == stateComplete {
+		if _, key := l.Get(TagKey); !key {
+			count, _ := l.Uint(TagCount)
+			if count != r.carried {
+				return violate(index, "it says that %d revocations were carried over, %d were", count, r.carried)
+			}
+			r.ended = true
+		}
+	}
+	return nil
+}
+
+// carry follows a revocation that is carried over from the predecessor's CRLs.
+func (r *restoring) carry(index uint64) error {
+	if r.warrant == nil || r.ended {
+		return violate(index, "it carries a revocation over, but no restore is under way")
+	}
+	r.carried++
+	return nil
+}
+
+// finish holds the signatures of the warrant: a quorum of distinct officers of the
+// predecessor approved exactly this manifest. It returns the predecessor's id in hex, or "".
+func (r *restoring) finish(keys map[[32]byte]OfficerRow, quorum int) (succeeds string, err error) {
+	if r.previous == "" {
+		return "", nil
+	}
+	w := r.warrant
+	if w == nil || !r.ended {
+		return "", violate(0, "it names a predecessor, but the restore was never finished")
+	}
+	leaf0, origin, spkis, err := OpenGenesis(w.predecessor)
+	if err != nil {
+		return "", violate(w.leaf, "leaf 0 of the predecessor: %v", err)
+	}
+	if _, err := OpenCheckpoint(r.previous, origin, spkis); err != nil {
+		return "", violate(0, "the checkpoint of the predecessor that it names is not signed by that ledger's keys: %v", err)
+	}
+	field := func(tag uint16) []byte { return proposalField(w.proposal, tag) }
+	seconds := func(tag uint16) int64 {
+		if b := field(tag); len(b) == 8 {
+			return int64(binary.BigEndian.Uint64(b))
+		}
+		return -1
+	}
+	acts, err := ParseList(field(4))
+	roster, _ := leaf0.Hash(TagRoster)
+	switch {
+	case err != nil, origin != r.origin, !bytes.Equal(field(1), leaf0.Ledger[:]), string(field(2)) != "restore",
+		!slices.ContainsFunc(acts, func(act []byte) bool { return string(act) == "restore "+hex.EncodeToString(r.manifest[:]) }):
+		return "", violate(w.leaf, "its warrant is for something else")
+	case roster != r.roster || !bytes.Equal(field(6), roster[:]):
+		return "", violate(w.leaf, "its warrant is of other officers than the predecessor's")
+	case w.at.Unix() < seconds(9) || w.at.Unix() > seconds(10)+int64(warrantSlack/time.Second):
+		return "", violate(w.leaf, "its warrant was not in force")
+	}
+	seen := map[[32]byte]bool{}
+	for _, v := range w.votes {
+		if len(v) <= 32 {
+			return "", violate(w.leaf, "a vote of its warrant cannot be read")
+		}
+		officer := [32]byte(v[:32])
+		o, ok := keys[officer]
+		if !ok || seen[officer] || "officer:"+o.Name == string(field(7)) || !validVote(o.SPKI, decisionApprove, w.proposal, v[32:]) {
+			return "", violate(w.leaf, "a vote of its warrant is not that of an officer, or there twice")
+		}
+		seen[officer] = true
+	}
+	if len(seen) < quorum {
+		return "", violate(w.leaf, "its warrant rests on %d approvals of %d", len(seen), quorum)
+	}
+	return hex.EncodeToString(leaf0.Ledger[:]), nil
+}
+
+// warrantSlack is how long after its last moment a warrant may still be written down: it
+// is checked when the restore begins.
+const warrantSlack = time.Hour
