@@ -83,8 +83,10 @@ func (c *cluster) event(index uint64, l Leaf) {
 		c.members[text(TagMember)+"\n"+text(TagSerialNumber)] = true
 		delete(c.standings, text(TagMember))
 	case OpMemberState:
-		c.standings[text(TagMember)] = text(TagState)
-		c.retired = c.retired || text(TagState) == "retired"
+		if state := text(TagState); state != "" { // else its SO PIN was split
+			c.standings[text(TagMember)] = state
+			c.retired = c.retired || state == "retired"
+		}
 	case OpBackup:
 		name := text(TagRecipient)
 		switch text(TagState) {
