@@ -46,9 +46,9 @@ type VoteRow struct {
 type approvals struct {
 	proposals map[[32]byte]*proposalSeen
 	votes     map[uint64]voteSeen
-	grants    map[[32]byte]bool        // of genesis and of the officers
-	roster    [32]byte                 // digest in leaf 0
-	made      uint64                   // grants of the officers
+	grants    map[[32]byte]bool // of genesis and of the officers
+	roster    [32]byte          // digest in leaf 0
+	made      uint64            // grants of the officers
 	restoring restoring
 	succeeds  string // hex of the predecessor's id, once its warrant is verified
 }

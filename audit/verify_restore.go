@@ -15,7 +15,6 @@ type restoring struct {
 	previous string // last checkpoint of the predecessor, as leaf 0 has it; "": there is none
 	origin   string // of the predecessor
 	roster   [32]byte
-	began    time.Time
 	manifest [32]byte
 	warrant  *warrantSeen
 	carried  uint64 // revocations
