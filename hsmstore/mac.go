@@ -138,13 +138,31 @@ func (t *token) bearSecret(o keyObject, alg *algorithm) (bornKey, error) {
 		born.Attributes, err = t.snapshot(h)
 	}
 	if err == nil {
-		err = checkSnapshot(born.Attributes, o.Replicable)
+		err = errors.Join(checkSnapshot(born.Attributes, o.Replicable), t.onlyMAC(h, alg))
 	}
 	if err != nil {
 		_ = t.m.DestroyObject(t.session, h)
 		return bornKey{}, fmt.Errorf("reading the new key: %w", err)
 	}
 	return born, nil
+}
+
+// onlyMAC refuses an AES key that also encrypts or wraps, whatever its template asked for.
+// Other keys pass: they have neither.
+func (t *token) onlyMAC(h pkcs11.ObjectHandle, alg *algorithm) error {
+	if alg.scheme != macScheme {
+		return nil
+	}
+	v, err := t.attributes(h, pkcs11.CKA_ENCRYPT, pkcs11.CKA_WRAP)
+	if err != nil {
+		return err
+	}
+	for a, value := range v {
+		if len(value) != 1 || value[0] != 0 {
+			return fmt.Errorf("attributes on the token are too weak: %s=true", attributeNames[a])
+		}
+	}
+	return nil
 }
 
 // generateSecret makes an AES-256 key; CKA_VALUE_LEN goes before the last attribute.

@@ -53,6 +53,9 @@ func (w *worker) findKey(p pin) (*workerKey, error) {
 	if err := w.token.permits(h, alg); err != nil {
 		return nil, err
 	}
+	if err := w.token.onlyMAC(h, alg); err != nil && !w.weak {
+		return nil, err
+	}
 	lines, err := w.token.snapshot(h)
 	if err != nil {
 		return nil, err
