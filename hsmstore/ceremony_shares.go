@@ -1,12 +1,14 @@
 package hsmstore
 
 import (
+	"bytes"
 	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 
 	"chancery/admin"
 
@@ -129,8 +131,29 @@ func (c *ceremony) newShares(q newShares) (set ShareSet, err error) {
 	if err := c.rotates(q.Member); err != nil {
 		return set, err
 	}
+	if err := c.maySplit(q); err != nil {
+		return set, err
+	}
 	set, c.share.next, err = split(q.Member, c.serial, q.Officers, q.Threshold)
 	return set, err
+}
+
+// maySplit does not take the server's word for who gets a share, and how many are enough:
+// officers of the warrant only, and not fewer than before.
+func (c *ceremony) maySplit(q newShares) error {
+	if w := c.open.Warrant; w != nil {
+		for _, o := range q.Officers {
+			if !slices.ContainsFunc(w.Roster, func(r admin.Officer) bool { return r.Name == o.Name && bytes.Equal(r.SPKI, o.SPKI) }) {
+				return faultf(exitGrant, "%w: %s with that key is no officer of the warrant and gets no share", admin.ErrNotGranted, o.Name)
+			}
+		}
+	}
+	for _, set := range c.share.sets {
+		if q.Threshold < set.Threshold {
+			return faultf(exitGrant, "%w: %d shares would be enough for the new SO PIN, %d are for the present one", admin.ErrNotGranted, q.Threshold, set.Threshold)
+		}
+	}
+	return nil
 }
 
 // rotates holds the grant: the act itself, or any ceremony that used shares up.

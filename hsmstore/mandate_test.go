@@ -102,3 +102,23 @@ func TestAttack_HSM_11_CeremonyChecksTheWarrant(t *testing.T) {
 		t.Error("a damaged account was accepted")
 	}
 }
+
+// The server does not choose who gets shares of a new SO PIN, nor that fewer are enough.
+func TestAttack_HSM_11_SharesForOfficersOnly(t *testing.T) {
+	c := newChamber(t)
+	act := admin.RotateSOPINAct("m1")
+	cer := &ceremony{open: openCeremony{mandate: mandate{Acts: []string{act}, Warrant: c.warrant(t, 1, act)}}, serial: "0a1b"}
+	stranger := newChamber(t).roster.Officers
+	for what, officers := range map[string][]admin.Officer{"strangers": stranger, "one stranger": {c.roster.Officers[0], stranger[1]}} {
+		if _, err := cer.newShares(newShares{Member: "m1", Officers: officers, Threshold: 2}); !errors.Is(err, admin.ErrNotGranted) {
+			t.Errorf("ATTACK WORKED: %s: %v", what, err)
+		}
+	}
+	if _, err := cer.newShares(newShares{Member: "m1", Officers: c.roster.Officers, Threshold: 3}); err != nil {
+		t.Fatal(err)
+	}
+	cer.share.sets = []ShareSet{{Threshold: 3}}
+	if _, err := cer.newShares(newShares{Member: "m1", Officers: c.roster.Officers, Threshold: 2}); !errors.Is(err, admin.ErrNotGranted) {
+		t.Errorf("ATTACK WORKED: fewer shares are enough: %v", err)
+	}
+}
