@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -65,8 +66,11 @@ func AddMemberAct(name, serial string) string { return act("add-member", name, s
 // those of [AddMemberAct].
 func RemoveMemberAct(name, serial string) string { return act("remove-member", name, serial) }
 
-// RotateSOPINAct allows a member's SO PIN to be changed.
-func RotateSOPINAct(member string) string { return act("rotate-so-pin", member) }
+// RotateSOPINAct allows a member's SO PIN to be changed to one that threshold of the
+// officers hold in shares.
+func RotateSOPINAct(member string, threshold int) string {
+	return act("rotate-so-pin", member, strconv.Itoa(threshold))
+}
 
 // BackupRecipientAct allows a token to receive backups. serial is its serial number
 // (PKCS#11 CK_TOKEN_INFO).

@@ -169,7 +169,7 @@ func TestActTexts(t *testing.T) {
 		admin.RepairKeyAct("k", "m"):                              "repair-key k m",
 		admin.AddMemberAct("m", "0a1b"):                           "add-member m 0a1b",
 		admin.RemoveMemberAct("m", "0a1b"):                        "remove-member m 0a1b",
-		admin.RotateSOPINAct("m"):                                 "rotate-so-pin m",
+		admin.RotateSOPINAct("m", 3):                              "rotate-so-pin m 3",
 		admin.BackupRecipientAct("r", "0a1b"):                     "backup-recipient r 0a1b",
 		admin.RemoveRecipientAct("r", "0a1b"):                     "remove-backup-recipient r 0a1b",
 		admin.RetireAct():                                         "retire-cluster",

@@ -128,9 +128,6 @@ func (c *ceremony) join(struct{}) (none struct{}, err error) {
 
 // newShares draws the PIN that is to come.
 func (c *ceremony) newShares(q newShares) (set ShareSet, err error) {
-	if err := c.rotates(q.Member); err != nil {
-		return set, err
-	}
 	if err := c.maySplit(q); err != nil {
 		return set, err
 	}
@@ -138,33 +135,33 @@ func (c *ceremony) newShares(q newShares) (set ShareSet, err error) {
 	return set, err
 }
 
-// maySplit does not take the server's word for who gets a share, and how many are enough:
-// officers of the warrant only, and not fewer than before.
+// maySplit holds the grant: the act itself, or any ceremony that used shares up, which then
+// does not make fewer enough. Nor does it take the server's word for who gets a share:
+// officers of the warrant only.
 func (c *ceremony) maySplit(q newShares) error {
-	if w := c.open.Warrant; w != nil {
-		for _, o := range q.Officers {
-			if !slices.ContainsFunc(w.Roster, func(r admin.Officer) bool { return r.Name == o.Name && bytes.Equal(r.SPKI, o.SPKI) }) {
-				return faultf(exitGrant, "%w: %s with that key is no officer of the warrant and gets no share", admin.ErrNotGranted, o.Name)
+	if c.open.Device {
+		return errDeviceSO(q.Member)
+	}
+	if err := c.allowed(admin.RotateSOPINAct(q.Member, q.Threshold)); err != nil {
+		if c.share.key == nil {
+			return err
+		}
+		for _, set := range c.share.sets {
+			if q.Threshold < set.Threshold {
+				return faultf(exitGrant, "%w: %d shares would be enough for the new SO PIN, %d are for the present one", admin.ErrNotGranted, q.Threshold, set.Threshold)
 			}
 		}
 	}
-	for _, set := range c.share.sets {
-		if q.Threshold < set.Threshold {
-			return faultf(exitGrant, "%w: %d shares would be enough for the new SO PIN, %d are for the present one", admin.ErrNotGranted, q.Threshold, set.Threshold)
+	w := c.open.Warrant
+	if w == nil {
+		return nil
+	}
+	for _, o := range q.Officers {
+		if !slices.ContainsFunc(w.Roster, func(r admin.Officer) bool { return r.Name == o.Name && bytes.Equal(r.SPKI, o.SPKI) }) {
+			return faultf(exitGrant, "%w: %s with that key is no officer of the warrant and gets no share", admin.ErrNotGranted, o.Name)
 		}
 	}
 	return nil
-}
-
-// rotates holds the grant: the act itself, or any ceremony that used shares up.
-func (c *ceremony) rotates(member string) error {
-	if c.open.Device {
-		return errDeviceSO(member)
-	}
-	if c.share.key != nil {
-		return nil
-	}
-	return c.allowed(admin.RotateSOPINAct(member))
 }
 
 // rotate changes the SO PIN (PKCS#11 §5.5, C_SetPIN).

@@ -1,6 +1,7 @@
 package hsmstore
 
 import (
+	"crypto/ecdh"
 	"encoding/hex"
 	"errors"
 	"os"
@@ -53,7 +54,7 @@ func (c *chamber) warrant(t *testing.T, nonce byte, acts ...string) *admin.Warra
 func TestAttack_HSM_11_CeremonyChecksTheWarrant(t *testing.T) {
 	c := newChamber(t)
 	digest := c.roster.Digest()
-	act, other := admin.RotateSOPINAct("m1"), admin.RotateSOPINAct("m2")
+	act, other := admin.RotateSOPINAct("m1", 2), admin.RotateSOPINAct("m2", 2)
 	account := filepath.Join(t.TempDir(), "m1.mandates")
 	base := mandate{Acts: []string{act}, Session: "one", Ledger: hex.EncodeToString(c.ledger[:]), Roster: hex.EncodeToString(digest[:]), Account: account}
 	with := func(change func(*mandate)) mandate {
@@ -106,7 +107,7 @@ func TestAttack_HSM_11_CeremonyChecksTheWarrant(t *testing.T) {
 // The server does not choose who gets shares of a new SO PIN, nor that fewer are enough.
 func TestAttack_HSM_11_SharesForOfficersOnly(t *testing.T) {
 	c := newChamber(t)
-	act := admin.RotateSOPINAct("m1")
+	act := admin.RotateSOPINAct("m1", 2)
 	cer := &ceremony{open: openCeremony{mandate: mandate{Acts: []string{act}, Warrant: c.warrant(t, 1, act)}}, serial: "0a1b"}
 	stranger := newChamber(t).roster.Officers
 	for what, officers := range map[string][]admin.Officer{"strangers": stranger, "one stranger": {c.roster.Officers[0], stranger[1]}} {
@@ -114,11 +115,17 @@ func TestAttack_HSM_11_SharesForOfficersOnly(t *testing.T) {
 			t.Errorf("ATTACK WORKED: %s: %v", what, err)
 		}
 	}
-	if _, err := cer.newShares(newShares{Member: "m1", Officers: c.roster.Officers, Threshold: 3}); err != nil {
+	if _, err := cer.newShares(newShares{Member: "m1", Officers: c.roster.Officers, Threshold: 3}); !errors.Is(err, admin.ErrNotGranted) {
+		t.Errorf("another threshold than the officers approved: %v", err)
+	}
+	if _, err := cer.newShares(newShares{Member: "m1", Officers: c.roster.Officers, Threshold: 2}); err != nil {
 		t.Fatal(err)
 	}
-	cer.share.sets = []ShareSet{{Threshold: 3}}
-	if _, err := cer.newShares(newShares{Member: "m1", Officers: c.roster.Officers, Threshold: 2}); !errors.Is(err, admin.ErrNotGranted) {
-		t.Errorf("ATTACK WORKED: fewer shares are enough: %v", err)
+	// After a ceremony for something else that used the shares.
+	cer.open.Acts, cer.share = []string{"other"}, shareState{key: new(ecdh.PrivateKey), sets: []ShareSet{{Threshold: 3}}}
+	for threshold, ok := range map[int]bool{2: false, 3: true} {
+		if _, err := cer.newShares(newShares{Member: "m1", Officers: c.roster.Officers, Threshold: threshold}); (err == nil) != ok {
+			t.Errorf("ATTACK WORKED: %d of 3 are enough: %v", threshold, err)
+		}
 	}
 }

@@ -212,15 +212,15 @@ func TestVendorQuorumNoPIN(t *testing.T) {
 	f.start(t, func(cfg *hsmstore.Config) {
 		cfg.Shares, cfg.Officers = sharesOf{f.db}, func(context.Context) ([]admin.Officer, error) { return officers, nil }
 	})
-	grant := granting(admin.RotateSOPINAct("m1"))
+	grant := granting(admin.RotateSOPINAct("m1", 2))
 	err = f.store.SplitSOPIN(t.Context(), grant, "m1", 2)
 	if !errors.Is(err, hsmstore.ErrStanding) || !strings.Contains(err.Error(), "member m1") || !strings.Contains(err.Error(), "the vendor's tools") {
 		t.Errorf("splitting: %v", err)
 	}
-	if err := grant.Spend(admin.RotateSOPINAct("m1")); err != nil {
+	if err := grant.Spend(admin.RotateSOPINAct("m1", 2)); err != nil {
 		t.Errorf("the grant was spent: %v", err)
 	}
-	if err := f.store.SplitSOPIN(t.Context(), granting(admin.RotateSOPINAct("m2")), "m2", 2); !errors.Is(err, hsmstore.ErrPIN) {
+	if err := f.store.SplitSOPIN(t.Context(), granting(admin.RotateSOPINAct("m2", 2)), "m2", 2); !errors.Is(err, hsmstore.ErrPIN) {
 		t.Errorf("a PIN for a device: %v", err)
 	}
 	if n := f.soLogins(); n != 0 {

@@ -323,7 +323,7 @@ func (s *Store) SplitSOPIN(ctx context.Context, grant *admin.Grant, name string,
 	if s.cfg.Shares == nil || s.cfg.Officers == nil {
 		return fmt.Errorf("%w: there are no officers to split the SO PIN of member %s among", ErrStanding, name)
 	}
-	act := admin.RotateSOPINAct(name)
+	act := admin.RotateSOPINAct(name, threshold)
 	if err := grant.Spend(act); err != nil {
 		return fmt.Errorf("member %s: %w", name, err)
 	}

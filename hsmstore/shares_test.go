@@ -81,7 +81,7 @@ func TestSplitSOPIN(t *testing.T) {
 		t.Errorf("without a grant: %v", err)
 	}
 	for _, m := range []string{"m1", "m2"} {
-		if err := c.store.SplitSOPIN(t.Context(), granting(admin.RotateSOPINAct(m)), m, 2); err != nil {
+		if err := c.store.SplitSOPIN(t.Context(), granting(admin.RotateSOPINAct(m, 2)), m, 2); err != nil {
 			t.Fatal(err)
 		}
 		if err := os.Remove(filepath.Join(c.dir, "hsm", m, "so-pin")); err != nil {

@@ -104,7 +104,7 @@ func actsOf(action string, parameters []byte) ([]string, error) {
 		return []string{admin.RemoveMemberAct(p.Name, p.Serial)}, err
 	case admin.SplitSOPIN:
 		p, err := parametersOf[admin.SplitParameters](parameters)
-		return []string{admin.RotateSOPINAct(p.Member)}, err
+		return []string{admin.RotateSOPINAct(p.Member, p.Threshold)}, err
 	case admin.DestroyKey:
 		p, err := parametersOf[admin.DestroyParameters](parameters)
 		if err != nil {
