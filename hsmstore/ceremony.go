@@ -298,9 +298,9 @@ func (s *Store) copyTo(ctx context.Context, src *source, target *member, acts []
 }
 
 // chooseWay lets a throw-away key travel between the two tokens and takes the first
-// way that works. Modules of one kind are tested once per process.
+// way that works. Two tokens are tested once per process, unless something was weak.
 func (s *Store) chooseWay(ctx context.Context, src, dst *ceremonyProcess, target *member, keyType uint) (int, error) {
-	pair := fmt.Sprintf("%s > %s, %s > %s, %d", src.token.kind(), dst.token.kind(), src.module, dst.module, keyType)
+	pair := fmt.Sprintf("%s %s > %s %s, %s > %s, %d", src.token.kind(), src.token.Serial, dst.token.kind(), dst.token.Serial, src.module, dst.module, keyType)
 	if w, ok := s.pairs.get(pair); ok {
 		return w, nil
 	}
@@ -326,7 +326,9 @@ func (s *Store) chooseWay(ctx context.Context, src, dst *ceremonyProcess, target
 	case v.Weak && !target.cfg.WeakUnwrap:
 		return 0, fmt.Errorf("%w: the module of member %s ignores CKA_UNWRAP_TEMPLATE: it took a throw-away key with SENSITIVE=false, so whoever holds its PIN could read the keys. Accept that with weak_unwrap: true, or do not copy keys there", ErrModule, target.cfg.Name)
 	}
-	s.pairs.put(pair, v.Way)
+	if !v.Weak { // else what one member was forgiven would be so for the next
+		s.pairs.put(pair, v.Way)
+	}
 	s.log.Info("way of copying keys chosen by a throw-away key", "from", src.member, "to", dst.member, "way", ways[v.Way].name)
 	return v.Way, nil
 }

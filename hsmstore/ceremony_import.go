@@ -263,8 +263,9 @@ func rsaAESMechanism(h oaepHash) (mech []*pkcs11.Mechanism, free func()) {
 	return mechanism(ckmRSAAESKeyWrap, params), pins.Unpin
 }
 
-// importTemplates are those of the wrapping pair: session objects; the private half
-// does nothing but unwrap, and into nothing that could be read.
+// importTemplates are those of the wrapping pair: session objects of this process; the
+// private half does nothing but unwrap. It has no unwrap template: whoever wrapped the blob
+// had the key anyway, and nobody else reaches the session.
 func importTemplates(bits int) (public, private []*pkcs11.Attribute) {
 	public = []*pkcs11.Attribute{
 		attr(pkcs11.CKA_TOKEN, false), attr(pkcs11.CKA_PRIVATE, false), attr(pkcs11.CKA_MODULUS_BITS, bits), attr(pkcs11.CKA_PUBLIC_EXPONENT, publicExponent),

@@ -97,6 +97,15 @@ func (c *ceremony) clear(q clearKey) (struct{}, error) {
 	if err != nil {
 		return none, err
 	}
+	for _, h := range hs { // the officers named a key; the CKA_ID is the server's word
+		v, err := t.attributes(h, pkcs11.CKA_LABEL)
+		if err != nil {
+			return none, err
+		}
+		if _, name, ours := ourLabel(string(v[pkcs11.CKA_LABEL])); ours && name != q.Name {
+			return none, fmt.Errorf("CKA_ID %x is key %s on the token, not %s; nothing was destroyed", q.ID, name, q.Name)
+		}
+	}
 	for _, h := range hs {
 		if err := t.m.DestroyObject(t.session, h); err != nil {
 			return none, classify("C_DestroyObject", err)

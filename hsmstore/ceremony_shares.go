@@ -18,9 +18,9 @@ import (
 
 // The ceremony's side of shares.go.
 const (
-	cerShareKey  byte = 60 // []ShareSet -> SPKI that shares are sealed to
+	cerShareKey  byte = 60 // []ShareSet -> openedForShares
 	cerShare     byte = 61 // givenShare -> shareVerdict
-	cerJoin      byte = 62 // nothing: the shares become the PIN, the SO logs in
+	cerJoin      byte = 62 // nothing -> joined: the shares become the PIN, the SO logs in
 	cerNewShares byte = 63 // newShares -> ShareSet
 	cerRotate    byte = 64 // nothing: the PIN of the new set comes into force
 )
@@ -48,19 +48,51 @@ type shareState struct {
 	sets   []ShareSet
 	shares [][]secretsharing.Share // by set
 	next   string                  // the new PIN
+	hash   string                  // of its set
 }
 
-// shareKey makes the key that shares are sealed to; it lives as long as the process.
-func (c *ceremony) shareKey(sets []ShareSet) ([]byte, error) {
+// joined tells which set of shares the PIN in force is of.
+type joined struct {
+	Set string `json:"set"` // ShareSet.ID
+}
+
+// openedForShares says for which sets a ceremony takes shares, sealed to its key.
+type openedForShares struct {
+	Key  []byte   `json:"key"`  // SPKI DER
+	Sets []string `json:"sets"` // their ShareSet.ID
+}
+
+// shareKey makes the key that shares are sealed to; it lives as long as the process. A
+// set that was not made here is not asked for: whoever writes to the database could have
+// split a PIN of his own, and tokens count wrong ones.
+func (c *ceremony) shareKey(sets []ShareSet) (out openedForShares, err error) {
+	a, err := readAccount(c.open.Account)
+	if err != nil {
+		return out, err
+	}
+	var ours []ShareSet
+	for _, set := range sets {
+		hash, err := set.hash()
+		if err != nil {
+			return out, err
+		}
+		if a.split == "" && len(a.drawn) == 0 || hash == a.split || slices.Contains(a.drawn, hash) { // none of either: split by another node
+			ours, out.Sets = append(ours, set), append(out.Sets, set.ID)
+		}
+	}
+	if len(ours) == 0 {
+		return out, faultf(exitGrant, "%w: the shares of the SO PIN in the database are not those that were made for the token: someone wrote to the database, or an older one was put back; nobody's share was asked for", ErrToken)
+	}
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, err
+		return out, err
 	}
 	if c.share.key, err = k.ECDH(); err != nil {
-		return nil, err
+		return out, err
 	}
-	c.share.sets, c.share.shares = sets, make([][]secretsharing.Share, len(sets))
-	return marshalSPKI(k.Public())
+	c.share.sets, c.share.shares = ours, make([][]secretsharing.Share, len(ours))
+	out.Key, err = marshalSPKI(k.Public())
+	return out, err
 }
 
 // takeShare opens a share and holds it against its commitment.
@@ -107,23 +139,28 @@ func (c *ceremony) takeShare(q givenShare) (v shareVerdict, _ error) {
 
 // join recovers the PIN and logs the SO in. Only when a crash came while the PIN was
 // changed are there two sets; then each is tried once.
-func (c *ceremony) join(struct{}) (none struct{}, err error) {
+func (c *ceremony) join(struct{}) (out joined, err error) {
 	err = faultf(exitProtocol, "no shares to join")
 	for i, set := range c.share.sets {
 		if len(c.share.shares[i]) < set.Threshold {
 			continue
 		}
 		if c.soPIN, err = joinShares(set.Threshold, c.share.shares[i]); err != nil {
-			return none, err
+			return out, err
 		}
 		_, err = c.as(pkcs11.CKU_SO)
 		var f *fault
-		if err == nil || !errors.As(err, &f) || f.code != exitPIN {
+		if err == nil {
+			out.Set = set.ID
+			err = c.noteSplit(set)
+			break
+		}
+		if !errors.As(err, &f) || f.code != exitPIN {
 			break
 		}
 	}
 	c.share.shares = nil
-	return none, err
+	return out, err
 }
 
 // newShares draws the PIN that is to come.
@@ -131,8 +168,30 @@ func (c *ceremony) newShares(q newShares) (set ShareSet, err error) {
 	if err := c.maySplit(q); err != nil {
 		return set, err
 	}
-	set, c.share.next, err = split(q.Member, c.serial, q.Officers, q.Threshold)
-	return set, err
+	if set, c.share.next, err = split(q.Member, c.serial, q.Officers, q.Threshold); err != nil {
+		return set, err
+	}
+	if c.share.hash, err = set.hash(); err != nil {
+		return set, err
+	}
+	a, err := readAccount(c.open.Account)
+	if err != nil {
+		return set, err
+	}
+	return set, a.add("drawn %s", c.share.hash)
+}
+
+// noteSplit notes in the account which set opened the token.
+func (c *ceremony) noteSplit(set ShareSet) error {
+	hash, err := set.hash()
+	if err != nil {
+		return err
+	}
+	a, err := readAccount(c.open.Account)
+	if err != nil || a.split == hash {
+		return err
+	}
+	return a.add("split %s", hash)
 }
 
 // maySplit holds the grant: the act itself, or any ceremony that used shares up, which then
@@ -153,13 +212,24 @@ func (c *ceremony) maySplit(q newShares) error {
 		}
 	}
 	w := c.open.Warrant
-	if w == nil {
+	if w == nil { // genesis, or a process that was started only to look
+		a, err := readAccount(c.open.Account)
+		if err != nil {
+			return err
+		}
+		if a.sealed {
+			return faultf(exitGrant, "%w: genesis is over; a new SO PIN needs the officers' warrant", admin.ErrNotGranted)
+		}
 		return nil
 	}
-	for _, o := range q.Officers {
-		if !slices.ContainsFunc(w.Roster, func(r admin.Officer) bool { return r.Name == o.Name && bytes.Equal(r.SPKI, o.SPKI) }) {
-			return faultf(exitGrant, "%w: %s with that key is no officer of the warrant and gets no share", admin.ErrNotGranted, o.Name)
+	same := func(a, b admin.Officer) bool { return a.Name == b.Name && bytes.Equal(a.SPKI, b.SPKI) }
+	for i, o := range q.Officers {
+		if !slices.ContainsFunc(w.Roster, func(r admin.Officer) bool { return same(r, o) }) || slices.ContainsFunc(q.Officers[:i], func(r admin.Officer) bool { return r.Name == o.Name }) {
+			return faultf(exitGrant, "%w: %s with that key is no officer of the warrant, or there twice, and gets no share", admin.ErrNotGranted, o.Name)
 		}
+	}
+	if len(q.Officers) != len(w.Roster) {
+		return faultf(exitGrant, "%w: the shares are for %d officers, the warrant has %d", admin.ErrNotGranted, len(q.Officers), len(w.Roster))
 	}
 	return nil
 }
@@ -177,5 +247,9 @@ func (c *ceremony) rotate(struct{}) (none struct{}, err error) {
 		return none, classify(fmt.Sprintf("C_SetPIN of the SO of token %s", c.serial), err)
 	}
 	c.soPIN, c.share.next = c.share.next, ""
-	return none, nil
+	a, err := readAccount(c.open.Account)
+	if err != nil {
+		return none, err
+	}
+	return none, a.add("split %s", c.share.hash)
 }

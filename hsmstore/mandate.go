@@ -28,10 +28,12 @@ import (
 //	sealed                              genesis is over: nothing without a warrant
 //	retired                             the officers ended the cluster: nothing any more
 //	spent <nonce> <session> <unix time> a warrant came into use
+//	drawn <64 hex>                      a new SO PIN was split: SHA-256 of the set of shares
+//	split <64 hex>                      it came into force
 
 // warrantPatience is how long after its first use a warrant opens further ceremonies
-// of the same act: one act takes several processes.
-const warrantPatience = 30 * time.Minute
+// of the same act: one act takes several processes, some of which wait for officers' shares.
+const warrantPatience = 2 * time.Hour
 
 // mandate is what the store gives a ceremony process.
 type mandate struct {
@@ -88,6 +90,8 @@ type account struct {
 	roster  string
 	sealed  bool
 	retired bool
+	split   string         // set of shares in force; "" if none was ever made here
+	drawn   []string       // sets that were drawn after it: one of them may be in force
 	spent   map[string]use // by nonce
 }
 
@@ -114,6 +118,10 @@ func readAccount(path string) (*account, error) {
 			a.sealed = true
 		case len(f) == 1 && f[0] == "retired":
 			a.retired = true
+		case len(f) == 2 && f[0] == "drawn":
+			a.drawn = append(a.drawn, f[1])
+		case len(f) == 2 && f[0] == "split":
+			a.split, a.drawn = f[1], nil
 		case len(f) == 4 && f[0] == "spent":
 			var unix int64
 			if _, err := fmt.Sscan(f[3], &unix); err != nil {
@@ -203,6 +211,11 @@ func (m mandate) check(a *account, now time.Time) (string, error) {
 	// Its time was checked when it was spent in the database; here the time counts from
 	// the first use on, as an act may take long.
 	begun := now
+	if p, err := admin.DecodeProposal(m.Warrant.Proposal); err == nil {
+		if old, used := a.spent[hex.EncodeToString(p.Nonce[:])]; used && old.session == m.Session {
+			begun = old.at
+		}
+	}
 	acts, n, err := m.Warrant.Check(audit.LedgerID(ledger), [32]byte(roster), begun)
 	nonce := hex.EncodeToString(n[:])
 	if old, used := a.spent[nonce]; err == nil && used {

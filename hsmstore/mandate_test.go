@@ -108,9 +108,9 @@ func TestAttack_HSM_11_CeremonyChecksTheWarrant(t *testing.T) {
 func TestAttack_HSM_11_SharesForOfficersOnly(t *testing.T) {
 	c := newChamber(t)
 	act := admin.RotateSOPINAct("m1", 2)
-	cer := &ceremony{open: openCeremony{mandate: mandate{Acts: []string{act}, Warrant: c.warrant(t, 1, act)}}, serial: "0a1b"}
+	cer := &ceremony{open: openCeremony{mandate: mandate{Acts: []string{act}, Warrant: c.warrant(t, 1, act), Account: filepath.Join(t.TempDir(), "m1.mandates")}}, serial: "0a1b"}
 	stranger := newChamber(t).roster.Officers
-	for what, officers := range map[string][]admin.Officer{"strangers": stranger, "one stranger": {c.roster.Officers[0], stranger[1]}} {
+	for what, officers := range map[string][]admin.Officer{"strangers": stranger, "too few": c.roster.Officers[:2], "one twice": {c.roster.Officers[0], c.roster.Officers[0], c.roster.Officers[1]}, "one stranger": {c.roster.Officers[0], stranger[1]}} {
 		if _, err := cer.newShares(newShares{Member: "m1", Officers: officers, Threshold: 2}); !errors.Is(err, admin.ErrNotGranted) {
 			t.Errorf("ATTACK WORKED: %s: %v", what, err)
 		}

@@ -167,7 +167,9 @@ func (s *Store) AddMember(ctx context.Context, grant *admin.Grant, cfg MemberCon
 	defer func() {
 		if err != nil { // enrolled, but it has not joined: drained, as the database has it
 			m.halt()
-			m.set(Out, nil)
+			if m.current().State != Fenced { // meanwhile, by its signatures or by a person
+				m.set(Out, nil)
+			}
 			err = fmt.Errorf("%w; member %s stays drained: call hsm add again when the cause is gone, or hsm remove", err, cfg.Name)
 		}
 	}()
@@ -498,7 +500,10 @@ func (s *Store) Admit(ctx context.Context, name, reason string) error {
 	if err != nil {
 		m.halt()
 		m.mu.Lock()
-		m.state, m.err = was.State, err
+		if m.state != Fenced { // meanwhile, by its signatures or by a person
+			m.state = was.State
+		}
+		m.err = err
 		m.live.Store(nil)
 		m.mu.Unlock()
 		return fmt.Errorf("member %s is not admitted: %w", name, err)

@@ -109,23 +109,25 @@ func (s *Store) Restore(ctx context.Context, grant *admin.Grant, g audit.Genesis
 	if _, err := s.prove(ctx, grant, append(births, restored...)); err != nil {
 		return err
 	}
-	s.finishRestore = func(ctx context.Context, carried uint64) error {
-		return s.completeRestore(ctx, under, m, act, grant, r, carried)
+	s.finishRestore = func(ctx context.Context, carried uint64, done []audit.Projection) error {
+		return s.completeRestore(ctx, under, m, act, grant, r, carried, done)
 	}
 	return nil
 }
 
 // FinishRestore ends what [Store.Restore] began, when issuers and revocations are there
 // too: a leaf says so, without which audit verify does not accept the ledger, and the
-// token keeps that the warrant was used. carried is the number of revocations.
-func (s *Store) FinishRestore(ctx context.Context, carried uint64) error {
+// token keeps that the warrant was used. carried is the number of revocations; done
+// commits with the leaf. The token comes first: a crash before the leaf costs a new
+// warrant, one after it must not leave a warrant that could be used again.
+func (s *Store) FinishRestore(ctx context.Context, carried uint64, done ...audit.Projection) error {
 	if s.finishRestore == nil {
 		return errors.New("no restore was begun here")
 	}
-	return s.finishRestore(ctx, carried)
+	return s.finishRestore(ctx, carried, done)
 }
 
-func (s *Store) completeRestore(ctx, under context.Context, m *member, act string, grant *admin.Grant, r Restoration, carried uint64) error {
+func (s *Store) completeRestore(ctx, under context.Context, m *member, act string, grant *admin.Grant, r Restoration, carried uint64, done []audit.Projection) error {
 	id := s.ledger.ID()
 	c, err := startCeremony(under, m.cfg, m.current().Serial, []string{act}, false)
 	if err != nil {
@@ -141,7 +143,7 @@ func (s *Store) completeRestore(ctx, under context.Context, m *member, act strin
 	f.Hash(audit.TagGrant, grant.Hash())
 	f.Text(audit.TagState, "complete")
 	f.Uint64(audit.TagCount, carried)
-	if _, err := s.ledger.Append(ctx, audit.Event(audit.OpRestore, f)); err != nil {
+	if _, err := s.ledger.Append(ctx, audit.Event(audit.OpRestore, f), done...); err != nil {
 		return fmt.Errorf("recording the end of the restore: %w", err)
 	}
 	return nil

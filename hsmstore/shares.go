@@ -37,6 +37,15 @@ type ShareSet struct {
 	Boxes       map[string][]byte `json:"boxes"`       // by officer: the share, sealed to the officer's key
 }
 
+// hash is SHA-256 of a set, hex: its JSON has one form.
+func (s ShareSet) hash() (string, error) {
+	b, err := json.Marshal(s)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%x", sha256.Sum256(b)), nil
+}
+
 // officerInfo and ceremonyInfo say what a sealed share is for.
 func (s ShareSet) officerInfo() string {
 	return "chancery/so-share/v1 officer " + s.Member + " " + s.ID
@@ -186,6 +195,8 @@ type collection struct {
 	proc *ceremonyProcess
 	full chan struct{}
 	once sync.Once
+	dead chan struct{} // the process has ended
+	gone sync.Once
 	mu   sync.Mutex // one share at a time
 }
 
@@ -205,7 +216,7 @@ func (s *Store) Collecting() []Collection {
 
 // GiveShare hands an officer's share, sealed by [ShareSet.OpenFor], to the ceremony
 // that waits for it. A share that does not fit its commitment is refused and costs no
-// try of the PIN.
+// try of the PIN. A caller who hangs up does not end the ceremony of the others.
 func (s *Store) GiveShare(ctx context.Context, id, officer, set string, box []byte) error {
 	s.collections.mu.Lock()
 	c := s.collections.open[id]
@@ -216,7 +227,8 @@ func (s *Store) GiveShare(ctx context.Context, id, officer, set string, box []by
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var v shareVerdict
-	if err := c.proc.do(ctx, cerShare, givenShare{Set: set, Box: box}, &v); err != nil {
+	if err := c.proc.do(context.WithoutCancel(ctx), cerShare, givenShare{Set: set, Box: box}, &v); err != nil {
+		c.gone.Do(func() { close(c.dead) })
 		return err
 	}
 	if v.Why != "" {
@@ -249,15 +261,20 @@ func (s *Store) collect(ctx context.Context, cfg MemberConfig, p *ceremonyProces
 	if len(sets) == 0 {
 		return fmt.Errorf("%w: member %s: so_pin says shares, but its SO PIN was never split; give it as a file once and split it: chancery hsm split-so-pin", ErrPIN, cfg.Name)
 	}
-	c := &collection{Collection: Collection{ID: rand.Text(), Member: cfg.Name, Sets: sets, Have: []string{}, Expires: time.Now().Add(sharePatience)}, proc: p, full: make(chan struct{})}
-	if err := p.do(ctx, cerShareKey, sets, &c.Key); err != nil {
+	c := &collection{Collection: Collection{ID: rand.Text(), Member: cfg.Name, Sets: sets, Have: []string{}, Expires: time.Now().Add(sharePatience)}, proc: p, full: make(chan struct{}), dead: make(chan struct{})}
+	var takes openedForShares
+	if err := p.do(ctx, cerShareKey, sets, &takes); err != nil {
 		return err
 	}
+	c.Key = takes.Key
+	c.Sets = slices.DeleteFunc(c.Sets, func(set ShareSet) bool { return !slices.Contains(takes.Sets, set.ID) })
 	s.collections.add(c)
 	s.log.Warn("a ceremony waits for the officers' shares of the SO PIN: chancery hsm share", "member", cfg.Name, "of", sets[0].Threshold)
 	defer s.collections.remove(c)
 	select {
 	case <-c.full:
+	case <-c.dead:
+		return fmt.Errorf("%w: the ceremony process of member %s ended while officers gave their shares", ErrUnavailable, cfg.Name)
 	case <-time.After(sharePatience):
 		return fmt.Errorf("%w: member %s: fewer than %d officers gave their shares within %v", ErrPIN, cfg.Name, sets[0].Threshold, sharePatience)
 	case <-ctx.Done():
@@ -266,8 +283,16 @@ func (s *Store) collect(ctx context.Context, cfg MemberConfig, p *ceremonyProces
 	s.collections.remove(c)
 	c.mu.Lock() // a share that is under way ends first
 	defer c.mu.Unlock()
-	if err := p.do(ctx, cerJoin, struct{}{}, &struct{}{}); err != nil {
+	var in joined
+	if err := p.do(ctx, cerJoin, struct{}{}, &in); err != nil {
 		return err
+	}
+	if next != nil && in.Set == next.ID {
+		// A crash came after the PIN was changed. Before another one is drawn, which
+		// replaces what is next, this one is on record as the one in force.
+		if err := s.recordShares(ctx, cfg.Name, *next); err != nil {
+			return err
+		}
 	}
 	return s.rotate(ctx, cfg.Name, p, sets[0].Threshold)
 }
@@ -289,6 +314,11 @@ func (s *Store) rotate(ctx context.Context, member string, p *ceremonyProcess, t
 	if err := p.do(ctx, cerRotate, struct{}{}, &struct{}{}); err != nil {
 		return err
 	}
+	return s.recordShares(ctx, member, set)
+}
+
+// recordShares writes down which set of shares is in force.
+func (s *Store) recordShares(ctx context.Context, member string, set ShareSet) error {
 	var f audit.Fields
 	f.Text(audit.TagReason, "SO PIN changed and split")
 	f.Text(audit.TagMember, member)

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -169,6 +171,15 @@ func TestSplitSOPIN(t *testing.T) {
 		}
 	}
 	c.db.mu.Unlock()
+	account := c.members[0].JournalPath + ".mandates"
+	text, err := os.ReadFile(account)
+	must(err)
+	lines := strings.SplitAfter(strings.TrimSuffix(string(text), "\n"), "\n")
+	if !strings.HasPrefix(lines[len(lines)-1], "split ") {
+		t.Fatalf("the account ends with %q", lines[len(lines)-1])
+	}
+	must(os.WriteFile(account, []byte(strings.Join(lines[:len(lines)-1], "")), 0o600))
+	crashed := len(c.db.applied)
 	err = born("after-crash", func(one hsmstore.Collection) {
 		if one.Member == "m1" && len(one.Sets) != 2 {
 			t.Errorf("%d sets of m1", len(one.Sets))
@@ -183,5 +194,27 @@ func TestSplitSOPIN(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+	// What was found to be in force was on record before another was drawn: two crashes in a
+	// row lose nothing.
+	c.db.mu.Lock()
+	var order []bool
+	for _, p := range c.db.applied[crashed:] {
+		if p, ok := p.(hsmstore.PutShares); ok && p.Set.Member == "m1" {
+			order = append(order, p.Current)
+		}
+	}
+	c.db.mu.Unlock()
+	if !slices.Equal(order, []bool{true, false, true}) {
+		t.Errorf("sets of m1 were stored as current: %v", order)
+	}
+	// A set that somebody wrote to the database is not asked for: nobody types a wrong PIN.
+	c.db.mu.Lock()
+	forged := *after
+	forged.ID = "forged"
+	c.db.applied = append(c.db.applied, hsmstore.PutShares{Set: forged, Current: true})
+	c.db.mu.Unlock()
+	if err := c.store.SplitSOPIN(t.Context(), granting(admin.RotateSOPINAct("m1", 2)), "m1", 2); !errors.Is(err, admin.ErrNotGranted) || !strings.Contains(err.Error(), "not those that were made") {
+		t.Errorf("ATTACK WORKED: a ceremony takes shares of a forged set: %v", err)
 	}
 }

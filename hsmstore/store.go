@@ -45,7 +45,7 @@ type Store struct {
 	importing atomic.Bool // an ImportSession is open
 	retired   atomic.Bool // the officers ended this cluster
 
-	finishRestore func(ctx context.Context, carried uint64) error // set by Restore
+	finishRestore func(ctx context.Context, carried uint64, done []audit.Projection) error // set by Restore
 
 	provingBackup sync.Mutex // one proof of a whole backup at a time
 }

@@ -72,9 +72,12 @@ func transportPair(bits int) (public, private []*pkcs11.Attribute, free func()) 
 // hopPair is the target's pair for copies by one hop, session objects of its user: what
 // the private half unwraps is a key like the first one, or nothing.
 func hopPair(bits int, class uint) (public, private []*pkcs11.Attribute, free func()) {
-	inner, free := nested(pkcs11.CKA_UNWRAP_TEMPLATE,
-		attr(pkcs11.CKA_CLASS, class), attr(pkcs11.CKA_SENSITIVE, true), attr(pkcs11.CKA_PRIVATE, true), attr(pkcs11.CKA_WRAP_WITH_TRUSTED, true),
-		attr(pkcs11.CKA_DECRYPT, false), attr(pkcs11.CKA_UNWRAP, false), attr(pkcs11.CKA_DERIVE, false))
+	into := []*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, class), attr(pkcs11.CKA_SENSITIVE, true), attr(pkcs11.CKA_PRIVATE, true), attr(pkcs11.CKA_WRAP_WITH_TRUSTED, true),
+		attr(pkcs11.CKA_DECRYPT, false), attr(pkcs11.CKA_UNWRAP, false), attr(pkcs11.CKA_DERIVE, false)}
+	if class == pkcs11.CKO_SECRET_KEY {
+		into = unwrapsInto(pkcs11.CKK_AES)
+	}
+	inner, free := nested(pkcs11.CKA_UNWRAP_TEMPLATE, into...)
 	public = []*pkcs11.Attribute{
 		attr(pkcs11.CKA_TOKEN, false), attr(pkcs11.CKA_PRIVATE, false), attr(pkcs11.CKA_MODULUS_BITS, bits), attr(pkcs11.CKA_PUBLIC_EXPONENT, publicExponent),
 		attr(pkcs11.CKA_WRAP, true), attr(pkcs11.CKA_ENCRYPT, false), attr(pkcs11.CKA_VERIFY, false),

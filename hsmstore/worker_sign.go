@@ -92,6 +92,17 @@ func (w *worker) findKey(p pin) (*workerKey, error) {
 // changed; of an adopted key, and in a module whose attributes can be changed, the journal
 // keeps what was told first.
 func (w *worker) bind(k *workerKey, p pin) error {
+	v, err := w.token.attributes(k.handle, pkcs11.CKA_LABEL)
+	if err != nil {
+		return err
+	}
+	born, err := labelPurpose(string(v[pkcs11.CKA_LABEL])) // nobody who adopts a key gives it such a label
+	switch ours := err == nil; {
+	case ours && p.Adopted != nil:
+		return fmt.Errorf("its label says that it was born here for %s: it is no adopted key", born)
+	case ours && born != p.Purpose:
+		return fmt.Errorf("its label says that it was born for %s, not for %s", born, p.Purpose)
+	}
 	if p.Adopted != nil || w.weak {
 		w.jmu.Lock()
 		agrees, err := w.journal.bind(k.binding.spkiHash, p.bindingDigest())
@@ -140,11 +151,20 @@ func keyLabel(purpose audit.Purpose, name string) string {
 }
 
 func labelPurpose(label string) (audit.Purpose, error) {
-	parts := strings.SplitN(label, ":", 3)
-	if len(parts) != 3 || parts[0] != "chancery" {
+	purpose, _, ours := ourLabel(label)
+	if !ours {
 		return 0, fmt.Errorf("label %q does not bind a purpose", label)
 	}
-	return audit.ParsePurpose(parts[1])
+	return audit.ParsePurpose(purpose)
+}
+
+// ourLabel takes the label of a key that was born here apart.
+func ourLabel(label string) (purpose, name string, ours bool) {
+	parts := strings.SplitN(label, ":", 3)
+	if len(parts) != 3 || parts[0] != "chancery" {
+		return "", "", false
+	}
+	return parts[1], parts[2], true
 }
 
 // sign does one signing request: parse, journal, sign. The order is the promise:
