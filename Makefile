@@ -17,6 +17,7 @@ run: deps-run build
 
 build:
 	go build -ldflags '$(LDFLAGS)' -o bin/chancery ./cmd/chancery
+	CGO_ENABLED=0 go build -ldflags '$(LDFLAGS)' -o bin/chancery-verify ./cmd/chancery-verify
 
 # Everything: the unit tests of every room and the tests on real parts under test/.
 test: deps-test
@@ -28,7 +29,7 @@ check: deps-run
 	go vet $(PKGS)
 	go vet -tags failpoint ./audit
 	go run $(STATICCHECK) $(PKGS)
-	go test -count=1 -run 'TestFloors' ./cmd/chancery
+	go test -count=1 -run 'TestFloors|TestSecondImplementation' ./cmd/...
 	@if [ -n "$$VULNDB" ]; then go run $(GOVULNCHECK) -db "file://$$VULNDB" $(PKGS); \
 	else go run $(GOVULNCHECK) $(PKGS) || { s=$$?; [ $$s -eq 3 ] && exit 3; echo "govulncheck: skipped, no vulnerability database can be reached (set VULNDB to a folder)"; }; fi
 

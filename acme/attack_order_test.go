@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"chancery/acme"
+	"chancery/ca"
 )
 
 // keyChange: who may not, and races.
@@ -474,5 +475,34 @@ func TestRevocation(t *testing.T) {
 	three := issue(h.client(), "three.lab")
 	if a := owner.post("/acme/revoke-cert", header{"certificate": three}); a.status != 200 {
 		t.Errorf("by the owner: %d %s", a.status, a.body)
+	}
+}
+
+// After a restore nobody is known to have got a certificate of before: its key revokes it,
+// and accounts that are authorized for its names.
+func TestRevocationAfterRestore(t *testing.T) {
+	h := newHouse(t)
+	owner, certKey := h.member(), h.client()
+	old := func(name string) string {
+		o := owner.ready(name)
+		owner.post(o.Finalize, header{"csr": csr(t, certKey.key, &x509.CertificateRequest{DNSNames: []string{name}})}).into(t, 200, &o)
+		c, err := h.ca.CertificateByDER(t.Context(), leaf(t, owner.post(o.Certificate, nil).body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.ca.mu.Lock()
+		defer h.ca.mu.Unlock()
+		delete(h.ca.issued, c.Serial)
+		h.ca.old = map[string]*ca.Certificate{c.Serial: {Serial: c.Serial, Issuer: c.Issuer, DER: c.DER, Names: c.Names, Predecessor: true}}
+		return b64(c.DER)
+	}
+	one := old("one.lab")
+	h.client().post("/acme/revoke-cert", header{"certificate": one}).wants(t, 403, "unauthorized")
+	h.member().post("/acme/revoke-cert", header{"certificate": one}).wants(t, 403, "unauthorized")
+	if a := certKey.post("/acme/revoke-cert", header{"certificate": one, "reason": 1}); a.status != 200 {
+		t.Errorf("by the certificate's key: %d %s", a.status, a.body)
+	}
+	if a := owner.post("/acme/revoke-cert", header{"certificate": old("two.lab")}); a.status != 200 {
+		t.Errorf("by an account that is authorized for all names: %d %s", a.status, a.body)
 	}
 }

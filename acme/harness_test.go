@@ -169,6 +169,7 @@ type softCA struct {
 	mu     sync.Mutex
 	issued map[string]*ca.Certificate
 	order  []ca.Request
+	old    map[string]*ca.Certificate // of the ledger before this one
 }
 
 type softPrepared struct {
@@ -246,6 +247,9 @@ func (c *softCA) Revoke(_ context.Context, r ca.RevokeRequest) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	cert := c.issued[r.Serial]
+	if o := c.old[r.Serial]; o != nil && bytes.Equal(r.Certificate, o.DER) {
+		cert = o
+	}
 	switch {
 	case cert == nil:
 		return &ca.Refusal{Code: ca.NotFound, Detail: "no such certificate"}
@@ -271,6 +275,12 @@ func (c *softCA) CertificateByDER(ctx context.Context, der []byte) (*ca.Certific
 	x, err := x509.ParseCertificate(der)
 	if err != nil {
 		return nil, &ca.Refusal{Code: ca.NotFound, Detail: "no certificate"}
+	}
+	c.mu.Lock()
+	old := c.old[fmt.Sprintf("%04x", x.SerialNumber)]
+	c.mu.Unlock()
+	if old != nil {
+		return old, nil
 	}
 	return c.Certificate(ctx, fmt.Sprintf("%04x", x.SerialNumber))
 }

@@ -68,7 +68,7 @@ func (r *room) open() {
 	if r.db, err = dbstore.Open(r.t.Context(), r.url); err != nil {
 		r.t.Fatal(err)
 	}
-	if r.ledger, err = audit.Open(r.t.Context(), r.db, audit.Options{Node: "n", Build: "test", Log: slog.New(slog.DiscardHandler)}); err != nil {
+	if r.ledger, err = audit.Open(r.t.Context(), r.db, audit.Options{Node: "n", Build: "test", Log: slog.New(slog.DiscardHandler), Now: func() time.Time { return time.Unix(r.now.Load(), 0) }}); err != nil {
 		r.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())

@@ -103,7 +103,7 @@ func (b *bench) begin() {
 }
 
 func (b *bench) genesis() audit.Genesis {
-	return audit.Genesis{Random: [32]byte{1}, Dev: true, Domain: "ca.example", CheckpointKeys: [][]byte{b.spki}, Roster: [32]byte{2}, Acts: []string{"x"}}
+	return audit.Genesis{Random: [32]byte{1}, Dev: true, Domain: "ca.example", CheckpointKeys: [][]byte{b.spki}, Roster: [32]byte{2}, Acts: genesisActs}
 }
 
 func (b *bench) path(name string) string { return filepath.Join(b.dir, name) }

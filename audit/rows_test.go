@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"chancery/admin"
 	"chancery/audit"
 	"chancery/ca"
 	"chancery/hsmstore"
@@ -93,6 +94,7 @@ func (h *house) backups() {
 	event(audit.OpBackup, hsmstore.PutBackup{BackupRecord: hsmstore.BackupRecord{Key: hsmstore.KeyID{1}, Recipient: "far", Blob: []byte("wrapped")}}, func(f *audit.Fields) {
 		f.Hash(audit.TagKey, h.spki)
 		f.Text(audit.TagRecipient, "far")
+		f.Text(audit.TagSerialNumber, "5e71")
 		f.Hash(audit.TagSubject, sha256.Sum256([]byte("wrapped")))
 	})
 	event(audit.OpMemberState, hsmstore.SetStanding{Member: "m1", To: hsmstore.StandingFenced}, func(f *audit.Fields) {
@@ -105,10 +107,18 @@ func (h *house) backups() {
 	})
 }
 
+// genesisActs are what leaf 0 allows in these tests.
+var genesisActs = []string{"generate-key root issuer P-256", "add-member m1 abc", "backup-recipient far 5e71", "backup far 5e71", "retire-cluster",
+	admin.RestoreAct([32]byte{7}), admin.RestoreAct([32]byte{8})}
+
 // genesisGrant is the grant of the genesis that [bench.genesis] makes.
 func genesisGrant() [32]byte {
+	items := make([][]byte, len(genesisActs))
+	for i, a := range genesisActs {
+		items[i] = []byte(a)
+	}
 	var acts audit.Fields
-	acts.List(audit.TagActs, []byte("x"))
+	acts.List(audit.TagActs, items...)
 	proposal := audit.Digest("proposal", acts[0].Value)
 	return audit.Digest("grant", proposal[:])
 }
@@ -170,7 +180,7 @@ func (h *house) crl() {
 	}
 	der := must(x509.CreateRevocationList(rand.Reader, tmpl, h.root, crypto.Signer(h.key)))
 	scope := audit.CRLScope{Number: uint64(h.crls), ThisUpdate: this, Covers: covers}
-	o := must(h.ledger.Begin(ctx, audit.Intent{Op: audit.OpCRL, Key: h.spki, Issuer: h.spki, CRL: &scope}, ca.BeginCRL{Issuer: h.spki, Scope: scope}))
+	o := must(h.ledger.Begin(ctx, audit.Intent{Op: audit.OpCRL, Key: h.spki, Purpose: audit.PurposeIssuer, Issuer: h.spki, CRL: &scope}, ca.BeginCRL{Issuer: h.spki, Scope: scope}))
 	must(h.ledger.Done(ctx, o, audit.Done{Artefact: sha256.Sum256(der)}, ca.PutCRL{Issuer: h.spki, Number: scope.Number, Covers: covers, NextUpdate: this.Add(time.Hour), DER: der}))
 }
 

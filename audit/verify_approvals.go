@@ -46,9 +46,10 @@ type VoteRow struct {
 type approvals struct {
 	proposals map[[32]byte]*proposalSeen
 	votes     map[uint64]voteSeen
-	grants    map[[32]byte]bool // of genesis and of the officers
-	roster    [32]byte          // digest in leaf 0
-	made      uint64            // grants of the officers
+	grants    map[[32]byte]*mandate // of genesis and of the officers
+	roster    [32]byte              // digest in leaf 0
+	made      uint64                // grants of the officers
+	ledger    LedgerID
 	restoring restoring
 	succeeds  string // hex of the predecessor's id, once its warrant is verified
 }
@@ -76,7 +77,7 @@ const (
 )
 
 func newApprovals() approvals {
-	return approvals{proposals: map[[32]byte]*proposalSeen{}, votes: map[uint64]voteSeen{}, grants: map[[32]byte]bool{}}
+	return approvals{proposals: map[[32]byte]*proposalSeen{}, votes: map[uint64]voteSeen{}, grants: map[[32]byte]*mandate{}}
 }
 
 // genesis notes the grant of leaf 0: a proposal, its list of acts, without votes.
@@ -85,7 +86,8 @@ func (a *approvals) genesis(l Leaf) {
 	a.restoring.genesis(l)
 	acts, _ := l.Get(TagActs)
 	proposal := Digest("proposal", acts)
-	a.grants[Digest("grant", proposal[:])] = true
+	a.grants[Digest("grant", proposal[:])] = newMandate(acts)
+	a.ledger = l.Ledger
 }
 
 // event follows proposals, votes and grants, and wants a grant for what is done with one.
@@ -139,8 +141,16 @@ func (a *approvals) event(index uint64, l Leaf) error {
 
 // granted wants a grant that is named to be there already.
 func (a *approvals) granted(index uint64, l Leaf) error {
-	if g, ok := l.Hash(TagGrant); ok && !a.grants[g] {
+	g, ok := l.Hash(TagGrant)
+	if !ok {
+		return nil
+	}
+	m := a.grants[g]
+	if m == nil {
 		return violate(index, "the grant %x that it names was never made", g[:8])
+	}
+	if l.Kind == KindEvent && !m.allows(l) {
+		return violate(index, "the grant %x that it names is for something else, or is used up", g[:8])
 	}
 	return nil
 }
@@ -177,6 +187,15 @@ func (a *approvals) vote(index uint64, l Leaf, p *proposalSeen, hash [32]byte) e
 }
 
 func (a *approvals) grant(index uint64, l Leaf, p *proposalSeen, hash [32]byte) error {
+	seconds := func(tag uint16) int64 {
+		if b := proposalField(p.raw, tag); len(b) == 8 {
+			return int64(binary.BigEndian.Uint64(b))
+		}
+		return -1
+	}
+	if at := l.Time.Unix(); !bytes.Equal(proposalField(p.raw, 1), a.ledger[:]) || !bytes.Equal(proposalField(p.raw, 6), a.roster[:]) || at < seconds(9) || at > seconds(10) {
+		return violate(index, "the proposal is of another ledger or other officers, or it is granted outside of its time")
+	}
 	list, _ := l.Get(TagVotes)
 	p.grant, _ = l.Hash(TagGrant)
 	if p.state != "pending" || len(list)%8 != 0 || Digest("grant", append(hash[:], list...)) != p.grant {
@@ -190,7 +209,7 @@ func (a *approvals) grant(index uint64, l Leaf, p *proposalSeen, hash [32]byte) 
 		p.counted = append(p.counted, leaf)
 	}
 	p.state, p.grantLeaf = "approved", index
-	a.grants[p.grant] = true
+	a.grants[p.grant] = newMandate(proposalField(p.raw, 4))
 	a.made++
 	return nil
 }
@@ -203,6 +222,9 @@ func (a *approvals) end(index uint64, l Leaf, p *proposalSeen) error {
 	}
 	if g, _ := l.Hash(TagGrant); p.state != from || !slices.Contains(allowed, string(outcome)) || g != p.grant {
 		return violate(index, "a proposal that is %s ends as %q", p.state, outcome)
+	}
+	if m := a.grants[p.grant]; m != nil && l.Op == OpGrantResult {
+		m.ended = true
 	}
 	p.result, _ = l.Hash(TagSubject)
 	p.state, p.endLeaf = string(outcome), index

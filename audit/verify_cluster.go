@@ -33,6 +33,7 @@ type cluster struct {
 	keys       map[[32]byte]bornOn
 	states     map[[32]byte]string // of keys, as the last leaf about one says
 	members    map[string]bool     // name, line feed, token serial
+	joined     map[string]string   // names, with the token that joined last
 	standings  map[string]string   // by name; none: active, or it was joining
 	retired    bool
 	recipients map[string]RecipientRow
@@ -50,20 +51,26 @@ type backupOf struct {
 }
 
 func newCluster() cluster {
-	return cluster{keys: map[[32]byte]bornOn{}, states: map[[32]byte]string{}, members: map[string]bool{}, standings: map[string]string{},
+	return cluster{keys: map[[32]byte]bornOn{}, states: map[[32]byte]string{}, members: map[string]bool{}, joined: map[string]string{}, standings: map[string]string{},
 		recipients: map[string]RecipientRow{}, backups: map[backupOf]BackupRow{}}
 }
 
-// intent: nothing is signed after the officers have ended a cluster.
-func (c *cluster) intent(index uint64) error {
+// intent: nothing is signed after the officers have ended a cluster, nor for another purpose
+// than the key was born for (P8).
+func (c *cluster) intent(index uint64, l Leaf) error {
 	if c.retired {
 		return violate(index, "it is an intent to sign, after the cluster was retired")
+	}
+	key, _ := l.Hash(TagKey)
+	purpose, _ := l.Uint(TagPurpose)
+	if born, known := c.keys[key]; known && born.purpose != Purpose(purpose) {
+		return violate(index, "key %q, which was born for %s, is used for %s", born.name, born.purpose, Purpose(purpose))
 	}
 	return nil
 }
 
 // event follows births and states of keys, members, and backups.
-func (c *cluster) event(index uint64, l Leaf) {
+func (c *cluster) event(index uint64, l Leaf) error {
 	text := func(t Tag) string { b, _ := l.Get(t); return string(b) }
 	key, named := l.Hash(TagKey)
 	switch l.Op {
@@ -76,10 +83,15 @@ func (c *cluster) event(index uint64, l Leaf) {
 			c.states[key] = text(TagState)
 		}
 	case OpKeyState:
-		c.states[key] = text(TagState)
+		was, now := c.states[key], text(TagState)
+		if was == "destroyed" || was == "quarantined" && now != "destroyed" && now != was || now == "usable" && was != "disabled" {
+			return violate(index, "a key that is %q becomes %q", was, now)
+		}
+		c.states[key] = now
 	case OpKeyDestroy:
 		c.states[key] = "destroyed"
 	case OpMemberAdd:
+		c.joined[text(TagMember)] = text(TagSerialNumber)
 		c.members[text(TagMember)+"\n"+text(TagSerialNumber)] = true
 		delete(c.standings, text(TagMember))
 	case OpMemberState:
@@ -101,12 +113,15 @@ func (c *cluster) event(index uint64, l Leaf) {
 			c.backups[backupOf{key, name}] = BackupRow{Key: key, Recipient: name, Blob: blob, Leaf: index}
 		}
 	}
+	return nil
 }
 
 // finish holds the rows of keys, members and backups against the leaves.
 func (c *cluster) finish(ctx context.Context, src VerifySource, checkpointKeys [][]byte) error {
+	stored := map[[32]byte]bool{}
 	err := src.KeyRows(ctx, func(k KeyRow) error {
 		hash := sha256.Sum256(k.SPKI)
+		stored[hash] = true
 		born, ok := c.keys[hash]
 		genesis := k.Purpose == PurposeCheckpoint && slices.ContainsFunc(checkpointKeys, func(c []byte) bool { return string(c) == string(k.SPKI) })
 		if !genesis && (!ok || born != (bornOn{k.Name, k.Purpose})) {
@@ -123,7 +138,14 @@ func (c *cluster) finish(ctx context.Context, src VerifySource, checkpointKeys [
 	if err != nil {
 		return err
 	}
+	for hash, k := range c.keys {
+		if !stored[hash] {
+			return violate(0, "key %q is not in the database", k.name)
+		}
+	}
+	there := map[string]bool{}
 	err = src.MemberRows(ctx, func(m MemberRow) error {
+		there[m.Name] = true
 		if !c.members[Text(m.Name, 1024)+"\n"+Text(m.Serial, 1024)] {
 			return violate(0, "no entry tells that HSM member %q joined with token %q", m.Name, m.Serial)
 		}
@@ -135,6 +157,11 @@ func (c *cluster) finish(ctx context.Context, src VerifySource, checkpointKeys [
 	})
 	if err != nil {
 		return err
+	}
+	for name := range c.joined {
+		if !there[name] && c.standings[name] != "removed" { // the row of one that left goes when its token comes back by another name
+			return violate(0, "HSM member %q is not in the database", name)
+		}
 	}
 	return c.finishBackups(ctx, src)
 }

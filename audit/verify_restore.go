@@ -80,13 +80,26 @@ func (r *restoring) event(index uint64, l Leaf) error {
 	return nil
 }
 
-// carry follows a revocation that is carried over from the predecessor's CRLs.
-func (r *restoring) carry(index uint64) error {
-	if r.warrant == nil || r.ended {
-		return violate(index, "it carries a revocation over, but no restore is under way")
+// revocation follows a revocation of what the predecessor issued: carried over from its
+// CRLs while the restore is under way, or asked for with the certificate afterwards. ends
+// is when the certificate ends, in seconds since 1970; 0: the leaf does not say.
+func (r *restoring) revocation(index uint64, l Leaf) (ends uint64, err error) {
+	source, _ := l.Get(TagSource)
+	ends, asked := l.Uint(TagNotAfter)
+	if r.warrant == nil || r.ended != asked {
+		return 0, violate(index, "it revokes what a predecessor issued, but there is none, or its restore has ended or not yet ended")
+	}
+	if string(source) != r.origin {
+		return 0, violate(index, "it revokes what %q issued, leaf 0 names %q", Text(string(source), 100), r.origin)
+	}
+	if asked {
+		return ends, nil
+	}
+	if manifest, _ := l.Hash(TagManifest); manifest != r.manifest {
+		return 0, violate(index, "it carries a revocation over from another manifest than the officers allowed")
 	}
 	r.carried++
-	return nil
+	return 0, nil
 }
 
 // finish holds the signatures of the warrant: a quorum of distinct officers of the

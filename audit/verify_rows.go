@@ -129,7 +129,7 @@ func (r *rows) intent(index uint64, l Leaf) error {
 	if err := r.approvals.granted(index, l); err != nil {
 		return err
 	}
-	if err := r.cluster.intent(index); err != nil {
+	if err := r.cluster.intent(index, l); err != nil {
 		return err
 	}
 	issuer, _ := l.Hash(TagIssuer)
@@ -161,21 +161,18 @@ func (r *rows) event(index uint64, l Leaf) error {
 		at, _ := l.Uint(TagRevokedAt)
 		now := revoked{leaf: index, reason: text(TagReason), at: at}
 		if _, now.carried = l.Get(TagSource); now.carried {
-			ends, known := l.Uint(TagNotAfter)
-			if !known { // from the predecessor's CRL
-				if err := r.approvals.restoring.carry(index); err != nil {
-					return err
-				}
-			} else if !r.approvals.restoring.ended {
-				return violate(index, "it revokes a certificate of a predecessor, but there is none, or its restore has not ended")
+			var err error
+			if now.ends, err = r.approvals.restoring.revocation(index, l); err != nil {
+				return err
 			}
-			now.ends = ends
 		}
 		r.revoke(issuer, serial, now)
 	case OpRestore:
 		r.restored(l)
 	}
-	r.cluster.event(index, l)
+	if err := r.cluster.event(index, l); err != nil {
+		return err
+	}
 	return r.approvals.event(index, l)
 }
 
@@ -200,10 +197,14 @@ func (r *rows) revoke(issuer [32]byte, serial []byte, now revoked) {
 	r.revoked[k] = now
 }
 
-// orphan: a certificate that may exist and was given to nobody is revoked (P3).
+// orphan: a certificate that may exist and was given to nobody is revoked (P3), unless
+// somebody who had it asked for that before.
 func (r *rows) orphan(index uint64, in Leaf) {
 	if serial, ok := in.Get(TagSerial); ok {
 		issuer, _ := in.Hash(TagIssuer)
+		if _, already := r.revoked[string(issuer[:])+string(serial)]; already {
+			return
+		}
 		r.revoke(issuer, serial, revoked{leaf: index, reason: "unspecified"})
 	}
 }

@@ -37,7 +37,7 @@ type Config struct {
 	Now     func() time.Time // nil: time.Now
 
 	// Predecessor is the origin of the ledger whose issuers go on here, "" if there is none.
-	// What it issued is not in this database: any serial can be revoked.
+	// What it issued is not in this database and is revoked by the certificate itself.
 	Predecessor string
 }
 
@@ -258,6 +258,9 @@ func (a *Authority) Certificate(ctx context.Context, serial string) (*Certificat
 			return nil, err
 		}
 		return a.certificate(s), nil
+	}
+	if a.cfg.Predecessor != "" {
+		return nil, refuse(NotFound, "serial", "no certificate here has the serial %s; if it was issued before this CA was restored, revoke it by sending the certificate itself", serial)
 	}
 	return nil, refuse(NotFound, "serial", "no certificate has the serial %s", serial)
 }

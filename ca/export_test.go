@@ -5,6 +5,8 @@ import "crypto/x509"
 var (
 	NewSerial = newSerial
 	StrictDER = strictDER
+
+	NumbersBegin = numbersBegin
 )
 
 // TBS are the bytes that Issue will have signed.

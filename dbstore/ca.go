@@ -79,7 +79,8 @@ func (t *tx) putRevocation(p ca.RevokeSerial, notAfter int64, at *audit.StoredLe
 }
 
 // revokeOrphan puts a serial on the CRL whose certificate may exist although nobody
-// ever got it. Intents of issuers' own certificates reserve a serial as well.
+// ever got it. Intents of issuers' own certificates reserve a serial as well. One that is
+// revoked already stays as it is: else the intent could never be closed.
 func (t *tx) revokeOrphan(p hsmstore.Orphaned, at *audit.StoredLeaf) error {
 	var notAfter int64
 	err := t.row([]any{&notAfter}, "SELECT not_after FROM serial WHERE issuer = ? AND serial = ? AND intent = ?", p.Issuer[:], p.Serial, int64(p.Intent))
@@ -89,7 +90,7 @@ func (t *tx) revokeOrphan(p hsmstore.Orphaned, at *audit.StoredLeaf) error {
 	if err != nil {
 		return err
 	}
-	_, err = t.exec("INSERT INTO revocation (issuer, serial, leaf, reason, revoked_at, not_after) VALUES (?, ?, ?, ?, ?, ?)",
+	_, err = t.exec("INSERT INTO revocation (issuer, serial, leaf, reason, revoked_at, not_after) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (issuer, serial) DO NOTHING",
 		p.Issuer[:], p.Serial, int64(at.Index), int(ca.Unspecified), p.At.Unix(), notAfter)
 	return err
 }

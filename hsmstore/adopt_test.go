@@ -246,3 +246,34 @@ func certificateFor(t *testing.T, spki []byte) []byte {
 	must(err)
 	return der
 }
+
+// A row that calls a key that was born here an adopted one, for another purpose, changes
+// nothing: its label on the token says what it is for.
+func TestAttack_HSM_06_RelabelledByTheDatabase(t *testing.T) {
+	for what, adopted := range map[string]bool{"as adopted": true, "as it is": false} {
+		c := copyCluster(t)
+		stop, err := c.open(t.Context())
+		must(err)
+		spec := hsmstore.KeySpec{Name: "docs", Purpose: audit.PurposeDocument, Algorithm: "P-256"}
+		if _, err := c.store.GenerateKey(t.Context(), granting(spec.Act()), spec); err != nil {
+			t.Fatal(err)
+		}
+		stop()
+		stop, err = c.open(t.Context(), func(cfg *hsmstore.Config) {
+			for i, k := range cfg.Keys {
+				if k.Name == "docs" {
+					cfg.Keys[i].Purpose, cfg.Keys[i].Subject = audit.PurposeIssuer, name("Issuing CA")
+					if adopted {
+						cfg.Keys[i].Adopted = &hsmstore.Adopted{CKAID: k.ID[:]}
+					}
+				}
+			}
+		})
+		must(err)
+		k := c.key(t, "docs")
+		if err := once(t.Context(), k, issue(t, k)); err == nil {
+			t.Errorf("ATTACK WORKED: a document key %s signs a certificate", what)
+		}
+		stop()
+	}
+}

@@ -480,8 +480,11 @@ func (c *ceremony) unusedWarrant(t *token) error {
 		return err
 	}
 	hs, err := t.findEvery([]*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, pkcs11.CKO_DATA), attr(pkcs11.CKA_LABEL, restoredLabel)})
-	if err != nil {
+	if rv, is := returnCode(err); is && slices.Contains([]pkcs11.Error{pkcs11.CKR_ATTRIBUTE_VALUE_INVALID, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID, pkcs11.CKR_TEMPLATE_INCONSISTENT, pkcs11.CKR_FUNCTION_NOT_SUPPORTED}, rv) {
 		return nil
+	}
+	if err != nil {
+		return err
 	}
 	for _, h := range hs {
 		v, err := t.attributes(h, pkcs11.CKA_VALUE)

@@ -60,6 +60,7 @@ type importState struct {
 	oaep    oaepHash
 	native  bool // the module has RSA_AES_KEY_WRAP
 	kwp     uint // its RFC 5649 mechanism, or 0
+	tried   bool // a blob came
 	made    []pkcs11.ObjectHandle
 }
 
@@ -161,9 +162,10 @@ func (c *ceremony) importKey(q importKey) (imported, error) {
 		return imported{}, err
 	}
 	im := c.importing
-	if im == nil || len(im.made) > 0 || len(q.Blob) < im.modulus {
+	if im == nil || im.tried || len(q.Blob) < im.modulus {
 		return imported{}, faultf(exitProtocol, "an import takes one blob, after its wrapping pair was made")
 	}
+	im.tried = true
 	pub, alg, err := parseSPKI(q.Key.SPKI, q.Key.Algorithm)
 	if err != nil {
 		return imported{}, err

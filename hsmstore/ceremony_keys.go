@@ -295,5 +295,8 @@ func (t *token) bear(o keyObject, alg *algorithm, weak bool, patiently func(func
 	if weak {
 		return born, nil
 	}
-	return born, checkSnapshot(born.Attributes, o.Replicable)
+	if err := checkSnapshot(born.Attributes, o.Replicable); err != nil { // it is not to lie about
+		return bornKey{}, errors.Join(err, t.m.DestroyObject(t.session, priv), t.m.DestroyObject(t.session, pub))
+	}
+	return born, nil
 }

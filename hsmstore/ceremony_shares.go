@@ -49,6 +49,7 @@ type shareState struct {
 	shares [][]secretsharing.Share // by set
 	next   string                  // the new PIN
 	hash   string                  // of its set
+	joined bool                    // the shares opened the token
 }
 
 // joined tells which set of shares the PIN in force is of.
@@ -99,6 +100,10 @@ func (c *ceremony) shareKey(sets []ShareSet) (out openedForShares, err error) {
 func (c *ceremony) takeShare(q givenShare) (v shareVerdict, _ error) {
 	if c.share.key == nil {
 		return v, faultf(exitProtocol, "a share before the key for it")
+	}
+	if c.share.shares == nil {
+		v.Why = "the ceremony has its shares already"
+		return v, nil
 	}
 	v.Why = "it belongs to no split of this SO PIN"
 	for i, set := range c.share.sets {
@@ -151,7 +156,7 @@ func (c *ceremony) join(struct{}) (out joined, err error) {
 		_, err = c.as(pkcs11.CKU_SO)
 		var f *fault
 		if err == nil {
-			out.Set = set.ID
+			out.Set, c.share.joined = set.ID, true
 			err = c.noteSplit(set)
 			break
 		}
@@ -202,7 +207,7 @@ func (c *ceremony) maySplit(q newShares) error {
 		return errDeviceSO(q.Member)
 	}
 	if err := c.allowed(admin.RotateSOPINAct(q.Member, q.Threshold)); err != nil {
-		if c.share.key == nil {
+		if !c.share.joined {
 			return err
 		}
 		for _, set := range c.share.sets {

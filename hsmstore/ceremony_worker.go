@@ -295,6 +295,9 @@ func (c *ceremony) mayBear(o keyObject) error {
 // a member that joins gets them all, and so does a backup recipient.
 func (c *ceremony) mayCopy(w wrappedKey) error {
 	if c.mayBear(w.Key) == nil {
+		if _, on, named := strings.Cut(w.Key.Act, " on "); named && !slices.Contains(strings.Split(on, ","), w.Target) {
+			return fmt.Errorf("%w: key %s is to be on %s, not on %s", admin.ErrNotGranted, w.Key.Name, on, w.Target)
+		}
 		return nil
 	}
 	for _, act := range []string{admin.ImportKeyAct(w.Key.Name, w.Key.Purpose.String(), w.Key.Algorithm, w.Key.Subject, sha256.Sum256(w.Key.SPKI)), admin.AddMemberAct(w.Target, w.Serial), admin.RepairKeyAct(w.Key.Name, w.Target), admin.BackupAct(w.Target, w.Serial)} {

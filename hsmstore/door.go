@@ -72,9 +72,9 @@ func (k *Key) begin(ctx context.Context, req SignRequest, pinned *member) (*Oper
 	if req.Issuer == ([32]byte{}) && k.purpose == audit.PurposeIssuer && req.Op != audit.OpKeyProof {
 		req.Issuer = k.spkiHash
 	}
-	if s.begun.Add(1) > int64(s.cfg.Queue) {
+	if limit := s.cfg.Queue * req.Class.share() / 4; s.begun.Add(1) > int64(max(1, limit)) {
 		s.begun.Add(-1)
-		return nil, fmt.Errorf("%w: %d operations wait; nothing was begun, try again later", ErrBusy, s.cfg.Queue)
+		return nil, fmt.Errorf("%w: %d operations wait; nothing was begun, try again later", ErrBusy, limit)
 	}
 	err := s.expect(ctx, &signature{key: k, pinned: pinned})
 	if s.retired.Load() { // after it is counted: Retire waits for what has begun

@@ -202,7 +202,15 @@ func (s *Store) all() []*Key {
 func (s *Store) verifyMember(ctx context.Context, m *member, l *link, born map[KeyID]bool, d *Drift) error {
 	ask, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	m.clearDrift()
+	// What was marked before is judged anew; a check that is cut short leaves it marked, and
+	// a key without a birth stays so all the time.
+	before := m.takeDrift(born)
+	judged := false
+	defer func() {
+		if !judged {
+			m.putDrift(before)
+		}
+	}()
 	if err := m.load(ask, l, s.loadRequest(m.cfg.Name)); err != nil {
 		return err
 	}
@@ -236,6 +244,7 @@ func (s *Store) verifyMember(ctx context.Context, m *member, l *link, born map[K
 			d.Findings = append(d.Findings, f)
 		}
 	}
+	judged = true
 	objects, err := s.objectsOn(ctx, m.cfg.Name, objectsRequest{})
 	if err != nil {
 		return err
@@ -346,6 +355,30 @@ func (m *member) publish() {
 	if l := m.live.Load(); l != nil {
 		m.live.Store(&live{l.link, maps.Clone(m.bad)})
 	}
+}
+
+// takeDrift forgets what was marked, but for keys without a birth, and returns all of it.
+func (m *member) takeDrift(born map[KeyID]bool) map[KeyID]string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	old := maps.Clone(m.drift)
+	maps.DeleteFunc(m.drift, func(id KeyID, _ string) bool { return born[id] })
+	return old
+}
+
+// putDrift marks again what was marked before.
+func (m *member) putDrift(old map[KeyID]string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id, why := range old {
+		if m.drift == nil {
+			m.drift = map[KeyID]string{}
+		}
+		if _, marked := m.drift[id]; !marked {
+			m.drift[id], m.bad[id] = why, why
+		}
+	}
+	m.publish()
 }
 
 // clearDrift forgets what was marked; the next load decides anew.

@@ -122,7 +122,7 @@ func (s *Store) destroyOn(ctx context.Context, m *member, act string, k *Key) er
 func (s *Store) recordDestroyed(ctx context.Context, grant *admin.Grant, k *Key, r DestroyReport, gone []audit.Projection) error {
 	op, state, reason := audit.OpKeyDestroy, KeyDestroyed, "every copy was destroyed"
 	if len(r.Left) > 0 {
-		op, state, reason = audit.OpKeyState, KeyDisabled, "destroyed, but not on "+strings.Join(r.Left, ", ")
+		op, state, reason = audit.OpKeyState, k.State(), "destroyed, but not on "+strings.Join(r.Left, ", ")
 	} else {
 		gone = append(gone, SetKeyState{ID: k.id, From: []KeyState{KeyBorn, KeyDisabled, KeyQuarantined}, To: KeyDestroyed})
 	}

@@ -132,17 +132,26 @@ func (l *link) call(build func(id uint64) []byte, deadline <-chan time.Time) (fr
 	}
 }
 
-// control does a rare request with JSON both ways. Missing its deadline ends the link.
+// control does a rare request with JSON both ways. A worker that does not answer within
+// startTimeout ends the link; a caller who goes away does not.
 func (l *link) control(ctx context.Context, op byte, req, reply any) error {
 	b, err := json.Marshal(req)
 	if err != nil {
 		return err
 	}
 	deadline := make(chan time.Time)
-	stop := context.AfterFunc(ctx, func() { close(deadline) })
+	var once sync.Once
+	var late atomic.Bool
+	end := func() { once.Do(func() { close(deadline) }) }
+	stop := context.AfterFunc(ctx, end)
 	defer stop()
+	timer := time.AfterFunc(startTimeout, func() { late.Store(true); end() })
+	defer timer.Stop()
 	f, err := l.call(func(id uint64) []byte { return finishFrame(append(newFrame(id, op, len(b)), b...)) }, deadline)
 	if errors.Is(err, errDeadline) {
+		if !late.Load() {
+			return fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
+		}
 		l.failWith(err)
 	}
 	if err != nil {

@@ -1,16 +1,20 @@
 package hsmstore
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"chancery/admin"
@@ -28,6 +32,8 @@ import (
 //	sealed                              genesis is over: nothing without a warrant
 //	retired                             the officers ended the cluster: nothing any more
 //	spent <nonce> <session> <unix time> a warrant came into use
+//	random <64 hex>                     octets of the token's random source, at a start
+//	bound <64 hex> <64 hex>             an adopted key, by its SPKI, and what it was bound to
 //	drawn <64 hex>                      a new SO PIN was split: SHA-256 of the set of shares
 //	split <64 hex>                      it came into force
 
@@ -90,9 +96,11 @@ type account struct {
 	roster  string
 	sealed  bool
 	retired bool
-	split   string         // set of shares in force; "" if none was ever made here
-	drawn   []string       // sets that were drawn after it: one of them may be in force
-	spent   map[string]use // by nonce
+	split   string            // set of shares in force; "" if none was ever made here
+	drawn   []string          // sets that were drawn after it: one of them may be in force
+	spent   map[string]use    // by nonce
+	random  map[string]bool   // SHA-256 of what the token's random source gave at each start
+	bound   map[string]string // by SHA-256 of the SPKI: what an adopted key was first bound to
 }
 
 type use struct {
@@ -101,13 +109,21 @@ type use struct {
 }
 
 func readAccount(path string) (*account, error) {
-	a := &account{path: path, spent: map[string]use{}}
+	a := &account{path: path, spent: map[string]use{}, random: map[string]bool{}, bound: map[string]string{}}
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return a, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reading the account of ceremonies: %w", err)
+	}
+	if !bytes.HasSuffix(b, []byte("\n")) {
+		if b, err = mendAccount(path); err != nil {
+			return nil, err
+		}
+	}
+	if len(b) == 0 {
+		return a, nil
 	}
 	for n, line := range strings.Split(strings.TrimSuffix(string(b), "\n"), "\n") {
 		f := strings.Fields(line)
@@ -118,6 +134,10 @@ func readAccount(path string) (*account, error) {
 			a.sealed = true
 		case len(f) == 1 && f[0] == "retired":
 			a.retired = true
+		case len(f) == 2 && f[0] == "random":
+			a.random[f[1]] = true
+		case len(f) == 3 && f[0] == "bound":
+			a.bound[f[1]] = f[2]
 		case len(f) == 2 && f[0] == "drawn":
 			a.drawn = append(a.drawn, f[1])
 		case len(f) == 2 && f[0] == "split":
@@ -135,13 +155,48 @@ func readAccount(path string) (*account, error) {
 	return a, nil
 }
 
+// mendAccount cuts a torn last line: the disk was full, or the power went, and what the
+// line was for never happened. It waits for whoever is writing one now.
+func mendAccount(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return nil, fmt.Errorf("reading the account of ceremonies: %w", err)
+	}
+	defer f.Close() // and with it the lock
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		return nil, fmt.Errorf("locking the account of ceremonies: %w", err)
+	}
+	b, err := io.ReadAll(f)
+	if err != nil {
+		return nil, fmt.Errorf("reading the account of ceremonies: %w", err)
+	}
+	cut := bytes.LastIndexByte(b, '\n') + 1
+	if cut < len(b) {
+		if err := errors.Join(f.Truncate(int64(cut)), f.Sync()); err != nil {
+			return nil, fmt.Errorf("cutting the torn end of the account of ceremonies: %w", err)
+		}
+	}
+	return b[:cut], nil
+}
+
 // add appends one line, durably.
 func (a *account) add(format string, args ...any) error {
 	f, err := os.OpenFile(a.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return fmt.Errorf("writing the account of ceremonies: %w", err)
 	}
-	_, err = fmt.Fprintf(f, format+"\n", args...)
+	if st, serr := f.Stat(); serr == nil && st.Size() == 0 { // new: its name must last too
+		dir, derr := os.Open(filepath.Dir(a.path))
+		if derr == nil {
+			derr = errors.Join(dir.Sync(), dir.Close())
+		}
+		if derr != nil {
+			return errors.Join(fmt.Errorf("writing the account of ceremonies: %w", derr), f.Close())
+		}
+	}
+	if err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err == nil {
+		_, err = fmt.Fprintf(f, format+"\n", args...)
+	}
 	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return fmt.Errorf("writing the account of ceremonies: %w", err)
 	}

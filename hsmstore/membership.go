@@ -2,6 +2,7 @@ package hsmstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -32,15 +33,17 @@ func (s *Store) enrolled() ([]*member, error) {
 		}
 		state := Starting
 		switch {
+		case r.Standing == StandingRetired:
+			s.retired.Store(true)
+			if state = Fenced; !ok {
+				state, c.Name = Absent, r.Name
+			}
 		case !ok:
 			state, c.Name = Absent, r.Name
 		case r.Standing == StandingDrained:
 			state = Out
 		case r.Standing == StandingFenced:
 			state = Fenced
-		case r.Standing == StandingRetired:
-			state = Fenced
-			s.retired.Store(true)
 		}
 		c.TokenSerial, c.Replication = r.Serial, r.Replication
 		m := s.newMember(c, state)
@@ -93,6 +96,19 @@ func (s *Store) recordStanding(ctx context.Context, m *member, to Standing, reas
 		return fmt.Errorf("recording that member %s is %s: %w", m.cfg.Name, to, err)
 	}
 	return nil
+}
+
+// recordActive records that a member is active, and the truth again if it was fenced in
+// that very moment: the last word is fenced.
+func (s *Store) recordActive(ctx context.Context, m *member, reason string) error {
+	if err := s.recordStanding(ctx, m, StandingActive, reason); err != nil {
+		return err
+	}
+	if m.current().State != Fenced {
+		return nil
+	}
+	err := fmt.Errorf("%w: member %s was fenced meanwhile", ErrStanding, m.cfg.Name)
+	return errors.Join(err, s.recordStanding(ctx, m, StandingFenced, "fenced while it was let in"))
 }
 
 // Candidate is a token that could join, seen without its PIN.
@@ -192,7 +208,7 @@ func (s *Store) AddMember(ctx context.Context, grant *admin.Grant, cfg MemberCon
 	if err := s.proveAll(ctx, grant, m, progress); err != nil {
 		return err
 	}
-	if err := s.recordStanding(ctx, m, StandingActive, "joined"); err != nil {
+	if err := s.recordActive(ctx, m, "joined"); err != nil {
 		return err
 	}
 	m.sealed.Store(false)
@@ -345,10 +361,25 @@ func (s *Store) bringUp(ctx context.Context, m *member) error {
 // ceremonyWait is how long an act waits for the ceremony before it.
 const ceremonyWait = 10 * time.Second
 
+// unhurriedWait is how long an act that officers have approved waits: it is not to be lost
+// because the keys are being checked, or another act waits for shares.
+const unhurriedWait = 45 * time.Minute
+
+type unhurriedKey struct{}
+
+// Unhurried lets the acts of ctx wait for the one before them as long as that may take.
+func Unhurried(ctx context.Context) context.Context {
+	return context.WithValue(ctx, unhurriedKey{}, true)
+}
+
 // ceremony waits for its turn: one act on keys or members at a time. One before it may
 // wait for officers' shares, so the wait is bounded: ErrBusy.
 func (s *Store) ceremony(ctx context.Context) (unlock func(), err error) {
-	end := time.Now().Add(ceremonyWait)
+	wait := ceremonyWait
+	if ctx.Value(unhurriedKey{}) != nil {
+		wait = unhurriedWait
+	}
+	end := time.Now().Add(wait)
 	for !s.keysMu.TryLock() {
 		if time.Now().After(end) {
 			return nil, fmt.Errorf("%w: another act on keys or members is under way (it may wait for officers' shares: chancery hsm share); try again later", ErrBusy)
@@ -495,7 +526,7 @@ func (s *Store) Admit(ctx context.Context, name, reason string) error {
 		err = s.proveHeld(ctx, m)
 	}
 	if err == nil {
-		err = s.recordStanding(ctx, m, StandingActive, reason)
+		err = s.recordActive(ctx, m, reason)
 	}
 	if err != nil {
 		m.halt()
@@ -519,7 +550,7 @@ func (s *Store) proveHeld(ctx context.Context, m *member) error {
 	s.mu.RLock()
 	var held []*Key
 	for _, k := range s.keys {
-		if k.on(m) && k.usable() {
+		if k.on(m) && (s.challenges(k) || k.purpose == audit.PurposeProbe && k.usable()) { // a root's signs in ceremonies only
 			held = append(held, k)
 		}
 	}

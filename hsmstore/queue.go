@@ -84,6 +84,18 @@ func (q *queue) mayRun(c Class) bool {
 	return q.running < q.places && (c != ClassBulk || q.bulk < q.bulkPlaces())
 }
 
+// share is how many quarters of the places before the door a class may fill: what is
+// urgent finds one when the others wait in crowds.
+func (c Class) share() int {
+	switch c {
+	case ClassBulk:
+		return 2
+	case ClassAPI:
+		return 3
+	}
+	return 4
+}
+
 // quiet is how long nobody else must have come for bulk signing to take its half.
 const quiet = 250 * time.Millisecond
 

@@ -11,8 +11,9 @@ import (
 // Before a key of the cluster travels between two members, one that is thrown away
 // does: it is born at the source as a session object under the template of the real
 // ones, goes the whole way, and must sign at the target. The other half of the test
-// must fail: taking the same blob with SENSITIVE=false. A module that lets that pass
-// ignores its UNWRAP_TEMPLATE, and whoever holds its PIN could read what it is given.
+// must fail: taking the same blob with each line of the unwrap template turned over, or
+// left out. A module that lets one pass ignores its UNWRAP_TEMPLATE, and whoever holds its
+// PIN could get at what it is given.
 
 // testKey is a throw-away key on its way.
 type testKey struct {
@@ -151,7 +152,16 @@ func (c *ceremony) unwrapTest(q testKey) (v testVerdict, err error) {
 			continue
 		}
 		v.Way = i
-		v.Weak = t.unwrapsWeakly(by, w, blob, template)
+		if c.open.Weak {
+			v.Weak = t.unwrapsWeakly(by, w, blob, template)
+			return v, nil
+		}
+		weak, err := t.holds(by, w, blob, keyTypeOf(pub))
+		if err != nil {
+			v.Way, v.Why = -1, fmt.Sprintf("%s: what its unwrap template refuses could not be found out: %v", w.name, err)
+			continue
+		}
+		v.Weak = len(weak) > 0
 		return v, nil
 	}
 	return v, nil

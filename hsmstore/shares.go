@@ -198,6 +198,7 @@ type collection struct {
 	dead chan struct{} // the process has ended
 	gone sync.Once
 	mu   sync.Mutex // one share at a time
+	over bool       // the ceremony has its shares; mu
 }
 
 // Collecting lists the ceremonies that wait for persons.
@@ -226,6 +227,9 @@ func (s *Store) GiveShare(ctx context.Context, id, officer, set string, box []by
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.over {
+		return fmt.Errorf("%w: ceremony %q has its shares already", ErrNoMember, audit.Text(id, 64))
+	}
 	var v shareVerdict
 	if err := c.proc.do(context.WithoutCancel(ctx), cerShare, givenShare{Set: set, Box: box}, &v); err != nil {
 		c.gone.Do(func() { close(c.dead) })
@@ -235,7 +239,8 @@ func (s *Store) GiveShare(ctx context.Context, id, officer, set string, box []by
 		return fmt.Errorf("%w: officer %s: %s", ErrRefused, audit.Text(officer, 64), v.Why)
 	}
 	s.collections.mu.Lock()
-	if !slices.Contains(c.Have, officer) {
+	holds := slices.ContainsFunc(c.Sets, func(set ShareSet) bool { return set.Boxes[officer] != nil })
+	if holds && !slices.Contains(c.Have, officer) {
 		c.Have = append(c.Have, officer)
 	}
 	s.collections.mu.Unlock()
@@ -294,7 +299,14 @@ func (s *Store) collect(ctx context.Context, cfg MemberConfig, p *ceremonyProces
 			return err
 		}
 	}
-	return s.rotate(ctx, cfg.Name, p, sets[0].Threshold)
+	c.over = true
+	threshold := 0 // of the set that opened the token
+	for _, set := range sets {
+		if set.ID == in.Set {
+			threshold = set.Threshold
+		}
+	}
+	return s.rotate(context.WithoutCancel(ctx), cfg.Name, p, threshold)
 }
 
 // rotate gives the member a new SO PIN, split anew. The new set is durable before the

@@ -218,3 +218,40 @@ func TestSplitSOPIN(t *testing.T) {
 		t.Errorf("ATTACK WORKED: a ceremony takes shares of a forged set: %v", err)
 	}
 }
+
+// A person who hangs up while giving a share does not end the ceremony of the others.
+func TestShareOfWhoHangsUp(t *testing.T) {
+	c := copyCluster(t)
+	keys, officers := people(t, 3)
+	change := func(cfg *hsmstore.Config) {
+		cfg.Shares, cfg.Officers = sharesOf{c.db}, func(context.Context) ([]admin.Officer, error) { return officers, nil }
+	}
+	stop, err := c.open(t.Context(), change)
+	must(err)
+	must(c.store.SplitSOPIN(t.Context(), granting(admin.RotateSOPINAct("m1", 2)), "m1", 2))
+	stop()
+	c.members[0].SplitSO, c.members[0].SOPIN = true, nil
+	stop, err = c.open(t.Context(), change)
+	must(err)
+	defer stop()
+	done := make(chan error, 1)
+	go func() {
+		spec := hsmstore.KeySpec{Name: "x", Purpose: audit.PurposeOCSP, Algorithm: "P-256"}
+		_, err := c.store.GenerateKey(t.Context(), granting(spec.Act()), spec)
+		done <- err
+	}()
+	one := c.collecting(t, "m1")
+	gone, cut := context.WithCancel(t.Context())
+	cut()
+	if err := c.store.GiveShare(gone, one.ID, "nobody", "none", []byte("x")); !errors.Is(err, hsmstore.ErrRefused) {
+		t.Errorf("garbage: %v", err)
+	}
+	for _, k := range keys[:2] {
+		box, err := one.Sets[0].OpenFor(k, one.Key)
+		must(err)
+		must(c.store.GiveShare(gone, one.ID, k.Name, one.Sets[0].ID, box))
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}

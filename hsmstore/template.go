@@ -55,7 +55,7 @@ func publicTemplate(id KeyID, label string, subject []byte) []*pkcs11.Attribute 
 // transportPair is the source's RSA pair, session objects of its SO. Whatever the
 // private half unwraps is a WRAP-only key that cannot leave.
 func transportPair(bits int) (public, private []*pkcs11.Attribute, free func()) {
-	inner, free := nested(pkcs11.CKA_UNWRAP_TEMPLATE,
+	inner, free := nested(pkcs11.CKA_UNWRAP_TEMPLATE, attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
 		attr(pkcs11.CKA_SENSITIVE, true), attr(pkcs11.CKA_EXTRACTABLE, false), attr(pkcs11.CKA_DECRYPT, false),
 		attr(pkcs11.CKA_ENCRYPT, false), attr(pkcs11.CKA_UNWRAP, false), attr(pkcs11.CKA_TOKEN, false))
 	public = []*pkcs11.Attribute{

@@ -333,6 +333,9 @@ func TestDatabaseCannotChangePurpose(t *testing.T) {
 	defer stop()
 	for _, n := range []string{"turned", "renamed"} {
 		op, err := c.key(t, n).Begin(t.Context(), issue(t, nil))
+		if n == "turned" && errors.Is(err, hsmstore.ErrUnavailable) {
+			continue // its label says something else: no member can use it
+		}
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -378,6 +378,15 @@ func (w *worker) load(id uint64, req loadRequest) {
 			w.fail(faultf(exitForeign, "%w: token %s does not hold the member's probe key: it was initialized anew, or is another one with that number; if on purpose, remove the member and add it again", ErrToken, w.serial))
 			return
 		}
+		if err == nil { // one key, one memory of what it signed
+			w.mu.RLock()
+			for id, other := range w.keys {
+				if id != p.ID && other.binding.spkiHash == k.binding.spkiHash {
+					err = fmt.Errorf("the worker has this key as %x already", id)
+				}
+			}
+			w.mu.RUnlock()
+		}
 		if err != nil {
 			bad[hex.EncodeToString(p.ID[:])] = err.Error()
 			w.mu.Lock()

@@ -2,7 +2,9 @@ package hsmstore
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
+	"fmt"
 	"runtime"
 	"sync"
 	"time"
@@ -211,7 +213,15 @@ func (w *worker) testRandom() error {
 // rememberRandom writes the hash of one output to the journal, and refuses one that
 // stands there: a source that starts from the same state at each start.
 func (w *worker) rememberRandom(b []byte) error {
+	a, err := readAccount(w.account)
+	if err != nil {
+		return &fault{exitJournal, err}
+	}
+	hash := fmt.Sprintf("%x", sha256.Sum256(b))
 	seen, err := w.journal.addRandom(b)
+	if seen = seen || a.random[hash]; err == nil && !seen {
+		err = a.add("random %s", hash)
+	}
 	switch {
 	case err != nil:
 		return &fault{exitJournal, err}

@@ -105,7 +105,7 @@ func (w *worker) bind(k *workerKey, p pin) error {
 	}
 	if p.Adopted != nil || w.weak {
 		w.jmu.Lock()
-		agrees, err := w.journal.bind(k.binding.spkiHash, p.bindingDigest())
+		agrees, err := w.bound(k.binding.spkiHash, p.bindingDigest())
 		w.jmu.Unlock()
 		switch {
 		case err != nil:
@@ -129,6 +129,22 @@ func (w *worker) bind(k *workerKey, p pin) error {
 	}
 	k.binding.purpose, err = labelPurpose(string(as[0].Value))
 	return err
+}
+
+// bound notes what an adopted key is bound to, and tells whether that agrees with what was
+// noted first: in the account, which is short; in the journal by an earlier version.
+func (w *worker) bound(key, binding [32]byte) (agrees bool, err error) {
+	a, err := readAccount(w.account)
+	if err != nil {
+		return false, err
+	}
+	if was, known := a.bound[fmt.Sprintf("%x", key)]; known {
+		return was == fmt.Sprintf("%x", binding), nil
+	}
+	if agrees, err = w.journal.bind(key, binding); err != nil || !agrees {
+		return agrees, err
+	}
+	return true, a.add("bound %x %x", key, binding)
 }
 
 // bindingDigest is what the journal keeps of an adopted key.

@@ -116,7 +116,7 @@ func (s *Signer) SignCMS(ctx context.Context, r Request) (*Signature, error) {
 		return nil, err
 	}
 	// 3. Through the door.
-	op, err := key.Begin(ctx, hsmstore.SignRequest{Op: audit.OpCMS, Message: attrs, Evidence: r.Digest, Requester: r.Requester, Class: hsmstore.ClassAPI})
+	op, err := key.Begin(ctx, hsmstore.SignRequest{Op: audit.OpCMS, Message: attrs, Evidence: r.Digest, Requester: r.Requester, Class: hsmstore.ClassBulk})
 	if err != nil {
 		return nil, err
 	}

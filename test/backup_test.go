@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"database/sql"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
@@ -84,11 +85,13 @@ func TestBackupAndRestore(t *testing.T) {
 	// Designate, wrap, and get the manifest.
 	cli.run(1, "hsm", "backup", "nowhere", "--designate")
 	cli.run(1, "hsm", "backup", "far", "--out", out)
+	designated := cli.run(5, "hsm", "backup", "far", "--designate", "--lifetime", "1s")
 	cli.approve(nil, "hsm", "backup", "far", "--designate")
 	if result := cli.approve(nil, "hsm", "backup", "far"); !strings.Contains(result, "issuing") || !strings.Contains(result, "document") {
 		t.Fatalf("backup: %s", result)
 	}
 	cli.approve(nil, "key", "generate", "late", "--purpose", "document", "--algorithm", "RSA-3072") // wrapped at birth
+	cli.run(0, "key", "disable", "late", "--reason", "not now")
 	kept, err := s.issue(client, adminToken, "kept.example")
 	if err != nil {
 		t.Fatal(err)
@@ -116,6 +119,11 @@ func TestBackupAndRestore(t *testing.T) {
 	}
 	s.stop()
 	before := s.auditVerify()
+	for what, text := range map[string]string{"the designation": designated, "the manifest": printed} {
+		if !strings.Contains(text, "ledger   "+before.Ledger+"\n") {
+			t.Errorf("%s does not show the ledger's id:\n%s", what, text)
+		}
+	}
 	lost := s.dir + "-lost"
 	if err := os.Rename(s.dir, lost); err != nil {
 		t.Fatal(err)
@@ -279,12 +287,23 @@ func TestBackupAndRestore(t *testing.T) {
 			t.Errorf("%s: status %d", what, code)
 		}
 	}
-	for _, reason := range []string{"superseded", "keyCompromise"} { // the worse reason replaces the other
-		if code := revoke(kept.Serial, reason, kept.Certificate); code != 202 {
+	if _, err := n.api(client, adminToken, "POST", "/api/v1/certificates/"+kept.Serial+"/revoke", map[string]any{"reason": "superseded"}, nil); err == nil || !strings.Contains(err.Error(), "sending the certificate itself") {
+		t.Errorf("by its serial alone: %v", err)
+	}
+	der, _ := pem.Decode([]byte(kept.Certificate))
+	for _, c := range []struct{ serial, reason, certificate string }{
+		{revoked.Serial, "keyCompromise", revoked.Certificate}, // the worse reason replaces the other, also of what was carried over
+		{kept.Serial, "superseded", kept.Certificate},
+		{kept.Serial, "keyCompromise", base64.StdEncoding.EncodeToString(der.Bytes)},
+	} {
+		if code := revoke(c.serial, c.reason, c.certificate); code != 202 {
 			t.Fatalf("revoking what the old ledger issued: status %d", code)
 		}
 	}
-	eventually(t, func() bool { return reasonOf(n.crl("issuing"), kept.Serial) == 1 })
+	eventually(t, func() bool {
+		c := n.crl("issuing")
+		return reasonOf(c, kept.Serial) == 1 && reasonOf(c, revoked.Serial) == 1
+	})
 	if c := n.crl("issuing"); len(c.RevokedCertificateEntries) != 2 {
 		t.Errorf("%d entries on the CRL", len(c.RevokedCertificateEntries))
 	}
@@ -294,6 +313,12 @@ func TestBackupAndRestore(t *testing.T) {
 	if err := os.WriteFile(doc, []byte("a contract"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	// A key that was disabled never became usable here.
+	ncli.run(1, "sign", doc, "--key", "late", "--out", doc+".no")
+	if changed := leavesOf(t, n, audit.OpKeyState); changed != 0 {
+		t.Errorf("%d leaves change the state of a key", changed)
+	}
+	ncli.run(0, "key", "enable", "late", "--reason", "now")
 	for _, key := range []string{"document", "late"} {
 		ncli.run(0, "sign", doc, "--key", key, "--out", doc+"."+key)
 	}
@@ -374,6 +399,31 @@ func TestBackupAndRestore(t *testing.T) {
 	if daily, _ := filepath.Glob(filepath.Join(backupDir, "far-*.manifest.json")); len(daily) == 0 {
 		t.Error("no daily manifest was written")
 	}
+}
+
+// leavesOf counts the leaves of an operation.
+func leavesOf(t *testing.T, s *site, op audit.Op) (count int) {
+	t.Helper()
+	db, err := dbstore.OpenSnapshot(t.Context(), "sqlite:"+filepath.Join(s.dir, "chancery.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	head, err := db.Head(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Leaves(t.Context(), 0, head.Size, func(_ uint64, b []byte) error {
+		l, err := audit.DecodeLeaf(b)
+		if l.Op == op {
+			count++
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return count
 }
 
 func must2(b []byte, err error) []byte {

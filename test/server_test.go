@@ -323,7 +323,8 @@ func (s *site) issue(c *http.Client, token, name string) (issued, error) {
 	return out, err
 }
 
-// auditVerify runs chancery audit verify and returns its report.
+// auditVerify runs chancery audit verify, and chancery-verify on an export, and returns
+// the report of the first.
 func (s *site) auditVerify() audit.Report {
 	s.t.Helper()
 	out, code := run(s.t, nil, chancery, "audit", "verify", "--json", "--dir", s.dir, "--config", s.overlayFile)
@@ -334,6 +335,7 @@ func (s *site) auditVerify() audit.Report {
 	if err := json.Unmarshal([]byte(out), &rep); err != nil {
 		s.t.Fatalf("audit verify: %v\n%s", err, out)
 	}
+	s.exportVerify()
 	return rep
 }
 

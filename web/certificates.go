@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -30,7 +31,7 @@ type issueRequest struct {
 // revokeRequest is the body of POST /api/v1/certificates/{serial}/revoke.
 type revokeRequest struct {
 	Reason      string `json:"reason"`      // as RFC 5280 §5.3.1 writes it
-	Certificate string `json:"certificate"` // PEM; of one that the ledger before this one issued
+	Certificate string `json:"certificate"` // PEM or DER in base64; of one that the ledger before this one issued
 }
 
 // receipt is an audit.Receipt as the API writes it.
@@ -279,11 +280,11 @@ func (s *Server) revoke(c echo.Context) error {
 // revokePredecessors revokes what a CA that was restored does not have: the certificate
 // itself must be given, and its signature says that it is one of this CA.
 func (s *Server) revokePredecessors(c echo.Context, ctx context.Context, serial, text string, reason ca.Reason) error {
-	block, rest := pem.Decode([]byte(text))
-	if block == nil || block.Type != "CERTIFICATE" || len(bytes.TrimSpace(rest)) > 0 {
-		return problemf(badParameter, "certificate must be one PEM block CERTIFICATE").at("/certificate", "")
+	der, err := readCertificate(text)
+	if err != nil {
+		return err
 	}
-	found, err := s.cfg.CA.CertificateByDER(ctx, block.Bytes)
+	found, err := s.cfg.CA.CertificateByDER(ctx, der)
 	if err != nil {
 		return err
 	}
@@ -299,6 +300,18 @@ func (s *Server) revokePredecessors(c echo.Context, ctx context.Context, serial,
 		return err
 	}
 	return writeJSON(c, http.StatusAccepted, struct{}{})
+}
+
+// readCertificate takes one PEM block (RFC 7468 §5), or DER in base64.
+func readCertificate(text string) ([]byte, error) {
+	if der, err := base64.StdEncoding.DecodeString(text); err == nil && len(der) > 0 {
+		return der, nil
+	}
+	block, rest := pem.Decode([]byte(text))
+	if block == nil || block.Type != "CERTIFICATE" || len(bytes.TrimSpace(rest)) > 0 {
+		return nil, problemf(badParameter, "certificate must be one PEM block CERTIFICATE, or the DER in base64").at("/certificate", "")
+	}
+	return block.Bytes, nil
 }
 
 // endEntity refuses to let the admin token take a CA down: that needs officers (P7).

@@ -89,6 +89,10 @@ func (f *fakeCA) Revoke(_ context.Context, r ca.RevokeRequest) error {
 		return f.fail
 	}
 	c := f.certs[r.Serial]
+	if r.Certificate != nil && bytes.Equal(r.Certificate, pki().old) {
+		f.revoked = append(f.revoked, r)
+		return nil
+	}
 	if c == nil {
 		return &ca.Refusal{Code: ca.NotFound, Field: "serial", Detail: "there is no such certificate"}
 	}
@@ -111,7 +115,10 @@ func (f *fakeCA) Certificate(_ context.Context, serial string) (*ca.Certificate,
 	return &copied, nil
 }
 
-func (f *fakeCA) CertificateByDER(context.Context, []byte) (*ca.Certificate, error) {
+func (f *fakeCA) CertificateByDER(_ context.Context, der []byte) (*ca.Certificate, error) {
+	if bytes.Equal(der, pki().old) {
+		return &ca.Certificate{Serial: "77", Issuer: "issuing", DER: der, Predecessor: true}, nil
+	}
 	return nil, &ca.Refusal{Code: ca.NotFound, Field: "certificate", Detail: "this CA did not issue that certificate"}
 }
 func (f *fakeCA) Certificates(_ context.Context, q ca.Query) ([]*ca.Certificate, error) {
@@ -174,8 +181,8 @@ func (b *lockedBuffer) String() string {
 var pki = sync.OnceValue(makePKI)
 
 type testPKI struct {
-	root, issuing, leaf, crl, csr []byte
-	crlThis, crlNext              time.Time
+	root, issuing, leaf, old, crl, csr []byte
+	crlThis, crlNext                   time.Time
 }
 
 func must[T any](v T, err error) T {
@@ -199,6 +206,7 @@ func makePKI() testPKI {
 	p.issuing = must(x509.CreateCertificate(rand.Reader, subTmpl, must(x509.ParseCertificate(p.root)), subKey.Public(), rootKey))
 	sub := must(x509.ParseCertificate(p.issuing))
 	p.leaf = must(x509.CreateCertificate(rand.Reader, tmpl("www.example.org", 0x4f2a, false), sub, leafKey.Public(), subKey))
+	p.old = must(x509.CreateCertificate(rand.Reader, tmpl("www.example.org", 0x77, false), sub, leafKey.Public(), subKey))
 	p.crlThis, p.crlNext = now, now.Add(24*time.Hour)
 	p.crl = must(x509.CreateRevocationList(rand.Reader, &x509.RevocationList{Number: big.NewInt(7), ThisUpdate: p.crlThis, NextUpdate: p.crlNext}, sub, subKey))
 	p.csr = must(x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{DNSNames: []string{"www.example.org"}}, leafKey))
@@ -265,7 +273,7 @@ func newFixture(t testing.TB, edit ...func(*web.Config)) *fixture {
 			if f.ca.fail != nil {
 				return admin.MemberParameters{}, f.ca.fail
 			}
-			return admin.MemberParameters{Name: name, Serial: "5e71a1", ProbeKey: "probe-" + name}, nil
+			return admin.MemberParameters{Name: name, Serial: "5e71a1", ProbeKey: "probe-" + name, Module: "/usr/lib/vendor.so", Replication: "wrap"}, nil
 		},
 		Ready:      func(context.Context) error { return nil },
 		AdminToken: func(s string) bool { return s == token },

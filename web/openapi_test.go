@@ -2,6 +2,7 @@ package web_test
 
 import (
 	"context"
+	"encoding/json/v2"
 	"errors"
 	"io"
 	"maps"
@@ -160,6 +161,7 @@ func TestAnswersMatchOpenAPI(t *testing.T) {
 		{"revoke a CA", call{method: post, path: certs + "/51/revoke", body: revoke}, nil, 403, "needs-officers"},
 		{"revoke none", call{method: post, path: certs + "/00/revoke", body: revoke}, nil, 404, "not-found"},
 		{"revoke a predecessor's", call{method: post, path: certs + "/00/revoke", body: `{"reason": "superseded", "certificate": "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n"}`}, nil, 404, "not-found"},
+		{"revoke a predecessor's by itself", call{method: post, path: certs + "/77/revoke", body: string(must(json.Marshal(map[string]string{"reason": "superseded", "certificate": pemOf("CERTIFICATE", pki().old)})))}, nil, 202, ""},
 		{"revoke what is no PEM", call{method: post, path: certs + "/00/revoke", body: `{"reason": "superseded", "certificate": "x"}`}, nil, 400, "bad-parameter"},
 		{"revoke for fun", call{method: post, path: certs + "/4f2b/revoke", body: `{"reason": "fun"}`}, nil, 400, "bad-revocation-reason"},
 		{"revoke without ledger", call{method: post, path: certs + "/4f2b/revoke", body: revoke}, audit.ErrUnavailable, 503, "unavailable"},

@@ -22,7 +22,7 @@ func (s *server) newBoard(ctx context.Context) (*admin.Board, error) {
 	if err != nil {
 		return nil, err
 	}
-	return admin.NewBoard(admin.Config{Ledger: s.ledger, Storage: s.db, Roster: roster, Log: s.log, Actions: map[string]admin.Action{
+	actions := map[string]admin.Action{
 		admin.GenerateKey:  {Acts: s.generateKeyActs, Execute: s.generateKey},
 		admin.AddMember:    {Acts: s.addMemberActs, Execute: s.addMember},
 		admin.RemoveMember: {Acts: s.removeMemberActs, Execute: s.removeMember},
@@ -36,7 +36,15 @@ func (s *server) newBoard(ctx context.Context) (*admin.Board, error) {
 		admin.RemoveRecipient: {Acts: s.removeRecipientActs, Execute: s.removeRecipient},
 		admin.Backup:          {Acts: s.backupActs, Execute: s.backup},
 		admin.RetireCluster:   {Acts: s.retireActs, Execute: s.retire},
-	}})
+	}
+	for name, a := range actions {
+		execute := a.Execute
+		a.Execute = func(ctx context.Context, g *admin.Grant, parameters []byte) (any, error) {
+			return execute(hsmstore.Unhurried(ctx), g, parameters)
+		}
+		actions[name] = a
+	}
+	return admin.NewBoard(admin.Config{Ledger: s.ledger, Storage: s.db, Roster: roster, Log: s.log, Actions: actions})
 }
 
 // roster reads the officers and holds them against leaf 0.
@@ -167,7 +175,8 @@ func (s *server) candidate(ctx context.Context, name string) (admin.MemberParame
 	if cfg.SOPIN == nil && !cfg.SplitSO && !cfg.DeviceSO && !cfg.WeakUnwrap && cfg.Replication != hsmstore.ReplicateNative {
 		return admin.MemberParameters{}, fmt.Errorf("%w: hsm.members of %s has no so_pin, which joining needs: give file:PATH, env:NAME, credential:NAME, or device, for the time of the ceremony", hsmstore.ErrStanding, name)
 	}
-	return admin.MemberParameters{Name: name, Serial: cand.Serial, Label: cand.Label, Manufacturer: cand.Manufacturer, Model: cand.Model, Firmware: cand.Firmware, ProbeKey: s.hsm.ProbeSpec(name).Name}, nil
+	return admin.MemberParameters{Name: name, Serial: cand.Serial, Label: cand.Label, Manufacturer: cand.Manufacturer, Model: cand.Model, Firmware: cand.Firmware, ProbeKey: s.hsm.ProbeSpec(name).Name,
+		Module: cfg.Module, Replication: string(cfg.Replication), WeakUnwrap: cfg.WeakUnwrap}, nil
 }
 
 func (s *server) inspect(ctx context.Context, name string) (hsmstore.MemberConfig, hsmstore.Candidate, error) {
@@ -216,12 +225,16 @@ func (s *server) addMember(ctx context.Context, g *admin.Grant, parameters []byt
 	if err != nil {
 		return nil, err
 	}
-	cfg, cand, err := s.inspect(ctx, p.Name)
+	now, err := s.candidate(ctx, p.Name) // the configuration may have changed since the vote
 	if err != nil {
 		return nil, err
 	}
-	if cand.Serial != p.Serial {
-		return nil, fmt.Errorf("%w: the officers approved token %s, %s is there", hsmstore.ErrToken, p.Serial, cand.Serial)
+	if now != p {
+		return nil, fmt.Errorf("%w: the officers approved token %s (%s, replication %q, weak_unwrap %t), now it is %s (%s, replication %q, weak_unwrap %t); ask them again", hsmstore.ErrToken, p.Serial, p.Module, p.Replication, p.WeakUnwrap, now.Serial, now.Module, now.Replication, now.WeakUnwrap)
+	}
+	cfg, _, err := s.inspect(ctx, p.Name)
+	if err != nil {
+		return nil, err
 	}
 	steps := []string{}
 	err = s.hsm.AddMember(ctx, g, cfg, func(step string) {

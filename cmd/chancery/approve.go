@@ -291,7 +291,7 @@ func (a *approvalView) print(w io.Writer, p admin.Proposal) error {
 	var b bytes.Buffer
 	digest := admin.ApprovalDigest(admin.Approve, a.Proposal)
 	fmt.Fprintf(&b, "proposal   %s, %s\naction     %s\nasked by   %s\nvalid      %s to %s\nledger     %x\n", a.ID, visible(string(a.State)), visible(p.Action), visible(p.Requester),
-		p.NotBefore.Format(time.RFC3339), p.Expires.Format(time.RFC3339), p.Ledger[:8])
+		p.NotBefore.Format(time.RFC3339), p.Expires.Format(time.RFC3339), p.Ledger)
 	for _, act := range p.Acts {
 		fmt.Fprintf(&b, "would      %s\n", visible(act))
 	}

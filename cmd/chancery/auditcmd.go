@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -17,13 +16,13 @@ import (
 )
 
 func auditCommand() *cobra.Command {
-	c := &cobra.Command{Use: "audit", Short: "Check the ledger"}
-	c.AddCommand(auditVerifyCommand())
+	c := &cobra.Command{Use: "audit", Short: "Check, export and explain the ledger"}
+	c.AddCommand(auditVerifyCommand(), auditExportCommand(), auditWhyCommand())
 	return c
 }
 
 func auditVerifyCommand() *cobra.Command {
-	var dir, file string
+	var at snapshotFlags
 	var asJSON bool
 	c := &cobra.Command{
 		Use: "verify [--dir DIR | --config FILE]", Short: "Recompute the ledger's tree and hold it against everything signed",
@@ -33,11 +32,7 @@ func auditVerifyCommand() *cobra.Command {
 			"decided. Exit code 7 and the first bad entry if a promise is broken.",
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			overlay := ""
-			if file == "" || c.Flags().Changed("dir") {
-				file, overlay = filepath.Join(dir, "chancery.yaml"), file
-			}
-			cfg, err := loadConfig(file, overlay)
+			cfg, err := at.config(c)
 			if err != nil {
 				return err
 			}
@@ -68,7 +63,7 @@ func auditVerifyCommand() *cobra.Command {
 			defer st.Close()
 			rep, err := audit.Verify(c.Context(), st, journal, anchors...)
 			if err != nil {
-				return fmt.Errorf("ledger of %s: %w", file, err)
+				return fmt.Errorf("ledger of %s: %w", at.name(c), err)
 			}
 			if asJSON {
 				return json.NewEncoder(c.OutOrStdout()).Encode(rep)
@@ -92,8 +87,7 @@ OK
 			return nil
 		},
 	}
-	c.Flags().StringVar(&dir, "dir", "./data", "folder of chancery dev")
-	c.Flags().StringVar(&file, "config", "", "configuration file of a server in production; together with --dir: laid over DIR/chancery.yaml")
+	at.flags(c)
 	c.Flags().BoolVar(&asJSON, "json", false, "print the report as JSON")
 	return c
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"chancery/admin"
+	"chancery/audit"
 	"chancery/hsmstore"
 	"chancery/web"
 )
@@ -60,7 +61,11 @@ func (b *backupRequest) run(c *cobra.Command, g *request, name string) error {
 		if err := g.r.get(ctx, "/api/v1/hsm/backup-candidates/"+url.PathEscape(name), &p); err != nil {
 			return err
 		}
-		return g.run(c, admin.BackupRecipient, p)
+		err := g.run(c, admin.BackupRecipient, p)
+		if g.ledger != (audit.LedgerID{}) {
+			fmt.Fprintf(c.ErrOrStderr(), "ledger   %x\n\nKeep the ledger's id with the officers: a restore from this token asks for it.\n", g.ledger)
+		}
+		return err
 	}
 	var list struct {
 		Recipients []web.BackupRecipient `json:"recipients"`

@@ -25,8 +25,15 @@ const exitAuth = 4
 type remote struct {
 	dir, server, tokenFile, roots string
 
-	slow bool // the answer may take minutes
+	slow bool // the answer may take minutes, and be long
 }
+
+// How long an answer may be, in octets. A manifest holds the CRLs in base64 and is sent
+// in base64 once more: a CRL of a million entries, 40 MB, becomes 71 MB.
+const (
+	maxAnswer     = 4 << 20
+	maxSlowAnswer = 256 << 20
+)
 
 func (r *remote) flags(c *cobra.Command) {
 	c.Flags().StringVar(&r.dir, "dir", "./data", "folder of chancery dev: gives server, token and roots")
@@ -105,9 +112,9 @@ func (r *remote) ask(ctx context.Context, method, path string, body io.Reader, i
 		req.Header.Set("Content-Type", "application/json")
 	}
 	req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
-	patience := time.Minute
+	patience, most := time.Minute, int64(maxAnswer)
 	if r.slow {
-		patience = 15 * time.Minute
+		patience, most = 15*time.Minute, maxSlowAnswer
 	}
 	c := &http.Client{Timeout: patience, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}}
 	resp, err := c.Do(req)
@@ -115,7 +122,10 @@ func (r *remote) ask(ctx context.Context, method, path string, body io.Reader, i
 		return fmt.Errorf("asking %s: %w; is the server running?", r.server, unwrapAll(err))
 	}
 	defer resp.Body.Close()
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, 256<<20))
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, most+1))
+	if err == nil && int64(len(answer)) > most {
+		err = fmt.Errorf("the answer is longer than %d MiB", most>>20)
+	}
 	if err != nil {
 		return fmt.Errorf("asking %s: %w", r.server, err)
 	}

@@ -61,6 +61,8 @@ type request struct {
 	officer, key string
 	lifetime     time.Duration
 	wait, json   bool
+
+	ledger audit.LedgerID // of the proposal that run has made
 }
 
 func (g *request) flags(c *cobra.Command) {
@@ -106,11 +108,14 @@ func (g *request) run(c *cobra.Command, action string, parameters any) error {
 	if err := json.Unmarshal(raw, &a); err != nil {
 		return fmt.Errorf("reading the answer of the server: %w", err)
 	}
-	if p, err := a.check(a.ID); err != nil {
+	p, err := a.check(a.ID)
+	if err != nil {
 		return err
-	} else if !slices.Equal(p.Acts, acts) || p.Parameters != admin.ParametersDigest(canonical) {
+	}
+	if !slices.Equal(p.Acts, acts) || p.Parameters != admin.ParametersDigest(canonical) {
 		return &exit{exitVerify, fmt.Errorf("the server made the proposal %s of something else; cancel it", visible(a.ID))}
 	}
+	g.ledger = p.Ledger
 	hint := fmt.Sprintf("%s waits for %d officers, until %s. Each of them:\n\n  %s approve sign %s --officer NAME --key FILE\n\n", a.ID, a.Quorum, a.Expires.UTC().Format(time.RFC3339), self(), a.ID)
 	switch {
 	case g.wait:

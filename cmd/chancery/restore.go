@@ -45,8 +45,8 @@ func hsmRestoreCommand() *cobra.Command {
 			if err := m.isOf(r.ledger); err != nil {
 				return err
 			}
-			if age := time.Since(m.Made); age > oldManifest && !r.oldOK {
-				return &exit{exitUsage, fmt.Errorf("the manifest is %s old: what was revoked since is not in it. Take a newer one, or say --old-manifest-ok", age.Round(time.Hour))}
+			if err := r.young(m, time.Now()); err != nil {
+				return err
 			}
 			if r.request != "" {
 				return r.ask(m)
@@ -68,6 +68,14 @@ func hsmRestoreCommand() *cobra.Command {
 
 // oldManifest is how old a manifest may be without a word.
 const oldManifest = 48 * time.Hour
+
+// young refuses an old manifest that nobody said is meant.
+func (r *restore) young(m *openedManifest, now time.Time) error {
+	if age := now.Sub(m.Made); age > oldManifest && !r.oldOK {
+		return &exit{exitUsage, fmt.Errorf("the manifest is %s old: what was revoked since is not in it. Take a newer one, or say --old-manifest-ok", age.Round(time.Hour))}
+	}
+	return nil
+}
 
 type restore struct {
 	manifest, ledger, request, file, warrant, tokenFile, level string
@@ -188,7 +196,7 @@ func (r *restore) run(ctx context.Context, m *openedManifest) error {
 	if err == nil {
 		var p admin.Proposal
 		if p, err = admin.DecodeProposal(w.Warrant.Proposal); err == nil && (!slices.Equal(acts, want) || p.Action != admin.Restore || p.Parameters != admin.ParametersDigest(parameters)) {
-			err = fmt.Errorf("%w: the officers signed %q, this restore is %q", admin.ErrNotGranted, acts, want)
+			err = fmt.Errorf("%w: the officers signed %s %s, this restore is %s", admin.ErrNotGranted, audit.Text(p.Action, 64), audit.Text(string(w.Parameters), 1000), parameters)
 		}
 	}
 	if err != nil {
@@ -269,11 +277,5 @@ func (s *server) restore(ctx context.Context, m *openedManifest, w *admin.Warran
 		return err
 	}
 	// 4. Only now it is a CA that can be started.
-	if err := s.hsm.FinishRestore(ctx, carried); err != nil {
-		return err
-	}
-	if err := s.ledger.Write(ctx, ca.PutSetting{Name: genesisSetting, Value: []byte{1}}); err != nil {
-		return fmt.Errorf("recording the end of the restore: %w", err)
-	}
-	return nil
+	return s.hsm.FinishRestore(ctx, carried, ca.PutSetting{Name: genesisSetting, Value: []byte{1}})
 }

@@ -147,6 +147,9 @@ func (s *server) membersMissing(ctx context.Context, enrolled []hsmstore.MemberR
 	if s.ledger.Head().Size == 0 {
 		return true, nil
 	}
+	if whole, err := s.complete(ctx); whole || err != nil {
+		return false, err // standings count from now on
+	}
 	leaf, err := s.ledger.Leaf(ctx, 0)
 	if err != nil {
 		return false, err
