@@ -1,12 +1,14 @@
 package hsmstore_test
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"chancery/admin"
 	"chancery/audit"
@@ -207,5 +209,37 @@ func TestDriftFindsStrangers(t *testing.T) {
 	}
 	if _, err := use(t.Context(), c.key(t, "planted"), hsmstore.SignRequest{Op: audit.OpOCSP, Message: responseData(t, ocsp.Good)}); !errors.Is(err, hsmstore.ErrUnavailable) {
 		t.Errorf("a key without a birth signed: %v", err)
+	}
+}
+
+// A caller who goes away ends no worker, and a check that is cut short puts nothing back
+// into use.
+func TestCallersWhoGoAway(t *testing.T) {
+	c := newCluster(t, func(cfg *hsmstore.Config) {
+		for i := range cfg.Keys {
+			if cfg.Keys[i].Name == "issuing" {
+				cfg.Keys[i].Birth = 1
+			}
+		}
+	})
+	if found := c.verify(t); !slices.Equal(found, []string{"no-birth/issuing/"}) {
+		t.Fatalf("findings %v", found)
+	}
+	k := c.key(t, "issuing")
+	starts := c.status("m1").Starts + c.status("m2").Starts
+	for i := range 30 {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i)*time.Millisecond/2)
+		_, _ = c.store.Verify(ctx)
+		_, _ = c.store.Attributes(ctx, "ocsp")
+		cancel()
+		if err := once(t.Context(), k, issue(t, k)); err == nil {
+			t.Fatal("ATTACK WORKED: a key without a birth signs after a check that was cut short")
+		}
+	}
+	if err := once(t.Context(), c.key(t, "document"), hsmstore.SignRequest{Op: audit.OpCMS, Message: attributes(oidData, 32), Requester: "test"}); err != nil {
+		t.Error(err)
+	}
+	if now := c.status("m1").Starts + c.status("m2").Starts; now != starts {
+		t.Errorf("callers who went away ended %d workers", now-starts)
 	}
 }

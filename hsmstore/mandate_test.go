@@ -128,3 +128,19 @@ func TestAttack_HSM_11_SharesForOfficersOnly(t *testing.T) {
 		}
 	}
 }
+
+// A torn last line – the disk was full, or the power went – is cut: what it was for never
+// happened. Everything before it stands.
+func TestAccountWithATornLine(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "m1.mandates")
+	check(t, os.WriteFile(path, []byte("sealed\nspent aa one 5\nspent bb"), 0o600))
+	a, err := readAccount(path)
+	check(t, err)
+	if !a.sealed || len(a.spent) != 1 {
+		t.Errorf("%+v", a)
+	}
+	check(t, a.add("spent cc two 6"))
+	if a, err = readAccount(path); err != nil || len(a.spent) != 2 || a.spent["cc"].session != "two" {
+		t.Errorf("%+v %v", a, err)
+	}
+}
