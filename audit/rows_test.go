@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"strings"
 	"testing"
 	"time"
 
@@ -25,6 +26,7 @@ import (
 // house is a ledger with a small CA on it whose key is in software: a root,
 // certificates, revocations, an orphan, CRLs, a key and a member.
 type house struct {
+	rootGrant [32]byte // of its root's certificate
 	*bench
 	key    *ecdsa.PrivateKey
 	spki   [32]byte
@@ -41,7 +43,7 @@ func must[T any](v T, err error) T {
 }
 
 func newHouse(b *bench) *house {
-	h := &house{bench: b, key: must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader)), serial: 100}
+	h := &house{rootGrant: genesisGrant(), bench: b, key: must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader)), serial: 100}
 	spki := must(x509.MarshalPKIXPublicKey(h.key.Public()))
 	h.spki = sha256.Sum256(spki)
 	h.birth("root", audit.PurposeIssuer, spki)
@@ -108,7 +110,7 @@ func (h *house) backups() {
 }
 
 // genesisActs are what leaf 0 allows in these tests.
-var genesisActs = []string{"generate-key root issuer P-256", "add-member m1 abc", "backup-recipient far 5e71", "backup far 5e71", "retire-cluster",
+var genesisActs = []string{"sign-root root", "generate-key root issuer P-256", "add-member m1 abc", "backup-recipient far 5e71", "backup far 5e71", "retire-cluster",
 	admin.RestoreAct([32]byte{7}), admin.RestoreAct([32]byte{8})}
 
 // genesisGrant is the grant of the genesis that [bench.genesis] makes.
@@ -137,6 +139,7 @@ func (h *house) certificate(name string, more func(der []byte) []audit.Projectio
 	parent := h.root
 	if parent == nil {
 		tmpl.IsCA, parent = true, tmpl
+		in.Grant = h.rootGrant
 	}
 	der := must(x509.CreateCertificate(rand.Reader, tmpl, parent, h.key.Public(), h.key))
 	c := must(x509.ParseCertificate(der))
@@ -291,6 +294,24 @@ func TestVerifyRetired(t *testing.T) {
 	b.checkpoint()
 	var v *audit.Violation
 	if _, err := b.verify(); !errors.As(err, &v) {
+		t.Errorf("verify: %v; want a violation", err)
+	}
+}
+
+// The certificate of a CA needs the officers, or genesis.
+func TestVerifyUngrantedCA(t *testing.T) {
+	b := newLedger(t)
+	h := &house{bench: b, key: must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader)), serial: 100}
+	spki := must(x509.MarshalPKIXPublicKey(h.key.Public()))
+	h.spki = sha256.Sum256(spki)
+	h.birth("root", audit.PurposeIssuer, spki)
+	h.certificate("root", func(der []byte) []audit.Projection {
+		h.root = must(x509.ParseCertificate(der))
+		return []audit.Projection{ca.PutIssuer{Name: "root", SPKI: h.spki, KeyName: "root", Parent: "root", DER: der}}
+	})
+	b.checkpoint()
+	var v *audit.Violation
+	if _, err := b.verify(); !errors.As(err, &v) || !strings.Contains(err.Error(), "CA without a grant") {
 		t.Errorf("verify: %v; want a violation", err)
 	}
 }

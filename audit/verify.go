@@ -353,6 +353,11 @@ func (v *verifier) account(index uint64, h tlog.Hash, l Leaf, arts map[uint64]Ar
 	if a.Odd != "" {
 		return violate(index, "column %s of certificate %x is not what was recorded", a.Odd, a.Serial)
 	}
+	if a.CA {
+		if err := v.rows.approvals.signsCA(l.Closes, in.leaf); err != nil {
+			return err
+		}
+	}
 	v.rows.certificate(artefact)
 	v.report.Certificates++
 	return nil

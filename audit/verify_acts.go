@@ -92,3 +92,15 @@ func actWord(w string) string {
 	}
 	return w
 }
+
+// signsCA wants a grant for the certificate of a CA (P7).
+func (a *approvals) signsCA(index uint64, intent Leaf) error {
+	g, ok := intent.Hash(TagGrant)
+	m := a.grants[g]
+	if !ok || m == nil || !slices.ContainsFunc(m.acts, func(act string) bool {
+		return strings.HasPrefix(act, "sign-root ") || strings.HasPrefix(act, "sign-ca ")
+	}) {
+		return violate(index, "it signs the certificate of a CA without a grant for that")
+	}
+	return nil
+}

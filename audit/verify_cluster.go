@@ -96,6 +96,9 @@ func (c *cluster) event(index uint64, l Leaf) error {
 		delete(c.standings, text(TagMember))
 	case OpMemberState:
 		if state := text(TagState); state != "" { // else its SO PIN was split
+			if was := c.standings[text(TagMember)]; was != state && (was == "removed" || was == "retired") {
+				return violate(index, "a member that was %s is %s again", was, state)
+			}
 			c.standings[text(TagMember)] = state
 			c.retired = c.retired || state == "retired"
 		}

@@ -44,6 +44,7 @@ type Artefact struct {
 	Requester string
 	Hash      [32]byte // SHA-256 of the certificate
 	TBS       [32]byte // SHA-256 of its TBSCertificate
+	CA        bool     // it is one for a CA (RFC 5280 §4.2.1.9)
 	Odd       string   // a column that contradicts the certificate itself, or ""
 }
 

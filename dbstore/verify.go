@@ -79,7 +79,7 @@ func (s *Store) Artefacts(ctx context.Context, from, to uint64, fn func(audit.Ar
 		a := audit.Artefact{Done: uint64(r.Done), Intent: uint64(r.Intent), Serial: r.Serial, Requester: r.Requester, Hash: hashOf(r.Der), Odd: "der"}
 		copy(a.Issuer[:], r.Issuer)
 		if c, err := x509.ParseCertificate(r.Der); err == nil {
-			a.TBS, a.Odd = hashOf(c.RawTBSCertificate), oddColumn(r, c)
+			a.TBS, a.CA, a.Odd = hashOf(c.RawTBSCertificate), c.IsCA, oddColumn(r, c)
 		}
 		return fn(a)
 	}, "SELECT done, intent, issuer, serial, requester, names, not_before, not_after, spki_hash, der FROM certificate WHERE done >= ? AND done < ? ORDER BY done", int64(from), int64(to))

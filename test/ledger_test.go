@@ -98,7 +98,7 @@ func newMade(t testing.TB, after *made) *made {
 		l.officers, l.roster, previous = after.officers, after.roster, after.note()
 		l.now = after.now.Add(time.Hour)
 	}
-	g, err := audit.Genesis{Random: [32]byte{1}, Domain: "ca.example", Roster: l.roster.Digest(), Acts: []string{"sign-root root", "restore " + hex.EncodeToString(restored[:])}, CheckpointKeys: [][]byte{spkiOf(t, l.key)}, Previous: previous}.Leaf(l.now)
+	g, err := audit.Genesis{Random: [32]byte{1}, Domain: "ca.example", Roster: l.roster.Digest(), Acts: genesisActs, CheckpointKeys: [][]byte{spkiOf(t, l.key)}, Previous: previous}.Leaf(l.now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -260,7 +260,21 @@ func (l *made) root() {
 		l.t.Fatal(err)
 	}
 	l.issuers = append(l.issuers, der)
-	l.record(l.issuer, nil, nil)
+	l.record(l.issuer, func(f *audit.Fields) { f.Hash(audit.TagGrant, genesisGrant()) }, nil)
+}
+
+// genesisActs are what leaf 0 allows.
+var genesisActs = []string{"sign-root root", "restore " + hex.EncodeToString(restored[:])}
+
+func genesisGrant() [32]byte {
+	var f audit.Fields
+	items := make([][]byte, len(genesisActs))
+	for i, a := range genesisActs {
+		items[i] = []byte(a)
+	}
+	f.List(audit.TagActs, items...)
+	hash := audit.Digest("proposal", f[0].Value)
+	return audit.Digest("grant", hash[:])
 }
 
 // certificate makes one; nothing is recorded.
@@ -698,7 +712,7 @@ func TestVerifyCheats(t *testing.T) {
 			l.crl(nil, 11)
 			return none
 		}},
-		"a carried revocation without a restore": {"no restore", func(l *made) uint64 {
+		"a carried revocation without a restore": {"no restore is under way", func(l *made) uint64 {
 			return l.event(audit.OpRevoke, func(f *audit.Fields) {
 				f.Hash(audit.TagIssuer, [32]byte{1})
 				f.Bytes(audit.TagSerial, []byte{1})
@@ -844,6 +858,19 @@ func TestVerifyCheats(t *testing.T) {
 			l.grant(raw, a, b)
 			return i
 		}},
+		"a CA without officers": {"did not grant", func(l *made) uint64 {
+			tmpl := &x509.Certificate{SerialNumber: big.NewInt(100), Subject: pkix.Name{CommonName: "Mine"}, NotBefore: l.now, NotAfter: l.now.AddDate(1, 0, 0), IsCA: true, BasicConstraintsValid: true}
+			der, err := x509.CreateCertificate(rand.Reader, tmpl, l.issuer, &newECDSA(l.t).PublicKey, l.issuerKey)
+			if err != nil {
+				l.t.Fatal(err)
+			}
+			c, err := x509.ParseCertificate(der)
+			if err != nil {
+				l.t.Fatal(err)
+			}
+			_, done := l.record(c, nil, nil)
+			return done
+		}},
 		"a root without officers": {"never made", func(l *made) uint64 {
 			i, _ := l.record(l.certificate(100, l.now.AddDate(0, 1, 0)), func(f *audit.Fields) { f.Hash(audit.TagGrant, [32]byte{6}) }, nil)
 			return i
@@ -859,6 +886,15 @@ func TestVerifyCheats(t *testing.T) {
 		"a restore":        {"names no predecessor", sensitive(audit.OpRestore, "")},
 		"a member fenced":  {"", func(l *made) uint64 { sensitive(audit.OpMemberState, "fenced")(l); return none }},
 
+		"a retired member signs on": {"again", func(l *made) uint64 {
+			g := l.granted()
+			l.event(audit.OpMemberState, func(f *audit.Fields) {
+				f.Text(audit.TagMember, "alpha")
+				f.Text(audit.TagState, "retired")
+				f.Hash(audit.TagGrant, g)
+			})
+			return sensitive(audit.OpMemberState, "active")(l)
+		}},
 		"signed after the retirement": {"retired", func(l *made) uint64 {
 			g := l.granted()
 			l.event(audit.OpMemberState, func(f *audit.Fields) {
@@ -1000,8 +1036,7 @@ func TestVerifyRestored(t *testing.T) {
 			}
 			of := func(m [32]byte, more func(f *audit.Fields)) func(f *audit.Fields) {
 				return func(f *audit.Fields) {
-					hash := audit.Digest("proposal", append([]byte("\x00\x0esign-root root\x00\x48"), act...))
-					f.Hash(audit.TagGrant, audit.Digest("grant", hash[:]))
+					f.Hash(audit.TagGrant, genesisGrant())
 					f.Text(audit.TagSource, old.origin)
 					f.Hash(audit.TagManifest, m)
 					more(f)
@@ -1022,6 +1057,7 @@ func TestVerifyRestored(t *testing.T) {
 				f.Hash(audit.TagIssuer, spki)
 				f.Bytes(audit.TagSerial, []byte{42})
 				f.Text(audit.TagSource, old.origin)
+				f.Hash(audit.TagManifest, manifest)
 			})
 			if !x.unended {
 				count := uint64(1)

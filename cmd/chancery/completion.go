@@ -62,6 +62,7 @@ var completions = map[string]words{
 	"key adopt --accept":           fixed("MODIFIABLE=true", "DECRYPT=true", "UNWRAP=true", "DERIVE=true"),
 	"sign --key":                   keyNames(func(k keyView) bool { return k.Purpose == audit.PurposeDocument.String() }),
 	"approve list --state":         fixed(string(admin.Pending), string(admin.Approved), string(admin.Done), string(admin.Failed), string(admin.Rejected), string(admin.Expired), string(admin.Cancelled), "all"),
+	"audit export --format":        fixed(formatTiles, formatJSONL, formatSyslog),
 	"--log":                        fixed("debug", "info", "warn", "error"),
 	"hsm qualify --so-pin":         fixed("file:", "env:", "credential:", devicePIN),
 	"hsm qualify --pin":            fixed("file:", "env:", "credential:"),

@@ -220,9 +220,21 @@ func (v *verifier) witnesses() error {
 			return err
 		}
 	}
-	err := v.f.Notes(func(text string) error { return v.mark(text, "an older checkpoint") })
+	var older []string // those below an earlier run were held against the tree by it
+	err := v.f.Notes(func(text string) error {
+		if sizeOf(text) > v.s.Edge.Size {
+			older = append(older, text)
+		}
+		return nil
+	})
 	if err != nil {
 		return err
+	}
+	opened := v.notary.openAll(older, "an older checkpoint")
+	for i, text := range older {
+		if err := v.marked(text, opened[i].checkpoint, opened[i].err); err != nil {
+			return err
+		}
 	}
 	slices.SortStableFunc(v.marks, func(a, b checkpoint) int { return cmp.Compare(a.size, b.size) })
 	v.marks = append(v.marks, v.newest)
@@ -237,12 +249,17 @@ func (v *verifier) witnesses() error {
 
 func (v *verifier) mark(text, from string) error {
 	c, err := v.notary.open(text, from)
+	return v.marked(text, c, err)
+}
+
+// marked takes a checkpoint that was opened, or not.
+func (v *verifier) marked(text string, c checkpoint, err error) error {
 	if err != nil {
-		return bad(min(sizeOf(text), v.newest.size), "%s is not signed by the ledger's key: %v", from, err)
+		return bad(min(sizeOf(text), v.newest.size), "%s is not signed by the ledger's key: %v", c.from, err)
 	}
 	v.report.Checkpoints++
 	if c.size > v.newest.size {
-		return bad(v.newest.size, "%s has %d entries, but the ledger ends here: entries were cut off", from, c.size)
+		return bad(v.newest.size, "%s has %d entries, but the ledger ends here: entries were cut off", c.from, c.size)
 	}
 	if c.size > 0 {
 		v.marks = append(v.marks, c)

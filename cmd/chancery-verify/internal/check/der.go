@@ -14,8 +14,11 @@ var errDER = errors.New("it is not DER of the expected kind")
 
 // The tags of X.690 §8 that occur here.
 const (
+	tagBoolean     = 0x01
 	tagInteger     = 0x02
 	tagBitString   = 0x03
+	tagOctets      = 0x04
+	tagOID         = 0x06
 	tagSequence    = 0x30
 	tagUTCTime     = 0x17
 	tagGeneralized = 0x18
@@ -131,6 +134,7 @@ type certificate struct {
 	signed
 	serial, issuer, subject, spki []byte
 	ends                          int64 // notAfter, seconds since 1970
+	ca                            bool  // RFC 5280 §4.2.1.9
 }
 
 func readCertificate(der []byte) (c certificate, err error) {
@@ -150,10 +154,45 @@ func readCertificate(der []byte) (c certificate, err error) {
 	v := reader{b: validity, err: r.err}
 	v.time()
 	c.ends, c.serial = v.time(), serialOf(serial)
-	if v.err != nil || len(v.b) > 0 {
+	for _, unique := range []byte{0x81, 0x82} { // issuerUniqueID, subjectUniqueID
+		if r.is(unique) {
+			r.next(unique)
+		}
+	}
+	if r.is(0xa3) {
+		inner, _ := r.next(0xa3)
+		r.err = extensions(inner, func(id, value []byte) {
+			if string(id) == "\x55\x1d\x13" { // id-ce-basicConstraints
+				basic := reader{b: value}
+				b, _ := basic.next(tagSequence)
+				c.ca = bytes.HasPrefix(b, []byte{tagBoolean, 1}) && len(b) > 2 && b[2] != 0
+			}
+		})
+	}
+	if r.err != nil || len(r.b) > 0 || v.err != nil || len(v.b) > 0 {
 		return c, errDER
 	}
 	return c, nil
+}
+
+// extensions calls fn for each of a list: OID and value (RFC 5280 §4.1.2.9).
+func extensions(b []byte, fn func(id, value []byte)) error {
+	outer := reader{b: b}
+	list, _ := outer.next(tagSequence)
+	for l := (reader{b: list, err: outer.err}); len(l.b) > 0; {
+		ext, _ := l.next(tagSequence)
+		e := reader{b: ext, err: l.err}
+		id, _ := e.next(tagOID)
+		if e.is(tagBoolean) {
+			e.next(tagBoolean)
+		}
+		value, _ := e.next(tagOctets)
+		if e.err != nil {
+			return errDER
+		}
+		fn(id, value)
+	}
+	return outer.err
 }
 
 // crl is what is looked at of one (RFC 5280 §5.1).
@@ -182,18 +221,13 @@ func readCRL(der []byte) (c crl, err error) {
 	}
 	if r.is(0xa0) {
 		inner, _ := r.next(0xa0)
-		outer := reader{b: inner, err: r.err}
-		list, _ := outer.next(tagSequence)
-		for e := (reader{b: list, err: outer.err}); e.err == nil && len(e.b) > 0; {
-			ext, _ := e.next(tagSequence)
-			if id := []byte{0x06, 0x03, 0x55, 0x1d, 0x14}; bytes.HasPrefix(ext, id) { // id-ce-cRLNumber
-				x := reader{b: ext[len(id):]}
-				octets, _ := x.next(0x04)
-				n := reader{b: octets, err: x.err}
+		r.err = extensions(inner, func(id, value []byte) {
+			if string(id) == "\x55\x1d\x14" { // id-ce-cRLNumber
+				n := reader{b: value}
 				number, _ := n.next(tagInteger)
 				c.number = serialOf(number)
 			}
-		}
+		})
 	}
 	if r.err != nil || len(r.b) > 0 {
 		return c, errDER

@@ -48,7 +48,7 @@ func FuzzDER(f *testing.F) {
 		x, xerr := x509.ParseCertificate(b)
 		if err == nil && xerr == nil {
 			same := bytes.Equal(c.tbs, x.RawTBSCertificate) && bytes.Equal(c.serial, x.SerialNumber.Bytes()) && bytes.Equal(c.issuer, x.RawIssuer) &&
-				bytes.Equal(c.subject, x.RawSubject) && bytes.Equal(c.spki, x.RawSubjectPublicKeyInfo) && bytes.Equal(c.signature, x.Signature) && c.ends == x.NotAfter.Unix()
+				bytes.Equal(c.subject, x.RawSubject) && bytes.Equal(c.spki, x.RawSubjectPublicKeyInfo) && bytes.Equal(c.signature, x.Signature) && c.ends == x.NotAfter.Unix() && c.ca == x.IsCA
 			if !same && x.SerialNumber.Sign() > 0 {
 				t.Errorf("read as %+v", c)
 			}

@@ -108,6 +108,7 @@ func (v *verifier) intent(index uint64, h leaf.Hash, l *leaf.Leaf) error {
 	in.TBS, okTBS = l.Hash(leaf.TagTBSHash)
 	in.Length, _ = l.Uint(leaf.TagTBSLength)
 	in.Issuer, _ = l.Hash(leaf.TagIssuer)
+	in.Grant, _ = l.Hash(leaf.TagGrant)
 	in.Serial = bytes.Clone(l.Get(leaf.TagSerial))
 	purpose, _ := l.Uint(leaf.TagPurpose)
 	switch {
@@ -222,6 +223,9 @@ func (v *verifier) certificate(index uint64, artefact leaf.Hash, in openIntent, 
 	if v.opt.Signatures && (!ok || !c.verifiedBy(i.cert)) {
 		return bad(index, "its certificate is not signed by its issuer, or the issuer's certificate is not in the export")
 	}
+	if c.ca && !v.s.Grants[in.Grant].signsCA() {
+		return bad(index, "it is the certificate of a CA, which the officers did not grant")
+	}
 	v.s.serials[in.at].ends = c.ends
 	v.s.issuer(artefact)
 	v.s.Counts.Certificates++
@@ -244,8 +248,11 @@ func (v *verifier) event(index uint64, l *leaf.Leaf) error {
 				return err
 			}
 		}
-	case leaf.OpKeyReplicate, leaf.OpMemberAdd:
+	case leaf.OpKeyReplicate:
 		needs = true
+	case leaf.OpMemberAdd:
+		needs = true
+		delete(s.Members, l.Text(leaf.TagMember))
 	case leaf.OpKeyDestroy:
 		needs = true
 		if named {
@@ -259,6 +266,12 @@ func (v *verifier) event(index uint64, l *leaf.Leaf) error {
 		s.KeyStates[key] = state
 	case leaf.OpMemberState: // what ends a member for good; the rest protects
 		needs = state == "removed" || state == "retired"
+		member := l.Text(leaf.TagMember)
+		if was := s.Members[member]; state != "" && was != state && (was == "removed" || was == "retired") {
+			return bad(index, "a member that was %s is %.20q again", was, state)
+		} else if state != "" { // else its SO PIN was split
+			s.Members[member] = state
+		}
 		s.Retired = s.Retired || state == "retired"
 	case leaf.OpBackup: // a manifest alone gives nothing away
 		needs = named || state != ""

@@ -1,6 +1,7 @@
 package check
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 
@@ -133,4 +134,12 @@ func word(w string) string {
 		return strconv.Quote(w)
 	}
 	return w
+}
+
+// signsCA tells whether the grant is for the certificate of a CA. Entries do not have the
+// names that the act has.
+func (m *mandate) signsCA() bool {
+	return m != nil && slices.ContainsFunc(m.Acts, func(a string) bool {
+		return strings.HasPrefix(a, "sign-root ") || strings.HasPrefix(a, "sign-ca ")
+	})
 }

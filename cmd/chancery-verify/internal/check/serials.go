@@ -81,16 +81,18 @@ func (s *State) revoke(index uint64, l *leaf.Leaf) error {
 		return bad(index, "it revokes nothing")
 	}
 	r := revocation{of: serialDigest(issuer, serial), issuer: s.issuerNumber(issuer), leaf: index}
-	if l.Get(leaf.TagSource) != nil {
-		r.by = true
-		ends, known := l.Uint(leaf.TagNotAfter)
-		r.ends = int64(ends)
+	if source := l.Get(leaf.TagSource); source != nil {
+		ends, asked := l.Uint(leaf.TagNotAfter)
+		manifest, _ := l.Hash(leaf.TagManifest)
+		r.by, r.ends = true, int64(ends)
 		switch {
-		case !known && (!s.Restore.Warranted || s.Restore.Ended):
-			return bad(index, "it carries a revocation over, but no restore is under way")
-		case known && !s.Restore.Ended:
-			return bad(index, "it revokes a certificate of a predecessor, but there is none, or its restore has not ended")
-		case !known:
+		case !s.Restore.Warranted || s.Restore.Ended != asked:
+			return bad(index, "it revokes what a predecessor issued, but no restore is under way, or it has not ended yet")
+		case string(source) != s.Restore.origin():
+			return bad(index, "it revokes what %.100q issued, leaf 0 names %.100q", source, s.Restore.origin())
+		case !asked && manifest != s.Restore.Manifest:
+			return bad(index, "it carries a revocation over from another manifest than the officers allowed")
+		case !asked:
 			s.Restore.Carried++
 		}
 	}

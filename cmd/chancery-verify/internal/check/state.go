@@ -30,6 +30,7 @@ type State struct {
 	Roster    leaf.Hash                 `json:"roster"` // digest
 	Proposals map[leaf.Hash]*proposal   `json:"proposals"`
 	Grants    map[leaf.Hash]*mandate    `json:"grants"`
+	Members   map[string]string         `json:"members"` // what became of those that are not just active
 	Retired   bool                      `json:"retired"`
 	Restore   restore                   `json:"restore"`
 	Serials   []byte                    `json:"serials"` // packed
@@ -62,6 +63,7 @@ type openIntent struct {
 	Length   uint64    `json:"length"`
 	Issuer   leaf.Hash `json:"issuer"`
 	Serial   []byte    `json:"serial,omitempty"`
+	Grant    leaf.Hash `json:"grant"`
 	Numbered bool      `json:"numbered,omitempty"` // of a CRL; then:
 	Number   uint64    `json:"number,omitempty"`
 	This     uint64    `json:"this,omitempty"`
@@ -84,6 +86,7 @@ func (s *State) make() {
 	def(&s.Keys)
 	def(&s.Destroyed)
 	def(&s.KeyStates)
+	def(&s.Members)
 	def(&s.Proposals)
 	def(&s.Grants)
 	def(&s.numbers)
