@@ -141,6 +141,15 @@ func TestExport(t *testing.T) {
 		}
 	}
 
+	stranger := filepath.Join(t.TempDir(), "stranger.pem")
+	if err := os.WriteFile(stranger, []byte(foreignCertificate(t, revoked.Serial)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, code := run(t, nil, chancery, append([]string{"audit", "why", stranger}, at...)...); code != 1 || !strings.Contains(out, "no issuer of this ledger signed it") {
+		t.Errorf("audit why of a foreign certificate: %d %s", code, out)
+	}
+	verifyExport(t, 7, out, stranger)
+
 	// A later export into the same folder, and a verification that goes on.
 	state := filepath.Join(t.TempDir(), "state")
 	verifyExport(t, 0, "--state", state, out)

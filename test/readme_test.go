@@ -53,6 +53,12 @@ func TestReadme(t *testing.T) {
 		t.Error("the first certificate is on the CRL, nobody revoked it")
 	}
 
+	why := must(t, nil, chancery, "audit", "why", filepath.Join(live, "cert.pem"), "--dir", s.dir)
+	for _, want := range []string{second, "demo.localhost", "acme:", "ACME order", "CSR SHA-256", "evidence", "superseded"} {
+		if !strings.Contains(why, want) {
+			t.Errorf("audit why lacks %q:\n%s", want, why)
+		}
+	}
 	rep := s.auditVerify()
 	if rep.Open != 0 || rep.Done != rep.Intents || rep.Certificates < 5 {
 		t.Errorf("audit: %+v", rep)
