@@ -126,6 +126,7 @@ type Checkpointer struct {
 	ledger *Ledger
 	signer CheckpointSigner
 	anchor string // append-only file for the signed notes; "" for none
+	logs   []*Syslog
 	log    *slog.Logger
 
 	mu   sync.Mutex
@@ -134,9 +135,10 @@ type Checkpointer struct {
 }
 
 // NewCheckpointer makes the checkpointer of l. Each signed note is also appended
-// to the file anchor, if one is named: it must lie outside the database.
-func NewCheckpointer(l *Ledger, s CheckpointSigner, anchor string) *Checkpointer {
-	return &Checkpointer{ledger: l, signer: s, anchor: anchor, log: l.opt.Log}
+// to the file anchor, if one is named: it must lie outside the database. logs get each one
+// too, as far as they can be reached: what they miss, a later one covers.
+func NewCheckpointer(l *Ledger, s CheckpointSigner, anchor string, logs ...*Syslog) *Checkpointer {
+	return &Checkpointer{ledger: l, signer: s, anchor: anchor, logs: logs, log: l.opt.Log}
 }
 
 // Run signs checkpoints until ctx is done, and one last one then. When the ledger is
@@ -216,14 +218,23 @@ func (c *Checkpointer) sign(ctx context.Context) error {
 	}
 	id := sha256.Sum256(spki)
 	signed := string(body) + "\n\u2014 " + origin + " " + base64.StdEncoding.EncodeToString(append(bytes.Clone(id[:4]), sig...)) + "\n"
-	if _, err := OpenCheckpoint(signed, origin, c.ledger.checkpointKeys()); err != nil {
+	opened, err := OpenCheckpoint(signed, origin, c.ledger.checkpointKeys())
+	if err != nil {
 		return err
 	}
 	if err := c.ledger.st.PutCheckpoint(ctx, head.Size, string(body), signed); err != nil {
 		return fmt.Errorf("storing signed checkpoint %d: %w", head.Size, err)
 	}
 	c.last, c.owed = head.Size, signed
-	return c.payAnchor()
+	if err := c.payAnchor(); err != nil {
+		return err
+	}
+	for _, s := range c.logs {
+		if err := s.Send(opened); err != nil {
+			c.log.Error("checkpoint did not reach a log system; a later one will cover it", "size", head.Size, "reached", s.reached, "err", err)
+		}
+	}
+	return nil
 }
 
 // payAnchor appends the note that the anchor lacks.

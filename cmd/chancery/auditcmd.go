@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -46,15 +45,15 @@ func auditVerifyCommand() *cobra.Command {
 				journal = f
 			}
 			var anchors []io.Reader
-			for _, a := range cfg.Ledger.Anchors {
-				f, err := witness(strings.TrimPrefix(a, "file:"))
-				if err != nil {
-					return err
-				}
-				if f != nil {
-					defer f.Close()
-					anchors = append(anchors, f)
-				}
+			anchor, _, err := cfg.anchors() // a log system's checkpoints are for chancery-verify --trusted-checkpoint
+			if err != nil {
+				return err
+			}
+			if f, err := witness(anchor); err != nil {
+				return err
+			} else if f != nil {
+				defer f.Close()
+				anchors = append(anchors, f)
 			}
 			st, err := dbstore.OpenSnapshot(c.Context(), cfg.Database)
 			if err != nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/goccy/go-yaml"
 	"go.step.sm/crypto/kms/uri"
 
+	"chancery/audit"
 	"chancery/hsmstore"
 )
 
@@ -51,7 +52,7 @@ type Config struct {
 type LedgerConfig struct {
 	Domain  string   `yaml:"domain"`  // operator domain; default: host of public_url
 	Journal string   `yaml:"journal"` // intent journal, on another disk than the database
-	Anchors []string `yaml:"anchors"` // file:PATH, append-only
+	Anchors []string `yaml:"anchors"` // file:PATH, append-only; syslog:unix:/dev/log, syslog:udp:HOST:PORT, syslog:tcp:HOST:PORT
 }
 
 // MemberConfig is one HSM member.
@@ -285,23 +286,32 @@ func (c *Config) check() error {
 	if _, err := c.backups(); err != nil {
 		return err
 	}
-	if len(c.Ledger.Anchors) > 1 {
-		return bad("ledger.anchors: one is supported today; keep one")
-	}
-	for i, a := range c.Ledger.Anchors {
-		if !strings.HasPrefix(a, "file:") || len(a) == len("file:") {
-			return bad("ledger.anchors[%d]: %q is not known; allowed: file:PATH", i, a)
-		}
+	if _, _, err := c.anchors(); err != nil {
+		return bad("%v", err)
 	}
 	return nil
 }
 
-// anchor is the file of anchored checkpoints, or "".
-func (c *Config) anchor() string {
-	if len(c.Ledger.Anchors) == 0 {
-		return ""
+// anchors are the file of anchored checkpoints, or "", and the log systems that get each.
+func (c *Config) anchors() (file string, logs []*audit.Syslog, err error) {
+	for i, a := range c.Ledger.Anchors {
+		kind, where, _ := strings.Cut(a, ":")
+		switch {
+		case kind == "file" && where != "" && file == "":
+			file = where
+		case kind == "file" && where != "":
+			return "", nil, fmt.Errorf("ledger.anchors[%d]: one file is supported; keep one", i)
+		case kind == "syslog":
+			l, err := audit.NewSyslog(where)
+			if err != nil {
+				return "", nil, fmt.Errorf("ledger.anchors[%d]: %w", i, err)
+			}
+			logs = append(logs, l)
+		default:
+			return "", nil, fmt.Errorf("ledger.anchors[%d]: %q is not known; allowed: file:PATH, syslog:unix:/dev/log, syslog:udp:HOST:PORT, syslog:tcp:HOST:PORT", i, a)
+		}
 	}
-	return strings.TrimPrefix(c.Ledger.Anchors[0], "file:")
+	return file, logs, nil
 }
 
 // host is the host of public_url.

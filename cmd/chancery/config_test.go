@@ -35,6 +35,29 @@ func TestExampleConfig(t *testing.T) {
 	}
 }
 
+func TestAnchors(t *testing.T) {
+	for _, x := range []struct {
+		anchors []string
+		file    string
+		logs    int
+		wrong   string // what the error names
+	}{
+		{nil, "", 0, ""},
+		{[]string{"file:/a"}, "/a", 0, ""},
+		{[]string{"syslog:unix:/dev/log", "file:/a", "syslog:tcp:[::1]:514"}, "/a", 2, ""},
+		{[]string{"file:/a", "file:/b"}, "", 0, "ledger.anchors[1]: one file"},
+		{[]string{"file:"}, "", 0, "ledger.anchors[0]"},
+		{[]string{"file:/a", "/b"}, "", 0, "ledger.anchors[1]"},
+		{[]string{"syslog:udp:host"}, "", 0, "ledger.anchors[0]"},
+	} {
+		c := Config{Ledger: LedgerConfig{Anchors: x.anchors}}
+		file, logs, err := c.anchors()
+		if (err != nil) != (x.wrong != "") || err != nil && !strings.Contains(err.Error(), x.wrong) || file != x.file || len(logs) != x.logs {
+			t.Errorf("%q: %q, %d log systems, %v", x.anchors, file, len(logs), err)
+		}
+	}
+}
+
 // P5: no server runs that could read a SO PIN, wherever it stands.
 func TestServeRefusesAReadableSOPIN(t *testing.T) {
 	dir := t.TempDir()

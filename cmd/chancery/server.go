@@ -71,7 +71,11 @@ func (s *server) open(ctx context.Context) (err error) {
 	if s.journal, err = audit.OpenJournal(s.cfg.Ledger.Journal); err != nil {
 		return err
 	}
-	s.ledger, err = audit.Open(ctx, s.db, audit.Options{Node: s.cfg.NodeID, Build: build(), Journal: s.journal, Anchor: s.cfg.anchor(), Log: s.log})
+	anchor, _, err := s.cfg.anchors()
+	if err != nil {
+		return err
+	}
+	s.ledger, err = audit.Open(ctx, s.db, audit.Options{Node: s.cfg.NodeID, Build: build(), Journal: s.journal, Anchor: anchor, Log: s.log})
 	if err != nil {
 		return err
 	}
@@ -240,7 +244,11 @@ func (s *server) buildCA(ctx context.Context) error {
 	if err := s.hsm.SealGenesis(ctx); err != nil {
 		return err
 	}
-	s.checkpoint = audit.NewCheckpointer(s.ledger, s.hsm.CheckpointSigner(), s.cfg.anchor())
+	anchor, logs, err := s.cfg.anchors()
+	if err != nil {
+		return err
+	}
+	s.checkpoint = audit.NewCheckpointer(s.ledger, s.hsm.CheckpointSigner(), anchor, logs...)
 	leaf0, err := s.ledger.Leaf(ctx, 0)
 	if err != nil {
 		return err
