@@ -183,58 +183,69 @@ func (c *Checkpointer) retry() {
 // Sign signs the present head unless its size is signed already. A head that
 // contradicts what was signed before closes the ledger.
 func (c *Checkpointer) Sign(ctx context.Context) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	err := c.payAnchor()
-	if err == nil {
-		err = c.sign(ctx)
-	}
+	signed, err := c.signAndAnchor(ctx)
 	if errors.Is(err, ErrTampered) || errors.Is(err, ErrDisk) {
 		c.ledger.fence(err)
 	}
-	return err
+	if err != nil || signed.Size == 0 {
+		return err
+	}
+	for _, s := range c.logs { // without the lock: a log system may be slow
+		if err := s.Send(signed); err != nil {
+			c.log.Error("checkpoint did not reach a log system; a later one will cover it", "size", signed.Size, "err", err)
+		}
+	}
+	return nil
 }
 
-func (c *Checkpointer) sign(ctx context.Context) error {
+// signAndAnchor pays what the anchor is owed, signs, and anchors what was signed; a
+// checkpoint of size 0 says that there was nothing to sign.
+func (c *Checkpointer) signAndAnchor(ctx context.Context) (Checkpoint, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.payAnchor(); err != nil {
+		return Checkpoint{}, err
+	}
+	signed, err := c.sign(ctx)
+	if err != nil || signed.Size == 0 {
+		return Checkpoint{}, err
+	}
+	return signed, c.payAnchor()
+}
+
+func (c *Checkpointer) sign(ctx context.Context) (Checkpoint, error) {
+	var none Checkpoint
 	if err := c.ledger.Broken(); err != nil {
-		return err
+		return none, err
 	}
 	head := c.ledger.Head()
 	if head.Size == 0 || head.Size == c.last {
-		return nil
+		return none, nil
 	}
 	origin := c.ledger.Origin()
 	body := head.Body(origin)
 	if err := c.ledger.st.PutCheckpoint(ctx, head.Size, string(body), ""); err != nil {
-		return fmt.Errorf("storing checkpoint %d: %w", head.Size, err)
+		return none, fmt.Errorf("storing checkpoint %d: %w", head.Size, err)
 	}
 	sig, err := c.signer.SignCheckpoint(ctx, body)
 	if err != nil {
-		return fmt.Errorf("signing checkpoint %d: %w", head.Size, err)
+		return none, fmt.Errorf("signing checkpoint %d: %w", head.Size, err)
 	}
 	spki, err := x509.MarshalPKIXPublicKey(c.signer.Public())
 	if err != nil {
-		return err
+		return none, err
 	}
 	id := sha256.Sum256(spki)
 	signed := string(body) + "\n\u2014 " + origin + " " + base64.StdEncoding.EncodeToString(append(bytes.Clone(id[:4]), sig...)) + "\n"
 	opened, err := OpenCheckpoint(signed, origin, c.ledger.checkpointKeys())
 	if err != nil {
-		return err
+		return none, err
 	}
 	if err := c.ledger.st.PutCheckpoint(ctx, head.Size, string(body), signed); err != nil {
-		return fmt.Errorf("storing signed checkpoint %d: %w", head.Size, err)
+		return none, fmt.Errorf("storing signed checkpoint %d: %w", head.Size, err)
 	}
 	c.last, c.owed = head.Size, signed
-	if err := c.payAnchor(); err != nil {
-		return err
-	}
-	for _, s := range c.logs {
-		if err := s.Send(opened); err != nil {
-			c.log.Error("checkpoint did not reach a log system; a later one will cover it", "size", head.Size, "reached", s.reached, "err", err)
-		}
-	}
-	return nil
+	return opened, nil
 }
 
 // payAnchor appends the note that the anchor lacks.

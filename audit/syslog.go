@@ -17,10 +17,9 @@ type Syslog struct {
 	network, addr string
 	host          string
 
-	mu      sync.Mutex
-	conn    net.Conn
-	reached uint64    // size of the last checkpoint that went out
-	rest    time.Time // no try before, after a failure
+	mu   sync.Mutex
+	conn net.Conn
+	rest time.Time // no try before, after a failure
 }
 
 const (
@@ -78,7 +77,6 @@ func (s *Syslog) Send(c Checkpoint) error {
 		s.rest = time.Now().Add(syslogRest)
 		return fmt.Errorf("syslog %s: %w", s.addr, err)
 	}
-	s.reached = c.Size
 	return nil
 }
 
