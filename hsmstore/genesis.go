@@ -84,13 +84,34 @@ func (s *Store) Genesis(ctx context.Context, grant *admin.Grant, g audit.Genesis
 	if err != nil {
 		return err
 	}
-	// 2. Leaf 0, and with it the row of the checkpoint key. From here on the ledger
-	// has its id and origin.
+	// 2. Leaf 0, and what happened before it.
+	err = s.found(ctx, grant, g, births, func(b *birth) error {
+		for _, c := range copies[b] {
+			if err := s.recordCopy(ctx, grant, c, b); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := s.enrol(ctx, grant); err != nil {
+		return err
+	}
+	// 3. The proofs, with which the keys become usable.
+	_, err = s.prove(ctx, grant, births)
+	return err
+}
+
+// found writes leaf 0, and with it the row of the checkpoint key, the first of births: from
+// here on the ledger has its id and origin. Then come the leaves of what happened before,
+// a birth and what recorded writes of it.
+func (s *Store) found(ctx context.Context, grant *admin.Grant, g audit.Genesis, births []*birth, recorded func(*birth) error) error {
 	g.CheckpointKeys = [][]byte{births[0].rec.SPKI}
 	if err := s.ledger.Genesis(ctx, g, PutKey{births[0].rec}); err != nil {
 		return fmt.Errorf("writing the genesis leaf: %w", err)
 	}
-	// 3. What happened before it, now on the ledger.
 	for i, b := range births {
 		var row []audit.Projection
 		if i > 0 {
@@ -103,18 +124,11 @@ func (s *Store) Genesis(ctx context.Context, grant *admin.Grant, g audit.Genesis
 		if i > 0 {
 			b.rec.Birth = index
 		}
-		for _, c := range copies[b] {
-			if err := s.recordCopy(ctx, grant, c, b); err != nil {
-				return err
-			}
+		if err := recorded(b); err != nil {
+			return err
 		}
 	}
-	if err := s.enrol(ctx, grant); err != nil {
-		return err
-	}
-	// 4. The proofs, with which the keys become usable.
-	_, err = s.prove(ctx, grant, births)
-	return err
+	return nil
 }
 
 // ResumeGenesis goes on where a crash after leaf 0 stopped [Store.Genesis]. grant

@@ -77,22 +77,8 @@ func (s *Store) Restore(ctx context.Context, grant *admin.Grant, g audit.Genesis
 		return err
 	}
 	// 3. Leaf 0 names the predecessor's last checkpoint; then what happened before it.
-	g.CheckpointKeys = [][]byte{births[0].rec.SPKI}
-	if err := s.ledger.Genesis(ctx, g, PutKey{births[0].rec}); err != nil {
-		return fmt.Errorf("writing the genesis leaf: %w", err)
-	}
-	for i, b := range births {
-		var row []audit.Projection
-		if i > 0 {
-			row = append(row, PutKey{b.rec})
-		}
-		index, err := s.recordBirth(ctx, grant, b, row...)
-		if err != nil {
-			return err
-		}
-		if i > 0 {
-			b.rec.Birth = index
-		}
+	if err := s.found(ctx, grant, g, births, func(*birth) error { return nil }); err != nil {
+		return err
 	}
 	if err := s.recordWarrant(ctx, grant, r); err != nil {
 		return err
