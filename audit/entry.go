@@ -12,6 +12,8 @@ type Entry struct {
 	ID     OpID   // zero: a fresh one is drawn
 	Closes uint64 // NoIndex if none; see [Event]
 	Fields Fields
+
+	still func() error // see Intent.Still
 }
 
 // Event makes an entry for an act that uses no key.
@@ -40,6 +42,11 @@ type Intent struct {
 	MaxAttempts uint8
 	CRL         *CRLScope // for OpCRL
 	Member      string    // for OpKeyProof: token serial number
+
+	// Still is asked in the moment of the commit, when all entries before it are known,
+	// also those of other nodes; its error keeps the intent off the ledger. It must not
+	// wait. nil: nothing is asked.
+	Still func() error
 }
 
 // CRLScope is what a CRL's intent promises (RFC 5280 §5.1.2.4, §5.2.3).
@@ -71,7 +78,7 @@ func (in Intent) entry(node, build string) Entry {
 		f.Uint64(TagCovers, in.CRL.Covers)
 	}
 	f.Text(TagSerialNumber, in.Member)
-	return Entry{Kind: KindIntent, Op: in.Op, Closes: NoIndex, Fields: f}
+	return Entry{Kind: KindIntent, Op: in.Op, Closes: NoIndex, Fields: f, still: in.Still}
 }
 
 // Attempt counts the tries of one member for one signature.

@@ -43,6 +43,20 @@ type journalRecord struct {
 	issuer, serial string // hex, or "-"
 }
 
+// record is what the journal keeps of a leaf.
+func record(index uint64, b []byte, leaf Leaf) journalRecord {
+	r := journalRecord{index: index, hash: LeafHash(b), issuer: "-", serial: "-"}
+	if leaf.Kind == KindIntent {
+		if v, ok := leaf.Get(TagIssuer); ok {
+			r.issuer = hex.EncodeToString(v)
+		}
+		if v, ok := leaf.Get(TagSerial); ok {
+			r.serial = hex.EncodeToString(v)
+		}
+	}
+	return r
+}
+
 // journalWait is how long the journal waits for a process that is ending.
 const journalWait = 5 * time.Second
 

@@ -1,8 +1,8 @@
 package audit
 
 import (
+	"bytes"
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -21,6 +21,7 @@ type Options struct {
 	Now     func() time.Time // nil: time.Now
 	Queue   int              // entries that may wait; 0: 4,096
 	Batch   int              // entries of one transaction at most; 0: 1,024
+	Shared  bool             // other nodes write to the same database
 }
 
 // Ledger is the one writer of the process: see the package comment.
@@ -35,8 +36,10 @@ type Ledger struct {
 	id     LedgerID
 	origin string
 	keys   [][]byte // checkpoint keys of the genesis leaf, SPKI DER
-	head   Head     // last committed by this process
+	head   Head     // last that this process knows to be committed
 	broken error
+
+	foreign func(uint64, Leaf) // see OnForeign
 
 	edge    *edge     // only the sequencer
 	newest  time.Time // of the newest entry; only the sequencer
@@ -45,10 +48,9 @@ type Ledger struct {
 
 type item struct {
 	leaf     *StoredLeaf // nil: only projections
-	at       time.Time   // of the leaf
-	issuer   string      // of a certificate's intent, for the journal: hex, or "-"
-	serial   string
+	content  Leaf        // of leaf
 	proj     []Projection
+	still    func() error // see Intent.Still
 	err      error
 	finished chan struct{}
 }
@@ -135,10 +137,20 @@ func (l *Ledger) Run(ctx context.Context) error {
 			}
 		}
 	}()
+	var others <-chan time.Time
+	if l.opt.Shared {
+		t := time.NewTicker(followInterval)
+		defer t.Stop()
+		others = t.C
+	}
 	for {
 		select {
 		case it := <-l.queue:
 			if err := l.commit(l.fill(it)); err != nil {
+				return err
+			}
+		case <-others:
+			if err := l.look(); err != nil {
 				return err
 			}
 		case <-ctx.Done():
@@ -219,7 +231,9 @@ func (l *Ledger) write(batch []*item) (next *edge, err error) {
 			return err
 		}
 		if !l.edge.equal(head) {
-			return fmt.Errorf("%w: head has size %d, this process committed %d", ErrTampered, head.Size, l.edge.size())
+			if err := l.follow(context.Background(), head); err != nil {
+				return err
+			}
 		}
 		next = l.edge.clone()
 		tiles, recs, err := l.apply(tx, next, batch)
@@ -250,7 +264,7 @@ func (l *Ledger) write(batch []*item) (next *edge, err error) {
 		serr = <-synced
 	}
 	if errors.Is(err, ErrUncertain) && !errors.Is(err, ErrDisk) {
-		err = l.decide(next, err)
+		err = l.decide(next, first(batch), err)
 	}
 	if serr != nil {
 		// Committed or not: a rollback of the database could no longer be noticed, so
@@ -276,13 +290,13 @@ func (l *Ledger) apply(tx Tx, next *edge, batch []*item) (tiles []Tile, recs []j
 		if it.err != nil || it.leaf == nil {
 			continue
 		}
-		h := LeafHash(it.leaf.Bytes)
-		tiles = append(tiles, next.add(h)...)
-		recs = append(recs, journalRecord{index: it.leaf.Index, hash: h, issuer: it.issuer, serial: it.serial})
-		if back := l.newest.Sub(it.at); back > maxBackward {
+		rec := record(it.leaf.Index, it.leaf.Bytes, it.content)
+		tiles = append(tiles, next.add(rec.hash)...)
+		recs = append(recs, rec)
+		if back := l.newest.Sub(it.content.Time); back > maxBackward {
 			l.opt.Log.Error("the clock went back; entries are ordered by index, not by time", "entry", it.leaf.Index, "back", back)
 		}
-		l.newest = it.at
+		l.newest = it.content.Time
 	}
 	return tiles, recs, nil
 }
@@ -297,8 +311,8 @@ const decideFor = 5 * time.Second
 // never written again, the head is read. A head that cannot be read for decideFor
 // is ErrDisk. Rows without a leaf leave no trace in the head: whoever wrote them is
 // told that it failed, and finds what was made when trying again.
-func (l *Ledger) decide(next *edge, cause error) error {
-	if next == nil || next.size() == l.edge.size() {
+func (l *Ledger) decide(next *edge, first *item, cause error) error {
+	if next == nil || first == nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, cause)
 	}
 	for began := time.Now(); ; time.Sleep(50 * time.Millisecond) {
@@ -308,12 +322,31 @@ func (l *Ledger) decide(next *edge, cause error) error {
 			return nil
 		case err == nil && l.edge.equal(head):
 			return fmt.Errorf("%w: COMMIT was not made: %v", ErrUnavailable, cause)
+		case err == nil && l.opt.Shared && head.Size > l.edge.size():
+			var stored []byte
+			if err = l.st.Leaves(context.Background(), l.edge.size(), l.edge.size()+1, func(_ uint64, b []byte) error { stored = b; return nil }); err == nil {
+				if bytes.Equal(stored, first.leaf.Bytes) {
+					return nil // others have written since
+				}
+				return fmt.Errorf("%w: COMMIT was not made: %v", ErrUnavailable, cause)
+			}
 		case err == nil:
-			return fmt.Errorf("%w: head has size %d, this process committed %d", ErrTampered, head.Size, l.edge.size())
-		case time.Since(began) > decideFor:
+			return fmt.Errorf("%w: head has size %d, this process knows %d", ErrTampered, head.Size, l.edge.size())
+		}
+		if time.Since(began) > decideFor {
 			return fmt.Errorf("%w: %w; reading the head: %v", ErrDisk, cause, err)
 		}
 	}
+}
+
+// first is the first item of a batch whose leaf was appended.
+func first(batch []*item) *item {
+	for _, it := range batch {
+		if it.leaf != nil && it.err == nil {
+			return it
+		}
+	}
+	return nil
 }
 
 // advance makes a committed edge the present one.
@@ -355,6 +388,11 @@ func (it *item) apply(tx Tx) (err error) {
 	}()
 	if it.leaf != nil && (it.leaf.Kind == KindGenesis) != (it.leaf.Index == 0) {
 		return fmt.Errorf("%w: a genesis leaf is leaf 0, and no other is", ErrExists)
+	}
+	if it.still != nil {
+		if err := it.still(); err != nil {
+			return err
+		}
 	}
 	for _, p = range it.proj {
 		if err := tx.Apply(p, it.leaf); err != nil {
@@ -430,17 +468,10 @@ func (l *Ledger) Append(ctx context.Context, e Entry, p ...Projection) (Appended
 		return Appended{}, err
 	}
 	sl := &StoredLeaf{Kind: leaf.Kind, Closes: leaf.Closes, Bytes: b}
-	it := &item{leaf: sl, at: leaf.Time, proj: p, issuer: "-", serial: "-"}
 	if leaf.Kind == KindIntent {
 		sl.Node = l.opt.Node
-		if v, ok := leaf.Get(TagIssuer); ok {
-			it.issuer = hex.EncodeToString(v)
-		}
-		if v, ok := leaf.Get(TagSerial); ok {
-			it.serial = hex.EncodeToString(v)
-		}
 	}
-	if err := l.submit(ctx, it); err != nil {
+	if err := l.submit(ctx, &item{leaf: sl, content: leaf, proj: p, still: e.still}); err != nil {
 		return Appended{}, err
 	}
 	return Appended{Index: sl.Index, Bytes: b, Leaf: leaf}, nil
@@ -486,7 +517,11 @@ func unfinished(o Opened, reason string, as []Attempt) Fields {
 
 // OpenIntents returns this node's intents that a crash left open.
 func (l *Ledger) OpenIntents(ctx context.Context) ([]Opened, error) {
-	leaves, err := l.st.OpenIntents(ctx, l.opt.Node)
+	return l.openIntents(ctx, l.opt.Node)
+}
+
+func (l *Ledger) openIntents(ctx context.Context, node string) ([]Opened, error) {
+	leaves, err := l.st.OpenIntents(ctx, node)
 	if err != nil {
 		return nil, fmt.Errorf("reading open intents: %w", err)
 	}
@@ -604,7 +639,7 @@ func (l *Ledger) Genesis(ctx context.Context, g Genesis, p ...Projection) error 
 		return fmt.Errorf("%w: the ledger has its genesis", ErrExists)
 	}
 	sl := &StoredLeaf{Kind: KindGenesis, Closes: NoIndex, Bytes: b}
-	if err := l.submit(ctx, &item{leaf: sl, at: leaf.Time, proj: p, issuer: "-", serial: "-"}); err != nil {
+	if err := l.submit(ctx, &item{leaf: sl, content: leaf, proj: p}); err != nil {
 		return err
 	}
 	return l.readGenesis(context.WithoutCancel(ctx))

@@ -69,7 +69,12 @@ type Storage interface {
 	// returns an error, nothing was done; unless the error wraps ErrUncertain or
 	// ErrDisk, then that is not known.
 	Update(ctx context.Context, fn func(Tx) error) error
-	// OpenIntents returns the leaves of this node's intents that nothing closes.
+	// OpenNodes returns the nodes that have open intents.
+	OpenNodes(ctx context.Context) ([]string, error)
+	// LockDead takes the lock of another node, if that does not live: no process with
+	// that node_id can write before release was called.
+	LockDead(ctx context.Context, node string) (release func(), dead bool, err error)
+	// OpenIntents returns the leaves of a node's intents that nothing closes.
 	OpenIntents(ctx context.Context, node string) ([]StoredLeaf, error)
 	// PutCheckpoint stores the body of a checkpoint before it is signed (note "")
 	// and the signed note afterwards. A size once stored keeps its body: another one

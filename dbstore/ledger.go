@@ -36,7 +36,11 @@ func (s *Store) Update(ctx context.Context, fn func(audit.Tx) error) error {
 		return fmt.Errorf("%w: beginning: %v", audit.ErrUnavailable, err)
 	}
 	if err := fn(t); err != nil {
-		return errors.Join(err, t.rollback())
+		err = errors.Join(err, t.rollback())
+		if errors.Is(err, audit.ErrUnavailable) {
+			s.lost()
+		}
+		return err
 	}
 	if _, err := t.exec("COMMIT"); err != nil {
 		return t.commitFailed(err)
@@ -230,6 +234,23 @@ func (s *Store) Tile(ctx context.Context, level int, n uint64) ([]byte, error) {
 	var data []byte
 	err := s.rodb.QueryRowContext(ctx, "SELECT data FROM ledger_tile WHERE level = ? AND n = ?", level, int64(n)).Scan(&data)
 	return data, mapError(err)
+}
+
+// OpenNodes implements [audit.Storage].
+func (s *Store) OpenNodes(ctx context.Context) (out []string, err error) {
+	rows, err := s.rodb.QueryContext(ctx, "SELECT DISTINCT node FROM ledger_open ORDER BY node")
+	if err != nil {
+		return nil, mapError(err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var node string
+		if err := rows.Scan(&node); err != nil {
+			return nil, mapError(err)
+		}
+		out = append(out, node)
+	}
+	return out, mapError(rows.Err())
 }
 
 // OpenIntents implements [audit.Storage].

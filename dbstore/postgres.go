@@ -6,18 +6,20 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"io"
 	"io/fs"
 	"net"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	_ "github.com/jackc/pgx/v5/stdlib" // the driver "pgx"
+	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
+	"golang.org/x/sys/unix"
 	"gorm.io/driver/postgres"
 	"gorm.io/gorm"
 
@@ -58,10 +60,10 @@ func openPostgres(ctx context.Context, dsn string) (*Store, error) {
 
 func (s *Store) openPostgres(ctx context.Context, dsn string) error {
 	var err error
-	if s.rwdb, err = sql.Open("pgx", dsn); err != nil {
+	if s.rwdb, err = openPool(dsn); err != nil {
 		return err
 	}
-	s.rwdb.SetMaxOpenConns(3) // the writing connection; migrations and their lock
+	s.rwdb.SetMaxOpenConns(4) // the writing connection, locks; migrations and their lock
 	if err := checkDurable(ctx, s.rwdb); err != nil {
 		return err
 	}
@@ -82,7 +84,7 @@ func (s *Store) openPostgres(ctx context.Context, dsn string) error {
 	if err := s.connect(ctx); err != nil {
 		return err
 	}
-	db, err := sql.Open("pgx", dsn)
+	db, err := openPool(dsn)
 	if err != nil {
 		return err
 	}
@@ -93,9 +95,58 @@ func (s *Store) openPostgres(ctx context.Context, dsn string) error {
 	return err
 }
 
+// How soon a PostgreSQL that is gone is given up: a host that does not answer when it is
+// dialled, and one that stopped answering.
+const (
+	dialTime = 3 * time.Second
+	deadTime = 8 * time.Second
+)
+
+// openPool makes a pool for a URL, which may name several hosts: connections go to the
+// one that takes writes, so that a promoted standby is found.
+func openPool(dsn string) (*sql.DB, error) {
+	c, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		return nil, err
+	}
+	if c.ConnectTimeout == 0 {
+		c.ConnectTimeout = dialTime
+	}
+	c.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+	c.DialFunc = (&net.Dialer{Control: func(network, _ string, raw syscall.RawConn) (err error) {
+		if !strings.HasPrefix(network, "tcp") {
+			return nil
+		}
+		if cerr := raw.Control(func(fd uintptr) {
+			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(deadTime.Milliseconds()))
+		}); cerr != nil {
+			return cerr
+		}
+		return err
+	}, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: deadTime / 2, Interval: deadTime / 8, Count: 4}}).DialContext
+	return stdlib.OpenDB(*c), nil
+}
+
+// Risks are settings of the database that an operator should know of at start.
+func (s *Store) Risks(ctx context.Context) (out []string, err error) {
+	if s.name != "postgres" {
+		return nil, nil
+	}
+	var names, commit string
+	var standbys int
+	err = s.rodb.QueryRowContext(ctx, "SELECT current_setting('synchronous_standby_names'), current_setting('synchronous_commit'), (SELECT count(*) FROM pg_stat_replication)").Scan(&names, &commit, &standbys)
+	switch {
+	case err != nil:
+		return nil, mapError(err)
+	case standbys > 0 && (names == "" || commit == "local"):
+		out = append(out, fmt.Sprintf("PostgreSQL has standbys and does not wait for them (synchronous_standby_names=%q, synchronous_commit=%s): a failover would lose the newest entries, and the ledger would have to be recovered", names, commit))
+	}
+	return out, nil
+}
+
 func snapshotPostgres(ctx context.Context, dsn string) (*Store, error) {
 	s := &Store{dialect: postgresDialect()}
-	db, err := sql.Open("pgx", dsn)
+	db, err := openPool(dsn)
 	if err != nil {
 		return nil, fmt.Errorf("database: %w", withoutSecret(err))
 	}
@@ -127,7 +178,9 @@ func withoutSecret(err error) error {
 }
 
 // checkDurable refuses a server on which a commit may be lost (P1, P3).
-func checkDurable(ctx context.Context, db *sql.DB) error {
+func checkDurable(ctx context.Context, db interface {
+	QueryRowContext(context.Context, string, ...any) *sql.Row
+}) error {
 	for name, allowed := range map[string]string{"fsync": "on", "full_page_writes": "on", "synchronous_commit": "on remote_write remote_apply local"} {
 		var v string
 		if err := db.QueryRowContext(ctx, "SELECT current_setting($1)", name).Scan(&v); err != nil {
@@ -164,82 +217,6 @@ func checkRole(ctx context.Context, db *sql.DB) error {
 		}
 	}
 	return nil
-}
-
-// nodeLock is the class of the advisory locks of nodes.
-const nodeLock = 0x43485259
-
-// LockNode takes the lock of a node on the connection that commits, and waits while
-// another session has it: after kill -9 of a server its backend may still commit,
-// and only then what it left open may be judged (AUD-12). Two servers with one
-// node_id never write at the same time. SQLite needs none: the intent journal's
-// lock is enough on one machine.
-func (s *Store) LockNode(ctx context.Context, node string) error {
-	if s.name != "postgres" {
-		return nil
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.node = node
-	return s.takeNodeLock(ctx)
-}
-
-func (s *Store) takeNodeLock(ctx context.Context) error {
-	if s.node == "" {
-		return nil
-	}
-	h := fnv.New32a()
-	h.Write([]byte(s.node))
-	wait, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	if _, err := s.conn.ExecContext(wait, "SELECT pg_advisory_lock($1, $2)", nodeLock, int32(h.Sum32())); err != nil {
-		if errors.Is(err, context.DeadlineExceeded) {
-			return fmt.Errorf("%w: another server with node_id %q is running; give each its own, or stop the other", audit.ErrUnavailable, s.node)
-		}
-		return mapError(err)
-	}
-	return nil
-}
-
-// connect makes the writing connection, with the node's lock on it.
-func (s *Store) connect(ctx context.Context) error {
-	conn, err := s.rwdb.Conn(ctx)
-	if err != nil {
-		return mapError(err)
-	}
-	s.conn = conn
-	if err := s.takeNodeLock(ctx); err != nil {
-		s.disconnect()
-		return err
-	}
-	return nil
-}
-
-// disconnect gives the writing connection up for good, and its session with it.
-func (s *Store) disconnect() {
-	for _, st := range s.stmts {
-		st.Close()
-	}
-	clear(s.stmts)
-	if s.conn != nil {
-		_ = s.conn.Raw(func(any) error { return driver.ErrBadConn }) // the pool drops it
-		s.conn.Close()
-		s.conn = nil
-	}
-}
-
-// reconnect comes back after a connection was lost in COMMIT: the lock of the node
-// is free only when the old backend has ended, so that the head then tells what
-// became of the commit. It tries until the database answers.
-func (s *Store) reconnect() {
-	for wait := 10 * time.Millisecond; s.conn == nil; wait = min(2*wait, time.Second) {
-		if err := s.connect(context.Background()); err != nil {
-			if errors.Is(err, sql.ErrConnDone) || strings.Contains(err.Error(), "database is closed") {
-				return
-			}
-			time.Sleep(wait)
-		}
-	}
 }
 
 func postgresError(err error) error {

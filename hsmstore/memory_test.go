@@ -62,6 +62,10 @@ func (m *memory) Tile(_ context.Context, level int, n uint64) ([]byte, error) {
 func (m *memory) PutCheckpoint(context.Context, uint64, string, string) error { return nil }
 func (m *memory) LastCheckpoint(context.Context) (string, error)              { return "", audit.ErrNotFound }
 
+func (m *memory) OpenNodes(context.Context) ([]string, error) { return nil, nil }
+
+func (m *memory) LockDead(context.Context, string) (func(), bool, error) { return nil, false, nil }
+
 func (m *memory) OpenIntents(_ context.Context, node string) (out []audit.StoredLeaf, _ error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
