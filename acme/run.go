@@ -22,6 +22,8 @@ const (
 	firstPause = time.Second
 	longPause  = 30 * time.Second
 	resumePage = 1000
+	// lookAgain is how often a node looks for what another node left, which has ended.
+	lookAgain = 15 * time.Second
 )
 
 // Run validates challenges, and finishes what a crash or a fault has left in
@@ -33,6 +35,8 @@ func (s *Server) Run(ctx context.Context) error {
 	defer sweeping.Wait()
 	sweeping.Go(func() { s.sweep(ctx) })
 	pause := firstPause
+	others := time.NewTicker(lookAgain)
+	defer others.Stop()
 	for {
 		more, err := s.resume(ctx)
 		switch {
@@ -53,6 +57,8 @@ func (s *Server) Run(ctx context.Context) error {
 		select {
 		case <-timer:
 		case <-knock:
+		case <-others.C:
+			s.left.listed = false
 		case <-ctx.Done():
 			return nil
 		}
@@ -62,12 +68,12 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 }
 
-// leftovers are the orders that this process knows to be left in processing. Others in
-// processing may be under way on another node and are left alone.
+// leftovers are the orders that this process knows to be left in processing. Those whose
+// intent is open may be under way, here or on another node, and are left alone.
 type leftovers struct {
 	mu     sync.Mutex
 	orders map[string]bool
-	listed bool // those that were there at the start are among them
+	listed bool // those of the last look are among them; only Run
 }
 
 func (l *leftovers) add(ids ...string) {

@@ -159,7 +159,8 @@ type Storage interface {
 	// ACMEStaleOrders lists orders that never got a certificate and expired before the
 	// given time, oldest first.
 	ACMEStaleOrders(ctx context.Context, before time.Time, limit int) ([]string, error)
-	// ACMEProcessingOrders lists orders that a crash or a fault left in processing.
+	// ACMEProcessingOrders lists orders that a crash or a fault left in processing: the
+	// intent of their attempt is not open.
 	ACMEProcessingOrders(ctx context.Context, limit int) ([]Order, error)
 	// ACMEProcessingChallenges lists challenges whose validation has no result yet.
 	ACMEProcessingChallenges(ctx context.Context, limit int) ([]PendingValidation, error)

@@ -33,7 +33,9 @@ func (a *Authority) Run(ctx context.Context) error {
 	for {
 		next := crlTick
 		if err := a.FreshCRLs(ctx); err != nil && ctx.Err() == nil {
-			a.cfg.Log.Error("CRL not renewed", "err", err)
+			if !errors.Is(err, audit.ErrConflict) { // then another node is at it
+				a.cfg.Log.Error("CRL not renewed", "err", err)
+			}
 			next = time.Second
 		}
 		select {

@@ -5,6 +5,7 @@ import (
 	"encoding/json/v2"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -393,8 +394,15 @@ func (s *Store) ACMEStaleOrders(ctx context.Context, before time.Time, limit int
 // ACMEProcessingOrders implements [acme.Storage].
 func (s *Store) ACMEProcessingOrders(ctx context.Context, limit int) ([]acme.Order, error) {
 	var rows []acmeOrderRow
-	err := s.ro.WithContext(ctx).Where("status = 'processing'").Order("created").Limit(limit).Find(&rows).Error
-	return acmeOrders(rows), mapError(err)
+	if err := s.ro.WithContext(ctx).Where("status = 'processing'").Order("created").Limit(limit).Find(&rows).Error; err != nil || len(rows) == 0 {
+		return nil, mapError(err)
+	}
+	// Read after the orders: an attempt of theirs that is not open now has ended.
+	open, err := s.openSerials(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return acmeOrders(slices.DeleteFunc(rows, func(r acmeOrderRow) bool { return open[r.Serial] })), nil
 }
 
 // ACMEAuthzs implements [acme.Storage].

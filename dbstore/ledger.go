@@ -3,6 +3,7 @@ package dbstore
 import (
 	"context"
 	"database/sql"
+	"encoding/hex"
 	"errors"
 	"fmt"
 
@@ -267,6 +268,30 @@ func (s *Store) OpenIntents(ctx context.Context, node string) ([]audit.StoredLea
 			return nil, mapError(err)
 		}
 		out = append(out, l)
+	}
+	return out, mapError(rows.Err())
+}
+
+// openSerials are the serials, in lower-case hex, that open intents of all nodes name.
+func (s *Store) openSerials(ctx context.Context) (map[string]bool, error) {
+	rows, err := s.rodb.QueryContext(ctx, "SELECT l.leaf FROM ledger_open o JOIN ledger_leaf l ON l.idx = o.idx")
+	if err != nil {
+		return nil, mapError(err)
+	}
+	defer rows.Close()
+	out := map[string]bool{}
+	for rows.Next() {
+		var b []byte
+		if err := rows.Scan(&b); err != nil {
+			return nil, mapError(err)
+		}
+		leaf, err := audit.DecodeLeaf(b)
+		if err != nil {
+			return nil, fmt.Errorf("%w: an open intent: %v", audit.ErrTampered, err)
+		}
+		if serial, ok := leaf.Get(audit.TagSerial); ok {
+			out[hex.EncodeToString(serial)] = true
+		}
 	}
 	return out, mapError(rows.Err())
 }

@@ -19,6 +19,9 @@ const (
 	exclusiveLock = 0x4348525a // work that one node at a time does
 )
 
+// Shared tells whether other nodes can use the database at the same time.
+func (s *Store) Shared() bool { return s.name == "postgres" }
+
 func lockKey(name string) int32 {
 	h := fnv.New32a()
 	h.Write([]byte(name))

@@ -117,6 +117,7 @@ type Config struct {
 	Backups      func(key KeyID) []string                // recipients that hold a backup of a key; nil: none
 	Backup       BackupStore                             // nil: there are no backup recipients
 	BackupToken  func(name string) (MemberConfig, error) // where a recipient's token is now; with Backup
+	Nodes        *Nodes                                  // nil: no other node uses the database
 	CeremonyOnly func(key string) bool                   // keys that sign in ceremonies only, a root's: no hourly proof; nil: none
 }
 

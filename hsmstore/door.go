@@ -62,6 +62,7 @@ func (k *Key) Begin(ctx context.Context, req SignRequest) (*Operation, error) {
 // begin is Begin, also for a key that is to be proved on one member.
 func (k *Key) begin(ctx context.Context, req SignRequest, pinned *member) (*Operation, error) {
 	s := k.store
+	was := k.State()
 	req.Message = bytes.Clone(req.Message) // whatever the caller does with its own later
 	if err := k.fits(req); err != nil {
 		return nil, err
@@ -86,6 +87,15 @@ func (k *Key) begin(ctx context.Context, req SignRequest, pinned *member) (*Oper
 	}
 	in := audit.Intent{Op: req.Op, Key: k.spkiHash, Purpose: k.purpose, Algorithm: k.alg.ident, TBSHash: sha256.Sum256(req.Message), TBSLength: uint64(len(req.Message)),
 		Issuer: req.Issuer, Serial: req.Serial, Profile: req.Profile, Evidence: req.Evidence, Requester: req.Requester, Grant: req.Grant, MaxAttempts: req.MaxAttempts, CRL: req.CRL}
+	in.Still = func() error {
+		if s.retired.Load() {
+			return errRetired
+		}
+		if now := k.State(); now != KeyUsable && (pinned == nil || now != was) {
+			return fmt.Errorf("%w: key %q is %s", ErrNoKey, k.name, now)
+		}
+		return nil
+	}
 	if pinned != nil {
 		in.Member = pinned.current().Serial
 	}
@@ -381,5 +391,8 @@ func (s *Store) sweep(ctx context.Context, age time.Duration) {
 	}
 	if n > 0 {
 		s.log.Warn("intents left open by failed operations are closed", "count", n)
+	}
+	if err := s.closeAbandoned(ctx); err != nil && ctx.Err() == nil {
+		s.log.Error("intents of nodes that ended could not be closed", "err", err)
 	}
 }

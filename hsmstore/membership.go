@@ -16,9 +16,7 @@ import (
 // [Store.AddMember].
 func (s *Store) enrolled() ([]*member, error) {
 	var out []*member
-	configured := map[string]MemberConfig{}
 	for _, c := range s.cfg.Members {
-		configured[c.Name] = c
 		if s.cfg.Enrolled == nil {
 			out = append(out, s.newMember(c, Starting))
 		}
@@ -27,30 +25,9 @@ func (s *Store) enrolled() ([]*member, error) {
 		if r.Standing == StandingRemoved {
 			continue
 		}
-		c, ok := configured[r.Name]
-		if ok && c.TokenSerial != "" && c.TokenSerial != r.Serial {
-			return nil, fmt.Errorf("%w: member %s: token %s is enrolled, the configuration names %s", ErrToken, r.Name, r.Serial, c.TokenSerial)
-		}
-		state := Starting
-		switch {
-		case r.Standing == StandingRetired:
-			s.retired.Store(true)
-			if state = Fenced; !ok {
-				state, c.Name = Absent, r.Name
-			}
-		case !ok:
-			state, c.Name = Absent, r.Name
-		case r.Standing == StandingDrained:
-			state = Out
-		case r.Standing == StandingFenced:
-			state = Fenced
-		}
-		c.TokenSerial, c.Replication = r.Serial, r.Replication
-		m := s.newMember(c, state)
-		m.label = r.Label
-		if state == Absent {
-			m.err = fmt.Errorf("%w: the configuration of this node has no member %s; add module and PIN to hsm.members", ErrModule, r.Name)
-			m.log.Error("enrolled HSM member is not configured on this node")
+		m, err := s.memberOf(r)
+		if err != nil {
+			return nil, err
 		}
 		out = append(out, m)
 	}
@@ -62,6 +39,41 @@ func (s *Store) enrolled() ([]*member, error) {
 		}
 	}
 	return out, nil
+}
+
+// memberOf makes a member as the database has it, reached as the configuration says.
+func (s *Store) memberOf(r MemberRecord) (*member, error) {
+	var c MemberConfig
+	i := slices.IndexFunc(s.cfg.Members, func(c MemberConfig) bool { return c.Name == r.Name })
+	ok := i >= 0
+	if ok {
+		c = s.cfg.Members[i]
+	}
+	if ok && c.TokenSerial != "" && c.TokenSerial != r.Serial {
+		return nil, fmt.Errorf("%w: member %s: token %s is enrolled, the configuration names %s", ErrToken, r.Name, r.Serial, c.TokenSerial)
+	}
+	state := Starting
+	switch {
+	case r.Standing == StandingRetired:
+		s.retired.Store(true)
+		if state = Fenced; !ok {
+			state, c.Name = Absent, r.Name
+		}
+	case !ok:
+		state, c.Name = Absent, r.Name
+	case r.Standing == StandingDrained:
+		state = Out
+	case r.Standing == StandingFenced:
+		state = Fenced
+	}
+	c.TokenSerial, c.Replication = r.Serial, r.Replication
+	m := s.newMember(c, state)
+	m.label, m.standing = r.Label, r.Standing
+	if state == Absent {
+		m.err = fmt.Errorf("%w: the configuration of this node has no member %s; add module and PIN to hsm.members and start it again", ErrModule, r.Name)
+		m.log.Error("enrolled HSM member is not configured on this node")
+	}
+	return m, nil
 }
 
 func (s *Store) newMember(c MemberConfig, state State) *member {
@@ -95,6 +107,7 @@ func (s *Store) recordStanding(ctx context.Context, m *member, to Standing, reas
 		m.log.Error("standing of an HSM member could not be recorded", "standing", to, "err", err)
 		return fmt.Errorf("recording that member %s is %s: %w", m.cfg.Name, to, err)
 	}
+	m.decided(to)
 	return nil
 }
 
@@ -375,22 +388,42 @@ func Unhurried(ctx context.Context) context.Context {
 // ceremony waits for its turn: one act on keys or members at a time. One before it may
 // wait for officers' shares, so the wait is bounded: ErrBusy.
 func (s *Store) ceremony(ctx context.Context) (unlock func(), err error) {
-	wait := ceremonyWait
+	patience := ceremonyWait
 	if ctx.Value(unhurriedKey{}) != nil {
-		wait = unhurriedWait
+		patience = unhurriedWait
 	}
-	end := time.Now().Add(wait)
+	end := time.Now().Add(patience)
 	for !s.keysMu.TryLock() {
 		if time.Now().After(end) {
 			return nil, fmt.Errorf("%w: another act on keys or members is under way (it may wait for officers' shares: chancery hsm share); try again later", ErrBusy)
 		}
-		select {
-		case <-time.After(20 * time.Millisecond):
-		case <-ctx.Done():
-			return nil, ctx.Err()
+		if err := wait(ctx, ceremonyPause); err != nil {
+			return nil, err
 		}
 	}
-	return s.keysMu.Unlock, nil
+	if s.cfg.Nodes == nil {
+		return s.keysMu.Unlock, nil
+	}
+	ctx, cancel := context.WithDeadline(ctx, end)
+	defer cancel()
+	release, err := s.cfg.Nodes.Exclusive(ctx, ceremonies)
+	if err != nil {
+		s.keysMu.Unlock()
+		return nil, fmt.Errorf("%w: waiting for other nodes: %w", ErrBusy, err)
+	}
+	return func() { release(); s.keysMu.Unlock() }, nil
+}
+
+// ceremonyPause is how often an act looks whether the one before it has ended.
+const ceremonyPause = 20 * time.Millisecond
+
+func wait(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // setList replaces the members.

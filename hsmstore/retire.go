@@ -68,18 +68,23 @@ func (s *Store) Retire(ctx context.Context, grant *admin.Grant, reason string, l
 		}
 	}
 	for _, m := range s.list() {
-		if err := m.quiet(ctx); err != nil {
-			m.log.Warn("retired with requests under way", "err", err)
-		}
-		if l := m.worker(); l != nil {
-			if err := l.control(ctx, opRetire, struct{}{}, &struct{}{}); err != nil {
-				m.log.Error("a retired worker could not write that down itself; only the database tells it after a restart", "err", err)
-			}
-		}
-		m.set(Fenced, errRetired)
-		m.halt()
+		s.endRetired(ctx, m)
 	}
 	s.resize()
 	s.log.Warn("the cluster is retired; nothing is signed any more", "reason", reason)
 	return nil
+}
+
+// endRetired ends a member for good, here and in its worker's own account.
+func (s *Store) endRetired(ctx context.Context, m *member) {
+	if err := m.quiet(ctx); err != nil {
+		m.log.Warn("retired with requests under way", "err", err)
+	}
+	if l := m.worker(); l != nil {
+		if err := l.control(ctx, opRetire, struct{}{}, &struct{}{}); err != nil {
+			m.log.Error("a retired worker could not write that down itself; only the database tells it after a restart", "err", err)
+		}
+	}
+	m.set(Fenced, errRetired)
+	m.halt()
 }

@@ -42,8 +42,9 @@ type Store struct {
 	opened      openImport
 	drift       drifts
 
-	importing atomic.Bool // an ImportSession is open
-	retired   atomic.Bool // the officers ended this cluster
+	changed   chan struct{} // another node changed keys or members
+	importing atomic.Bool   // an ImportSession is open
+	retired   atomic.Bool   // the officers ended this cluster
 
 	finishRestore func(ctx context.Context, carried uint64, done []audit.Projection) error // set by Restore
 
@@ -58,7 +59,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	s := &Store{cfg: cfg, ledger: cfg.Ledger, log: cfg.Log, keys: map[string]*Key{}, up: make(chan struct{})}
+	s := &Store{cfg: cfg, ledger: cfg.Ledger, log: cfg.Log, keys: map[string]*Key{}, up: make(chan struct{}), changed: make(chan struct{}, 1)}
 	for _, r := range cfg.Keys {
 		k, err := newKey(s, r)
 		if err != nil {
@@ -78,6 +79,10 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("opening the HSM store: %w", errRetired)
 	}
 	s.members.Store(&members)
+	if cfg.Nodes != nil { // from here on; what changed while the rows were read is read again
+		s.ledger.OnForeign(s.heard)
+		s.changed <- struct{}{}
+	}
 	var runs []*run
 	for _, m := range members {
 		if m.state == Starting {
@@ -93,6 +98,9 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		}
 	}
 	if s.anyUp() {
+		if cfg.Nodes != nil {
+			s.background(s.follow)
+		}
 		return s, nil
 	}
 	err = errors.New("no member came up")

@@ -68,6 +68,13 @@ func (s *server) open(ctx context.Context) (err error) {
 	if err = s.db.LockNode(ctx, s.cfg.NodeID); err != nil {
 		return err
 	}
+	risks, err := s.db.Risks(ctx)
+	if err != nil {
+		return err
+	}
+	for _, r := range risks {
+		s.log.Warn(r)
+	}
 	if s.journal, err = audit.OpenJournal(s.cfg.Ledger.Journal); err != nil {
 		return err
 	}
@@ -75,7 +82,7 @@ func (s *server) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	s.ledger, err = audit.Open(ctx, s.db, audit.Options{Node: s.cfg.NodeID, Build: build(), Journal: s.journal, Anchor: anchor, Log: s.log})
+	s.ledger, err = audit.Open(ctx, s.db, audit.Options{Node: s.cfg.NodeID, Build: build(), Journal: s.journal, Anchor: anchor, Log: s.log, Shared: s.db.Shared()})
 	if err != nil {
 		return err
 	}
@@ -107,7 +114,11 @@ func (s *server) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	s.hsm, err = hsmstore.Open(ctx, hsmstore.Config{Members: members, Ledger: s.ledger, Keys: keys, Enrolled: enrolled, Log: s.log,
+	var nodes *hsmstore.Nodes
+	if s.db.Shared() {
+		nodes = &hsmstore.Nodes{Exclusive: s.db.Exclusive, Rows: s.rows}
+	}
+	s.hsm, err = hsmstore.Open(ctx, hsmstore.Config{Nodes: nodes, Members: members, Ledger: s.ledger, Keys: keys, Enrolled: enrolled, Log: s.log,
 		Shares: s.db, Officers: s.officers, InUse: s.keyInUse, CeremonyOnly: s.ceremonyKey, Backup: s.db, BackupToken: s.backupToken, Backups: s.backupHolders})
 	if err != nil {
 		return err
@@ -121,6 +132,16 @@ func (s *server) open(ctx context.Context) (err error) {
 		}
 	}
 	return nil
+}
+
+// rows are keys and members as the database has them now.
+func (s *server) rows(ctx context.Context) ([]hsmstore.KeyRecord, []hsmstore.MemberRecord, error) {
+	keys, err := s.db.Keys(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	members, err := s.db.Members(ctx)
+	return keys, members, err
 }
 
 // officers are those in force.
