@@ -68,6 +68,36 @@ func New(t testing.TB, opts ...string) *Cluster {
 	return c
 }
 
+// Standby makes and starts a cluster that follows this one. When it is synchronous this
+// one tells no commit before the standby has it on disk.
+func (c *Cluster) Standby(t testing.TB, synchronous bool) *Cluster {
+	t.Helper()
+	s := prepare(t)
+	t.Cleanup(s.remove)
+	s.run("pg_basebackup", "-d", "host="+c.dir+" user=postgres application_name=standby", "-D", s.data(), "-R", "-X", "stream", "-c", "fast", "--no-sync")
+	s.Start()
+	if synchronous {
+		c.SQL("postgres", "ALTER SYSTEM SET synchronous_standby_names = 'standby'")
+		c.SQL("postgres", "SELECT pg_reload_conf()")
+		for c.SQL("postgres", "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'") != "1\n" {
+			time.Sleep(20 * time.Millisecond)
+		}
+	}
+	return s
+}
+
+// Promote makes a standby the primary.
+func (c *Cluster) Promote() { c.t.Helper(); c.SQL("postgres", "SELECT pg_promote(true)") }
+
+// On is the URL of a database with the hosts of this cluster and of others: whichever is
+// the primary.
+func (c *Cluster) On(url string, others ...*Cluster) string {
+	for _, o := range others {
+		url += "," + o.dir
+	}
+	return url
+}
+
 func (c *Cluster) remove() {
 	if c.cmd != nil {
 		c.Stop(syscall.SIGINT)
@@ -76,6 +106,15 @@ func (c *Cluster) remove() {
 }
 
 func open(t tb, opts ...string) *Cluster {
+	t.Helper()
+	c := prepare(t, opts...)
+	c.run("initdb", "-D", c.data(), "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync")
+	c.Start()
+	return c
+}
+
+// prepare makes the folder of a cluster.
+func prepare(t tb, opts ...string) *Cluster {
 	t.Helper()
 	bins, err := filepath.Glob("/usr/lib/postgresql/*/bin/postgres")
 	if err != nil || len(bins) == 0 {
@@ -97,8 +136,6 @@ func open(t tb, opts ...string) *Cluster {
 			t.Fatal(err)
 		}
 	}
-	c.run("initdb", "-D", c.data(), "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync")
-	c.Start()
 	return c
 }
 
