@@ -16,6 +16,7 @@ const (
 	RemoveRecipient = "remove-backup-recipient" // it receives no more: [RecipientParameters]
 	Backup          = "backup"                  // keys without a backup are wrapped to a recipient: [BackupParameters]
 	Restore         = "restore"                 // a predecessor's keys come back, elsewhere: [RestoreParameters]
+	RecoverLedger   = "recover-ledger"          // the ledger goes on from an older database: [RecoverParameters]
 	RetireCluster   = "retire-cluster"          // nothing is signed here any more: [RetireParameters]
 )
 
@@ -115,6 +116,15 @@ type RestoreParameters struct {
 	Keys        int    `json:"keys"`
 	Issuers     int    `json:"issuers"`
 	Revocations int    `json:"revocations"` // on their CRLs
+}
+
+// RecoverParameters are those of [RecoverLedger].
+type RecoverParameters struct {
+	Size    uint64 `json:"entries_left"`
+	Root    string `json:"root"`          // of these, hex
+	Known   uint64 `json:"entries_known"` // by the intent journal and the anchors
+	Serials int    `json:"serials"`       // that the journal knows of lost entries: they are revoked
+	Reason  string `json:"reason"`        // stands in the ledger
 }
 
 // RetireParameters are those of [RetireCluster].

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"fmt"
 	"time"
 
@@ -100,4 +101,15 @@ func (w *Warrant) Grant() [32]byte {
 		leaves = append(leaves, v.Leaf)
 	}
 	return GrantHash(ProposalHash(w.Proposal), leaves)
+}
+
+// Evidence is the warrant as TagWarrant has it: the proposal, then for each vote the
+// SHA-256 of the officer's SPKI DER ‖ signature.
+func (w *Warrant) Evidence() [][]byte {
+	items := [][]byte{w.Proposal}
+	for _, v := range w.Votes {
+		officer := sha256.Sum256(v.SPKI)
+		items = append(items, append(officer[:], v.Signature...))
+	}
+	return items
 }

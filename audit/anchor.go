@@ -100,12 +100,25 @@ func (l *Ledger) compareAnchor(ctx context.Context) error {
 		}
 		return nil
 	}
+	at, err := l.st.Recoveries(ctx)
+	if err != nil {
+		return fmt.Errorf("reading recoveries: %w", err)
+	}
+	recs, err := readRecovered(ctx, l.st, at)
+	if err != nil {
+		return err
+	}
 	var newest Checkpoint
 	off := max(st.Size()-anchorTail, 0)
 	err = readAnchor(io.NewSectionReader(f, off, st.Size()-off), l.Origin(), func(note string) error {
 		c, err := OpenCheckpoint(note, l.Origin(), l.checkpointKeys())
 		if err != nil {
 			return fmt.Errorf("%w: the anchor %s: %v", ErrTampered, l.opt.Anchor, err)
+		}
+		if gaveUp(recs, c.Size) {
+			if same, err := l.isPrefix(ctx, head, c); err != nil || !same {
+				return err
+			}
 		}
 		if c.Size > newest.Size {
 			newest = c
@@ -116,17 +129,29 @@ func (l *Ledger) compareAnchor(ctx context.Context) error {
 		return err
 	}
 	if newest.Size > head.Size {
-		return fmt.Errorf("%w: a checkpoint of %d entries is anchored in %s, the database holds %d: it was rolled back. Put the newer database back; nothing is signed before", ErrTampered, newest.Size, l.opt.Anchor, head.Size)
+		return fmt.Errorf("%w: a checkpoint of %d entries is anchored in %s, the database holds %d: it was rolled back. Put the newer database back; if there is none any more, the officers decide to go on: %s. Nothing is signed before", ErrTampered, newest.Size, l.opt.Anchor, head.Size, recoverCommand)
 	}
 	if newest.Size == 0 {
 		return nil
 	}
-	root, err := tlog.TreeHash(int64(newest.Size), hashes(ctx, l.st, head.Size))
+	same, err := l.isPrefix(ctx, head, newest)
 	if err != nil {
-		return fmt.Errorf("computing the tree of %d entries: %w", newest.Size, err)
+		return err
 	}
-	if root != newest.Root {
+	if !same {
 		return fmt.Errorf("%w: the first %d entries are not those of the checkpoint anchored in %s", ErrTampered, newest.Size, l.opt.Anchor)
 	}
 	return nil
+}
+
+// isPrefix tells whether a checkpoint is of the first entries of the tree of head.
+func (l *Ledger) isPrefix(ctx context.Context, head Head, c Checkpoint) (bool, error) {
+	if c.Size > head.Size {
+		return false, nil
+	}
+	root, err := tlog.TreeHash(int64(c.Size), hashes(ctx, l.st, head.Size))
+	if err != nil {
+		return false, fmt.Errorf("computing the tree of %d entries: %w", c.Size, err)
+	}
+	return root == c.Root, nil
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -23,8 +24,10 @@ import (
 // rolled back it still knows the serials that the database lost.
 //
 // One line per leaf: "<size before the batch> <index> <leaf hash> <issuer> <serial>";
-// issuer and serial are "-" where the leaf is not a certificate's intent. A sequencer
-// that ends writes "<size> - - - -". Lines of a batch that was never committed are
+// issuer and serial are "-" where the leaf is neither a certificate's intent nor a
+// revocation. A sequencer that ends writes "<size> - - - -"; a recovery (see recovery.go)
+// "<size> recovering <grant> - -" and, when it is whole, "<size> recovered <grant> - -":
+// what stands before it of a larger index was given up. Lines of a batch that was never committed are
 // possible at any place and do no harm: their index comes again. A batch is known to
 // be committed when the next line begins where it ended.
 //
@@ -35,6 +38,7 @@ type Journal struct {
 	path string
 	size int64  // of the file
 	base uint64 // largest committed size that the journal knows
+	cut  bool   // a recovery was begun and is not whole
 }
 
 type journalRecord struct {
@@ -46,13 +50,10 @@ type journalRecord struct {
 // record is what the journal keeps of a leaf.
 func record(index uint64, b []byte, leaf Leaf) journalRecord {
 	r := journalRecord{index: index, hash: LeafHash(b), issuer: "-", serial: "-"}
-	if leaf.Kind == KindIntent {
-		if v, ok := leaf.Get(TagIssuer); ok {
-			r.issuer = hex.EncodeToString(v)
-		}
-		if v, ok := leaf.Get(TagSerial); ok {
-			r.serial = hex.EncodeToString(v)
-		}
+	issuer, named := leaf.Get(TagIssuer)
+	serial, numbered := leaf.Get(TagSerial)
+	if named && numbered && (leaf.Kind == KindIntent || leaf.Op == OpRevoke) {
+		r.issuer, r.serial = hex.EncodeToString(issuer), hex.EncodeToString(serial)
 	}
 	return r
 }
@@ -118,7 +119,7 @@ func (j *Journal) scan() error {
 		return err
 	}
 	j.size = st.Size()
-	if j.base, err = readJournal(j.tail(), func(uint64, tlog.Hash) {}); err != nil {
+	if j.base, err = readJournal(j.tail(), func(uint64, tlog.Hash) {}, func(_ uint64, whole bool) { j.cut = !whole }); err != nil {
 		return fmt.Errorf("reading the intent journal %s: %w", j.path, err)
 	}
 	if j.size == 0 {
@@ -141,7 +142,9 @@ func (j *Journal) tail() io.Reader {
 
 // readJournal calls fn for each leaf of the batches that are known to be committed,
 // in their order, and returns the largest committed size. It may begin within a line.
-func readJournal(r io.Reader, fn func(index uint64, hash tlog.Hash)) (base uint64, err error) {
+// cut is told of the marks of a recovery: from the first on, entries of size and more are
+// others; the second says that it is whole.
+func readJournal(r io.Reader, fn func(index uint64, hash tlog.Hash), cut func(size uint64, whole bool)) (base uint64, err error) {
 	var batch []journalRecord
 	var began uint64
 	sc := bufio.NewScanner(r)
@@ -154,10 +157,15 @@ func readJournal(r io.Reader, fn func(index uint64, hash tlog.Hash)) (base uint6
 		if err != nil {
 			continue
 		}
+		if f[1] == markRecovering {
+			cut(b, false)
+			batch, began, base = batch[:0], b, b
+			continue
+		}
 		n, nerr := strconv.ParseUint(f[1], 10, 63)
 		h, herr := hex.DecodeString(f[2])
 		record := nerr == nil && herr == nil && len(h) == tlog.HashSize
-		if !record && f[1] != "-" {
+		if !record && f[1] != "-" && f[1] != markRecovered {
 			continue
 		}
 		base = max(base, b)
@@ -165,6 +173,9 @@ func readJournal(r io.Reader, fn func(index uint64, hash tlog.Hash)) (base uint6
 			for _, r := range batch {
 				fn(r.index, r.hash)
 			}
+		}
+		if f[1] == markRecovered {
+			cut(b, true)
 		}
 		if b != began || !record || len(batch) > 0 && n <= batch[len(batch)-1].index {
 			batch, began = batch[:0], b
@@ -181,12 +192,18 @@ func readJournal(r io.Reader, fn func(index uint64, hash tlog.Hash)) (base uint6
 func (j *Journal) compare(ctx context.Context, r Reader, h Head) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if h.Size < j.base {
-		return fmt.Errorf("%w: the intent journal %s knows a ledger of %d entries, the database holds %d: it was rolled back. Put the newer database back; nothing is signed before", ErrTampered, j.path, j.base, h.Size)
+	switch {
+	case j.cut:
+		return fmt.Errorf("%w: the intent journal %s says that a recovery was begun and did not end; go on with it: chancery audit recover --warrant FILE", ErrTampered, j.path)
+	case h.Size < j.base:
+		return fmt.Errorf("%w: the intent journal %s knows a ledger of %d entries, the database holds %d: it was rolled back. Put the newer database back; if there is none any more, the officers decide to go on: %s. Nothing is signed before", ErrTampered, j.path, j.base, h.Size, recoverCommand)
 	}
 	kept := map[uint64]tlog.Hash{}
 	from := h.Size
-	if _, err := readJournal(j.tail(), func(i uint64, hash tlog.Hash) { kept[i] = hash; from = min(from, i) }); err != nil {
+	forget := func(size uint64, whole bool) {
+		maps.DeleteFunc(kept, func(i uint64, _ tlog.Hash) bool { return !whole && i >= size })
+	}
+	if _, err := readJournal(j.tail(), func(i uint64, hash tlog.Hash) { kept[i] = hash; from = min(from, i) }, forget); err != nil {
 		return fmt.Errorf("reading the intent journal %s: %w", j.path, err)
 	}
 	return r.Leaves(ctx, from, h.Size, func(i uint64, leaf []byte) error {

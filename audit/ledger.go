@@ -22,6 +22,7 @@ type Options struct {
 	Queue   int              // entries that may wait; 0: 4,096
 	Batch   int              // entries of one transaction at most; 0: 1,024
 	Shared  bool             // other nodes write to the same database
+	Recover bool             // entries are lost, and the officers have decided to go on: journal and anchor are not compared
 }
 
 // Ledger is the one writer of the process: see the package comment.
@@ -83,6 +84,9 @@ func Open(ctx context.Context, st Storage, opt Options) (*Ledger, error) {
 		if err := l.readGenesis(ctx); err != nil {
 			return nil, err
 		}
+	}
+	if opt.Recover {
+		return l, nil
 	}
 	if opt.Journal != nil {
 		if err := opt.Journal.compare(ctx, st, head); err != nil {

@@ -80,6 +80,8 @@ type Storage interface {
 	// and the signed note afterwards. A size once stored keeps its body: another one
 	// is ErrTampered, both times.
 	PutCheckpoint(ctx context.Context, size uint64, body, note string) error
+	// Recoveries returns the indexes of the OpRecovery leaves that [PutRecovery] noted.
+	Recoveries(ctx context.Context) ([]uint64, error)
 	// LastCheckpoint returns the signed note with the largest size, or ErrNotFound.
 	LastCheckpoint(ctx context.Context) (note string, err error)
 }

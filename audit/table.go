@@ -52,6 +52,7 @@ const (
 	OpBackup       Op = 37 // keys were wrapped for a backup recipient
 	OpRestore      Op = 38 // keys of a predecessor came back from a backup
 	OpSecret       Op = 39 // a secret of the server was derived from an AES key, NIST SP 800-108r1
+	OpRecovery     Op = 40 // the ledger goes on from an older database, as the officers decided
 	OpProposal     Op = 16 // a sensitive act was asked for
 	OpVote         Op = 17 // an officer approved or rejected a proposal
 	OpGrant        Op = 18 // enough officers approved: the proposal is spent on a grant
@@ -64,7 +65,7 @@ var opNames = map[Op]string{
 	OpTimestamp: "timestamp", OpCode: "code", OpKeyProof: "key-proof", OpKeyGenerate: "key-generate",
 	OpKeyReplicate: "key-replicate", OpKeyDestroy: "key-destroy", OpMemberAdd: "member-add",
 	OpRevoke: "revoke", OpCounts: "counts", OpConfig: "config",
-	OpMemberState: "member-state", OpKeyState: "key-state", OpKeyAdopt: "key-adopt", OpKeyImport: "key-import", OpKeyDrift: "key-drift", OpBackup: "backup", OpRestore: "restore", OpSecret: "secret",
+	OpMemberState: "member-state", OpKeyState: "key-state", OpKeyAdopt: "key-adopt", OpKeyImport: "key-import", OpKeyDrift: "key-drift", OpBackup: "backup", OpRestore: "restore", OpSecret: "secret", OpRecovery: "recovery",
 	OpProposal: "proposal", OpVote: "vote", OpGrant: "grant", OpGrantResult: "grant-result", OpProposalEnd: "proposal-end",
 }
 
@@ -168,6 +169,8 @@ const (
 	TagPredecessor    Tag = 108 // leaf 0 of the predecessor ledger
 	TagCount          Tag = 109 // u64: how many revocations a restore carried over
 	TagNotAfter       Tag = 110 // u64: seconds since 1970: end of a certificate that a predecessor issued
+	TagKnown          Tag = 111 // u64: size of the ledger that journal and anchors knew before a recovery
+	TagCheckpoint     Tag = 112 // the newest anchored checkpoint, a signed note, of what a recovery gave up
 	TagProposal       Tag = 80  // proposal (ENCODINGS): TLV of its own
 	TagProposalHash   Tag = 81  // 32 octets: H("proposal", proposal)
 	TagOfficer        Tag = 82  // 32 octets: SHA-256 of an officer's SPKI DER
@@ -199,7 +202,7 @@ var tagShapes = map[Tag]shape{
 	TagMember: shapeText, TagSerialNumber: shapeText, TagSPKI: shapeBytes, TagSource: shapeText, TagMechanism: shapeText,
 	TagCounts: shapeBytes, TagRevokedAt: shapeU64, TagAttributes: shapeBytes, TagSubject: shapeHash,
 	TagState: shapeText, TagAttestation: shapeBytes, TagManifest: shapeHash, TagRecipient: shapeText, TagWeak: shapeBytes, TagCopies: shapeBytes, TagFindings: shapeBytes, TagWarrant: shapeBytes,
-	TagPredecessor: shapeBytes, TagCount: shapeU64, TagNotAfter: shapeU64,
+	TagPredecessor: shapeBytes, TagCount: shapeU64, TagNotAfter: shapeU64, TagKnown: shapeU64, TagCheckpoint: shapeBytes,
 	TagProposal: shapeBytes, TagProposalHash: shapeHash, TagOfficer: shapeHash, TagDecision: shapeU8, TagVote: shapeBytes,
 	TagVotes: shapeBytes, TagOutcome: shapeText,
 }

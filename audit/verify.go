@@ -47,8 +47,9 @@ type Report struct {
 	Signed       uint64    `json:"signed_size"` // size of the newest signed checkpoint
 	Backward     uint64    `json:"backward"`    // entries that lie more than 2 s before their predecessor
 	Last         time.Time `json:"last"`
-	Ledger       string    `json:"ledger"`             // id, hex
-	Succeeds     string    `json:"succeeds,omitempty"` // id of the ledger that this one was restored from
+	Ledger       string    `json:"ledger"`              // id, hex
+	Recovered    int       `json:"recovered,omitempty"` // times that the officers let the ledger go on from an older database
+	Succeeds     string    `json:"succeeds,omitempty"`  // id of the ledger that this one was restored from
 }
 
 // closeWithin is how old an open intent may be, against the newest entry, before it
@@ -68,9 +69,18 @@ type verifier struct {
 
 	edge   edge
 	open   map[uint64]openIntent
-	marks  []Checkpoint // checkpoints not yet reached, smallest first
-	lastOK uint64       // size at which the tree last agreed with a checkpoint
+	marks  []mark // checkpoints not yet reached, smallest first
+	lastOK uint64 // size at which the tree last agreed with a checkpoint
 	rows   rows
+
+	recovered []Recovered // as the database lists them; each is found again among the leaves
+}
+
+// mark is a checkpoint that the tree has to reach. Of what is anchored outside of the
+// database a recovery may have given up the entries.
+type mark struct {
+	Checkpoint
+	anchored bool
 }
 
 type openIntent struct {
@@ -105,6 +115,13 @@ func Verify(ctx context.Context, src VerifySource, journal io.Reader, anchors ..
 	}
 	if err := v.genesis(ctx); err != nil {
 		return v.report, err
+	}
+	at, err := src.Recoveries(ctx)
+	if err != nil {
+		return v.report, err
+	}
+	if v.recovered, err = readRecovered(ctx, src, at); err != nil {
+		return v.report, violate(0, "%v", err)
 	}
 	if err := v.witnesses(ctx, journal, anchors); err != nil {
 		return v.report, err
@@ -143,6 +160,10 @@ func (v *verifier) witnesses(ctx context.Context, journal io.Reader, anchors []i
 			if i < v.head.Size {
 				v.kept[i] = h
 			}
+		}, func(size uint64, whole bool) { // entries behind a recovery are others
+			if !whole && size < uint64(len(v.kept)) {
+				clear(v.kept[size:])
+			}
 		})
 		if err != nil {
 			return fmt.Errorf("reading the intent journal: %w", err)
@@ -154,7 +175,7 @@ func (v *verifier) witnesses(ctx context.Context, journal io.Reader, anchors []i
 	for _, a := range anchors {
 		err := readAnchor(a, v.origin, func(note string) error {
 			v.report.Anchored++
-			return v.addNote(note)
+			return v.addNote(note, true)
 		})
 		if err != nil {
 			return fmt.Errorf("reading an anchor: %w", err)
@@ -163,7 +184,7 @@ func (v *verifier) witnesses(ctx context.Context, journal io.Reader, anchors []i
 	err := v.src.Checkpoints(ctx, func(size uint64, body, note string) error {
 		if note != "" {
 			v.report.Checkpoints++
-			if err := v.addNote(note); err != nil {
+			if err := v.addNote(note, false); err != nil {
 				return err
 			}
 		}
@@ -171,14 +192,14 @@ func (v *verifier) witnesses(ctx context.Context, journal io.Reader, anchors []i
 		if err != nil || c.Size != size || c.Origin != v.origin || note != "" && !strings.HasPrefix(note, body) {
 			return violate(size, "the row of its checkpoint holds another one")
 		}
-		return v.mark(c)
+		return v.mark(c, false)
 	})
-	slices.SortStableFunc(v.marks, func(a, b Checkpoint) int { return cmp.Compare(a.Size, b.Size) })
+	slices.SortStableFunc(v.marks, func(a, b mark) int { return cmp.Compare(a.Size, b.Size) })
 	return err
 }
 
 // addNote takes a signed checkpoint.
-func (v *verifier) addNote(note string) error {
+func (v *verifier) addNote(note string, anchored bool) error {
 	c, err := OpenCheckpoint(note, v.origin, v.keys)
 	if err != nil {
 		var at uint64
@@ -188,17 +209,22 @@ func (v *verifier) addNote(note string) error {
 		}
 		return violate(at, "its checkpoint is not signed by the ledger's key: %v", err)
 	}
-	v.report.Signed = max(v.report.Signed, c.Size)
-	return v.mark(c)
+	if c.Size <= v.head.Size {
+		v.report.Signed = max(v.report.Signed, c.Size)
+	}
+	return v.mark(c, anchored)
 }
 
-func (v *verifier) mark(c Checkpoint) error {
+func (v *verifier) mark(c Checkpoint, anchored bool) error {
+	if c.Size > v.head.Size && anchored && gaveUp(v.recovered, c.Size) {
+		return nil
+	}
 	if c.Size > v.head.Size {
 		return violate(v.head.Size, "there is a checkpoint of %d entries, but the ledger ends at %d: entries were cut off", c.Size, v.head.Size)
 	}
 	if c.Size > 0 {
 		c.Note = "" // not needed any more, and there may be many
-		v.marks = append(v.marks, c)
+		v.marks = append(v.marks, mark{c, anchored})
 	}
 	return nil
 }
@@ -243,6 +269,9 @@ func (v *verifier) leaf(ctx context.Context, s StoredLeaf, arts map[uint64]Artef
 			return violate(index, "it is not what the intent journal kept")
 		}
 	}
+	if isRecovery(s.Bytes) { // what the officers signed is about the entries before it
+		v.rows.approvals.root = v.edge.head().Root()
+	}
 	for _, t := range v.edge.add(h) {
 		if err := v.tile(ctx, t); err != nil {
 			return err
@@ -266,7 +295,7 @@ func (v *verifier) leaf(ctx context.Context, s StoredLeaf, arts map[uint64]Artef
 		return err
 	}
 	for len(v.marks) > 0 && v.marks[0].Size == index+1 {
-		if v.edge.head().Root() != v.marks[0].Root {
+		if v.edge.head().Root() != v.marks[0].Root && !(v.marks[0].anchored && gaveUp(v.recovered, v.marks[0].Size)) {
 			return violate(v.lastOK, "the entries from here to %d do not hash to the checkpoint behind them", index)
 		}
 		v.marks, v.lastOK = v.marks[1:], index+1
@@ -376,9 +405,14 @@ func (v *verifier) finish(ctx context.Context) error {
 		return err
 	}
 	err := v.rows.finish(ctx, v.src, v.keys)
-	v.report.Succeeds = v.rows.approvals.succeeds
+	v.report.Succeeds, v.report.Recovered = v.rows.approvals.succeeds, len(v.rows.approvals.recoveries)
 	if err != nil {
 		return err
+	}
+	for _, r := range v.recovered {
+		if _, ok := v.rows.approvals.recoveries[r.From]; !ok {
+			return violate(r.From, "the database lists it as a recovery, which it is not")
+		}
 	}
 	root := v.head.Root()
 	v.report.Size, v.report.Open, v.report.Root = v.head.Size, uint64(len(v.open)), hex.EncodeToString(root[:])

@@ -78,6 +78,10 @@ func (m *mandate) allows(l Leaf) bool {
 		case named:
 			return has(false, "backup", recipient, serial) || has(false, "generate-key", name) || has(false, "import-key", name)
 		}
+	case OpRecovery:
+		return has(false, "recover-ledger")
+	case OpRevoke:
+		return state != stateLost || has(false, "recover-ledger")
 	case OpRestore:
 		manifest, _ := l.Hash(TagManifest)
 		return has(false, "restore", hex.EncodeToString(manifest[:]))

@@ -51,7 +51,11 @@ type approvals struct {
 	made      uint64                // grants of the officers
 	ledger    LedgerID
 	restoring restoring
-	succeeds  string // hex of the predecessor's id, once its warrant is verified
+
+	recoveries map[uint64]*warrantSeen // by index of their leaf
+	root       [32]byte                // of the entries before the recovery at hand
+
+	succeeds string // hex of the predecessor's id, once its warrant is verified
 }
 
 type proposalSeen struct {
@@ -77,7 +81,7 @@ const (
 )
 
 func newApprovals() approvals {
-	return approvals{proposals: map[[32]byte]*proposalSeen{}, votes: map[uint64]voteSeen{}, grants: map[[32]byte]*mandate{}}
+	return approvals{proposals: map[[32]byte]*proposalSeen{}, votes: map[uint64]voteSeen{}, grants: map[[32]byte]*mandate{}, recoveries: map[uint64]*warrantSeen{}}
 }
 
 // genesis notes the grant of leaf 0: a proposal, its list of acts, without votes.
@@ -116,6 +120,16 @@ func (a *approvals) event(index uint64, l Leaf) error {
 		}
 		if err := a.restoring.event(index, l); err != nil {
 			return err
+		}
+		return a.granted(index, l)
+	case OpRecovery:
+		if list, ok := l.Get(TagWarrant); ok {
+			if err := a.recovery(index, l, list); err != nil {
+				return err
+			}
+		}
+		if _, ok := l.Hash(TagGrant); !ok {
+			return violate(index, "it was done without a grant")
 		}
 		return a.granted(index, l)
 	case OpBackup: // a manifest alone gives nothing away
@@ -238,7 +252,7 @@ func (a *approvals) finish(ctx context.Context, src VerifySource) error {
 	if err != nil {
 		return err
 	}
-	if (len(officers) > 0 || len(a.proposals) > 0 || a.restoring.previous != "") && rosterDigest(officers, quorum) != a.roster {
+	if (len(officers) > 0 || len(a.proposals) > 0 || len(a.recoveries) > 0 || a.restoring.previous != "") && rosterDigest(officers, quorum) != a.roster {
 		return violate(0, "the officers or the quorum in the database are not those that it names")
 	}
 	keys := map[[32]byte]OfficerRow{}
@@ -262,6 +276,11 @@ func (a *approvals) finish(ctx context.Context, src VerifySource) error {
 	}
 	if a.succeeds, err = a.restoring.finish(keys, quorum); err != nil {
 		return err
+	}
+	for _, w := range a.recoveries {
+		if err := w.signed(keys, quorum); err != nil {
+			return err
+		}
 	}
 	return a.rows(ctx, src, keys)
 }

@@ -21,11 +21,12 @@ type restoring struct {
 	ended    bool
 }
 
-// warrantSeen is what the officers of a predecessor signed for a restore.
+// warrantSeen is what the officers of a predecessor signed for a restore, or those of this
+// ledger for a recovery.
 type warrantSeen struct {
 	leaf        uint64
 	at          time.Time
-	predecessor []byte // its leaf 0
+	predecessor []byte // its leaf 0; of a restore
 	proposal    []byte
 	votes       [][]byte // officer ‖ signature
 }
@@ -120,12 +121,6 @@ func (r *restoring) finish(keys map[[32]byte]OfficerRow, quorum int) (succeeds s
 		return "", violate(0, "the checkpoint of the predecessor that it names is not signed by that ledger's keys: %v", err)
 	}
 	field := func(tag uint16) []byte { return proposalField(w.proposal, tag) }
-	seconds := func(tag uint16) int64 {
-		if b := field(tag); len(b) == 8 {
-			return int64(binary.BigEndian.Uint64(b))
-		}
-		return -1
-	}
 	acts, err := ParseList(field(4))
 	roster, _ := leaf0.Hash(TagRoster)
 	switch {
@@ -134,25 +129,44 @@ func (r *restoring) finish(keys map[[32]byte]OfficerRow, quorum int) (succeeds s
 		return "", violate(w.leaf, "its warrant is for something else")
 	case roster != r.roster || !bytes.Equal(field(6), roster[:]):
 		return "", violate(w.leaf, "its warrant is of other officers than the predecessor's")
-	case w.at.Unix() < seconds(9) || w.at.Unix() > seconds(10)+int64(warrantSlack/time.Second):
+	case !w.inForce():
 		return "", violate(w.leaf, "its warrant was not in force")
 	}
+	if err := w.signed(keys, quorum); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(leaf0.Ledger[:]), nil
+}
+
+// inForce: it was used in its time.
+func (w *warrantSeen) inForce() bool {
+	seconds := func(tag uint16) int64 {
+		if b := proposalField(w.proposal, tag); len(b) == 8 {
+			return int64(binary.BigEndian.Uint64(b))
+		}
+		return -1
+	}
+	return w.at.Unix() >= seconds(9) && w.at.Unix() <= seconds(10)+int64(warrantSlack/time.Second)
+}
+
+// signed: a quorum of distinct officers approved exactly the proposal.
+func (w *warrantSeen) signed(keys map[[32]byte]OfficerRow, quorum int) error {
 	seen := map[[32]byte]bool{}
 	for _, v := range w.votes {
 		if len(v) <= 32 {
-			return "", violate(w.leaf, "a vote of its warrant cannot be read")
+			return violate(w.leaf, "a vote of its warrant cannot be read")
 		}
 		officer := [32]byte(v[:32])
 		o, ok := keys[officer]
-		if !ok || seen[officer] || "officer:"+o.Name == string(field(7)) || !validVote(o.SPKI, decisionApprove, w.proposal, v[32:]) {
-			return "", violate(w.leaf, "a vote of its warrant is not that of an officer, or there twice")
+		if !ok || seen[officer] || "officer:"+o.Name == string(proposalField(w.proposal, 7)) || !validVote(o.SPKI, decisionApprove, w.proposal, v[32:]) {
+			return violate(w.leaf, "a vote of its warrant is not that of an officer, or there twice")
 		}
 		seen[officer] = true
 	}
-	if len(seen) < quorum {
-		return "", violate(w.leaf, "its warrant rests on %d approvals of %d", len(seen), quorum)
+	if len(seen) < quorum || len(seen) == 0 {
+		return violate(w.leaf, "its warrant rests on %d approvals of %d", len(seen), quorum)
 	}
-	return hex.EncodeToString(leaf0.Ledger[:]), nil
+	return nil
 }
 
 // warrantSlack is how long after its last moment a warrant may still be written down: it

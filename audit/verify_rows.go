@@ -11,6 +11,8 @@ import (
 // brought about.
 type VerifySource interface {
 	Reader
+	// Recoveries returns the indexes of the OpRecovery leaves that [PutRecovery] noted.
+	Recoveries(ctx context.Context) ([]uint64, error)
 	// StoredLeaves calls fn for the leaves from..to-1 that are there, in order, with
 	// what stands beside their bytes. Node is not filled in.
 	StoredLeaves(ctx context.Context, from, to uint64, fn func(StoredLeaf) error) error
@@ -161,7 +163,12 @@ func (r *rows) event(index uint64, l Leaf) error {
 		serial, _ := l.Get(TagSerial)
 		at, _ := l.Uint(TagRevokedAt)
 		now := revoked{leaf: index, reason: text(TagReason), at: at}
-		if _, now.carried = l.Get(TagSource); now.carried {
+		if text(TagState) == stateLost { // issued in an entry that a recovery gave up
+			if _, granted := l.Hash(TagGrant); !granted {
+				return violate(index, "it revokes what was lost, without a recovery")
+			}
+			now.carried = true
+		} else if _, now.carried = l.Get(TagSource); now.carried {
 			var err error
 			if now.ends, err = r.approvals.restoring.revocation(index, l); err != nil {
 				return err
@@ -170,6 +177,15 @@ func (r *rows) event(index uint64, l Leaf) error {
 		r.revoke(issuer, serial, now)
 	case OpRestore:
 		r.restored(l)
+	case OpRecovery:
+		if number, ok := l.Uint(TagCRLNumber); ok {
+			issuer, _ := l.Hash(TagIssuer)
+			this, _ := l.Uint(TagThisUpdate)
+			if last := r.scopes[issuer]; number <= last.Number || int64(this) < last.ThisUpdate.Unix() {
+				return violate(index, "CRL numbers go back behind %d", last.Number)
+			}
+			r.scopes[issuer] = CRLScope{Number: number, ThisUpdate: time.Unix(int64(this), 0), Covers: r.scopes[issuer].Covers}
+		}
 	}
 	if err := r.cluster.event(index, l); err != nil {
 		return err

@@ -28,10 +28,13 @@ func TestJournalKnowsWhatIsCommitted(t *testing.T) {
 		{"tried again with fewer", line(0, 0, 1) + line(0, 1, 2) + line(0, 0, 3) + line(1, 1, 4) + "2 - - - -\n", "0:3 1:4", 2},
 		{"never tried again here", line(0, 0, 1) + line(5, 5, 2) + "6 - - - -\n", "5:2", 6},
 		{"begins within a batch", "1 - -\n" + line(4, 6, 1) + line(7, 7, 2) + line(8, 8, 3), "7:2", 8},
+		{"given up by a recovery", line(0, 0, 1) + line(0, 1, 2) + line(2, 2, 3) + "1 recovering 00 - -\n" + line(1, 1, 5) + line(2, 2, 6) + "3 recovered 00 - -\n" + line(3, 3, 7) + "4 - - - -\n",
+			"0:1 1:2 cut 1 false 1:5 2:6 cut 3 true 3:7", 4},
 		{"cut off and ended", line(0, 0, 1) + "1 1 00\n" + line(1, 1, 2) + "2 - - - -\n", "0:1 1:2", 2},
 	} {
 		var got []string
-		base, err := audit.ReadJournal(strings.NewReader(c.text), func(i uint64, h tlog.Hash) { got = append(got, fmt.Sprintf("%d:%d", i, h[31])) })
+		base, err := audit.ReadJournal(strings.NewReader(c.text), func(i uint64, h tlog.Hash) { got = append(got, fmt.Sprintf("%d:%d", i, h[31])) },
+			func(size uint64, whole bool) { got = append(got, fmt.Sprintf("cut %d %t", size, whole)) })
 		if err != nil || strings.Join(got, " ") != c.want || base != c.base {
 			t.Errorf("%s: %q, base %d, %v; want %q, base %d", c.what, got, base, err, c.want, c.base)
 		}
@@ -44,7 +47,7 @@ func FuzzWitnesses(f *testing.F) {
 	f.Add([]byte("0 0 " + strings.Repeat("ab", 32) + " - -\n1 - - - -\n"))
 	f.Add([]byte("o\n1\nAAAA\n\n\u2014 o x\n\no\n2\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		_, _ = audit.ReadJournal(bytes.NewReader(b), func(uint64, tlog.Hash) {})
+		_, _ = audit.ReadJournal(bytes.NewReader(b), func(uint64, tlog.Hash) {}, func(uint64, bool) {})
 		_ = audit.ReadAnchor(bytes.NewReader(b), "o", func(note string) error {
 			if !strings.HasPrefix(note, "o\n") || strings.Count(note, "\n\n") > 1 {
 				t.Errorf("%q", note)

@@ -218,6 +218,8 @@ func (c *ceremony) do(f frame) (any, error) {
 		return with(f, c.restoreKeys)
 	case cerRestoreMark:
 		return with(f, c.markRestored)
+	case cerRecover:
+		return with(f, c.recover)
 	case cerDestroy:
 		return with(f, c.destroy)
 	case cerClear:

@@ -36,6 +36,8 @@ import (
 //	bound <64 hex> <64 hex>             an adopted key, by its SPKI, and what it was bound to
 //	drawn <64 hex>                      a new SO PIN was split: SHA-256 of the set of shares
 //	split <64 hex>                      it came into force
+//	recovered <size> <seq> <nonce>      the officers let the ledger go on from a size: checkpoints that the
+//	                                    worker's journal has up to record seq are of entries that were given up
 
 // warrantPatience is how long after its first use a warrant opens further ceremonies
 // of the same act: one act takes several processes, some of which wait for officers' shares.
@@ -100,7 +102,14 @@ type account struct {
 	drawn   []string          // sets that were drawn after it: one of them may be in force
 	spent   map[string]use    // by nonce
 	random  map[string]bool   // SHA-256 of what the token's random source gave at each start
+	regrow  regrow            // the last recovery
 	bound   map[string]string // by SHA-256 of the SPKI: what an adopted key was first bound to
+}
+
+// regrow is from where a recovery let checkpoints be signed anew.
+type regrow struct {
+	size, seq uint64
+	nonce     string
 }
 
 type use struct {
@@ -138,6 +147,10 @@ func readAccount(path string) (*account, error) {
 			a.random[f[1]] = true
 		case len(f) == 3 && f[0] == "bound":
 			a.bound[f[1]] = f[2]
+		case len(f) == 4 && f[0] == "recovered":
+			if _, err := fmt.Sscan(line[len("recovered "):], &a.regrow.size, &a.regrow.seq, &a.regrow.nonce); err != nil {
+				return nil, fmt.Errorf("account of ceremonies %s: line %d is damaged", path, n+1)
+			}
 		case len(f) == 2 && f[0] == "drawn":
 			a.drawn = append(a.drawn, f[1])
 		case len(f) == 2 && f[0] == "split":

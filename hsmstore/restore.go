@@ -3,7 +3,6 @@ package hsmstore
 import (
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -191,16 +190,11 @@ func (s *Store) unwrapRestored(ctx context.Context, m *member, act string, r Res
 
 // recordWarrant writes down that the predecessor's officers decided this.
 func (s *Store) recordWarrant(ctx context.Context, grant *admin.Grant, r Restoration) error {
-	items := [][]byte{r.Warrant.Proposal}
-	for _, v := range r.Warrant.Votes {
-		officer := sha256.Sum256(v.SPKI)
-		items = append(items, append(officer[:], v.Signature...))
-	}
 	var f audit.Fields
 	f.Hash(audit.TagManifest, r.Manifest)
 	f.Text(audit.TagSource, r.Origin)
 	f.Hash(audit.TagGrant, grant.Hash())
-	f.List(audit.TagWarrant, items...)
+	f.List(audit.TagWarrant, r.Warrant.Evidence()...)
 	f.Bytes(audit.TagPredecessor, r.Genesis)
 	if _, err := s.ledger.Append(ctx, audit.Event(audit.OpRestore, f)); err != nil {
 		return fmt.Errorf("recording the officers' warrant: %w", err)

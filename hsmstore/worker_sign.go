@@ -84,6 +84,13 @@ func (w *worker) findKey(p pin) (*workerKey, error) {
 		if ok {
 			k.size, k.body = last.Number, last.SHA256
 		}
+		a, err := readAccount(w.account)
+		if err != nil {
+			return nil, &fault{exitJournal, err}
+		}
+		if ok && last.Seq <= a.regrow.seq {
+			k.size, k.body = a.regrow.size, [32]byte{}
+		}
 	}
 	return k, nil
 }

@@ -49,6 +49,7 @@ type verified struct {
 	Grants, Checkpoints                                        uint64
 	Files                                                      []struct{ Index uint64 }
 	Notes                                                      []string
+	Recoveries                                                 []struct{ Entry, Known uint64 }
 }
 
 // verifyExport runs chancery-verify and wants an exit code.

@@ -133,6 +133,16 @@ func actsOf(action string, parameters []byte) ([]string, error) {
 	case admin.ImportKey:
 		spec, _, err := importSpec(parameters)
 		return []string{spec.Act()}, err
+	case admin.RecoverLedger:
+		p, err := parametersOf[admin.RecoverParameters](parameters)
+		if err != nil {
+			return nil, err
+		}
+		root, err := hex.DecodeString(p.Root)
+		if err != nil || len(root) != 32 {
+			return nil, fmt.Errorf("root %q must be 64 hex digits", audit.Text(p.Root, 80))
+		}
+		return []string{admin.RecoverAct(p.Size, [32]byte(root), p.Known)}, nil
 	}
 	if acts, err := backupActsOf(action, parameters); acts != nil || err != nil {
 		return acts, err

@@ -16,7 +16,7 @@ import (
 
 func auditCommand() *cobra.Command {
 	c := &cobra.Command{Use: "audit", Short: "Check, export and explain the ledger"}
-	c.AddCommand(auditVerifyCommand(), auditExportCommand(), auditWhyCommand())
+	c.AddCommand(auditVerifyCommand(), auditExportCommand(), auditWhyCommand(), auditRecoverCommand())
 	return c
 }
 
@@ -79,6 +79,9 @@ OK
 `, rep.Origin, rep.Ledger, rep.Size, rep.Root, rep.Intents, rep.Done, rep.Failed, rep.Orphans, rep.Open, rep.Certificates, rep.Revocations, rep.Grants, rep.Checkpoints, rep.Signed, rep.Journaled, rep.Anchored)
 			if rep.Succeeds != "" {
 				fmt.Fprintf(c.OutOrStdout(), "succeeds     ledger %s: compare with what you know of it\n", rep.Succeeds)
+			}
+			if rep.Recovered > 0 {
+				fmt.Fprintf(c.OutOrStdout(), "recovered    %d times the officers let the ledger go on from an older database\n", rep.Recovered)
 			}
 			if rep.Backward > 0 {
 				fmt.Fprintf(c.OutOrStdout(), "note: the clock went back %d times; the order of entries is their index\n", rep.Backward)

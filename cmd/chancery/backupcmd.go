@@ -308,7 +308,7 @@ func (r *rehearsal) text() []byte {
 		r.Quorum, visible(strings.Join(r.Officers, ", ")), visible(strings.Join(r.Issuers, ", ")))
 }
 
-// warrantFile is a request for a restore with the officers' votes: they sign without a
+// warrantFile is a request for a restore or a recovery with the officers' votes: they sign without a
 // server, as there is none.
 type warrantFile struct {
 	Parameters json.RawMessage `json:"parameters"`
@@ -322,7 +322,7 @@ func readWarrantFile(path string) (*warrantFile, error) {
 	}
 	var w warrantFile
 	if err := json.Unmarshal(b, &w); err != nil {
-		return nil, &exit{exitUsage, fmt.Errorf("%s is no request of chancery hsm restore --request", path)}
+		return nil, &exit{exitUsage, fmt.Errorf("%s is no request of chancery hsm restore --request or chancery audit recover --request", path)}
 	}
 	return &w, nil
 }

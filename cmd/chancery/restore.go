@@ -122,7 +122,7 @@ func (r *restore) ask(m *openedManifest) error {
 	return err
 }
 
-// signFile adds an officer's vote to a request of hsm restore. There is no ledger that
+// signFile adds an officer's vote to a request of hsm restore or audit recover. There is no ledger that
 // would count the votes: their place in the file stands for the leaf index.
 func signFile(c *cobra.Command, args []string, file, officer, key string, yes bool) error {
 	if len(args) > 0 || officer == "" || key == "" {
@@ -140,8 +140,8 @@ func signFile(c *cobra.Command, args []string, file, officer, key string, yes bo
 	if err != nil {
 		return &exit{exitVerify, err}
 	}
-	if p.Action != admin.Restore {
-		return &exit{exitVerify, fmt.Errorf("%s asks for %q; only a restore is signed from a file", file, audit.Text(p.Action, 64))}
+	if p.Action != admin.Restore && p.Action != admin.RecoverLedger {
+		return &exit{exitVerify, fmt.Errorf("%s asks for %q; only a restore or a recovery is signed from a file", file, audit.Text(p.Action, 64))}
 	}
 	a := approvalView{ID: admin.ProposalID(admin.ProposalHash(w.Warrant.Proposal)), State: admin.Pending, Action: p.Action, Acts: p.Acts, Requester: p.Requester, Parameters: w.Parameters, Proposal: w.Warrant.Proposal,
 		Expires: p.Expires, Quorum: w.Warrant.Quorum}
@@ -156,7 +156,7 @@ func signFile(c *cobra.Command, args []string, file, officer, key string, yes bo
 	on, known := roster.Officer(officer)
 	switch {
 	case !known || !bytes.Equal(on.SPKI, o.SPKI) || roster.Digest() != p.Roster:
-		return &exit{exitAuth, fmt.Errorf("officer %s with this key is not on the roster of the old CA", visible(officer))}
+		return &exit{exitAuth, fmt.Errorf("officer %s with this key is not on the roster of the CA", visible(officer))}
 	case slices.ContainsFunc(w.Warrant.Votes, func(v admin.VoteRecord) bool { return v.Officer == officer }):
 		return &exit{exitAuth, fmt.Errorf("officer %s has signed already", visible(officer))}
 	}

@@ -61,26 +61,27 @@ type Options struct {
 
 // Report is what a verification has seen.
 type Report struct {
-	Origin       string    `json:"origin"`
-	Ledger       string    `json:"ledger"`
-	Size         uint64    `json:"size"`
-	Root         leaf.Hash `json:"root"`
-	From         uint64    `json:"from"` // entries below were verified before
-	Checkpoints  uint64    `json:"checkpoints"`
-	Intents      uint64    `json:"intents"`
-	Done         uint64    `json:"done"`
-	Failed       uint64    `json:"failed"`
-	Orphans      uint64    `json:"orphans"`
-	Open         int       `json:"open"`
-	Certificates uint64    `json:"certificates"`
-	Revocations  int       `json:"revocations"`
-	CRLs         int       `json:"crls"`
-	Grants       uint64    `json:"grants"`
-	Backward     uint64    `json:"backward"` // entries more than 2 s before their predecessor
-	Last         time.Time `json:"last"`
-	Succeeds     string    `json:"succeeds,omitempty"`
-	Files        []File    `json:"files,omitempty"`
-	Notes        []string  `json:"notes,omitempty"` // what could not be checked
+	Origin       string     `json:"origin"`
+	Ledger       string     `json:"ledger"`
+	Size         uint64     `json:"size"`
+	Root         leaf.Hash  `json:"root"`
+	From         uint64     `json:"from"` // entries below were verified before
+	Checkpoints  uint64     `json:"checkpoints"`
+	Intents      uint64     `json:"intents"`
+	Done         uint64     `json:"done"`
+	Failed       uint64     `json:"failed"`
+	Orphans      uint64     `json:"orphans"`
+	Open         int        `json:"open"`
+	Certificates uint64     `json:"certificates"`
+	Revocations  int        `json:"revocations"`
+	CRLs         int        `json:"crls"`
+	Grants       uint64     `json:"grants"`
+	Backward     uint64     `json:"backward"` // entries more than 2 s before their predecessor
+	Last         time.Time  `json:"last"`
+	Succeeds     string     `json:"succeeds,omitempty"`
+	Recoveries   []Recovery `json:"recoveries,omitempty"`
+	Files        []File     `json:"files,omitempty"`
+	Notes        []string   `json:"notes,omitempty"` // what could not be checked
 }
 
 // closeWithin is how old an open intent may be, against the newest entry.
@@ -109,6 +110,8 @@ type verifier struct {
 		any   bool
 	}
 	roster roster
+	before leaf.Hash    // root of the entries before the one at hand; of a recovery
+	beyond []checkpoint // larger than the ledger: only a recovery explains them
 }
 
 // Run verifies the export in f. A broken promise is a [*Violation]; any other error says
@@ -247,8 +250,10 @@ func (v *verifier) witnesses() error {
 	return nil
 }
 
+// mark takes a checkpoint that the auditor has kept.
 func (v *verifier) mark(text, from string) error {
 	c, err := v.notary.open(text, from)
+	c.kept = true
 	return v.marked(text, c, err)
 }
 
@@ -258,10 +263,12 @@ func (v *verifier) marked(text string, c checkpoint, err error) error {
 		return bad(min(sizeOf(text), v.newest.size), "%s is not signed by the ledger's key: %v", c.from, err)
 	}
 	v.report.Checkpoints++
-	if c.size > v.newest.size {
+	if c.size > v.newest.size && !c.kept {
 		return bad(v.newest.size, "%s has %d entries, but the ledger ends here: entries were cut off", c.from, c.size)
 	}
-	if c.size > 0 {
+	if c.size > v.newest.size {
+		v.beyond = append(v.beyond, c)
+	} else if c.size > 0 {
 		v.marks = append(v.marks, c)
 	}
 	return nil
@@ -273,7 +280,7 @@ func (v *verifier) markBehind(c checkpoint) error {
 	if err != nil {
 		return bad(v.s.Edge.Size, "the hash tiles do not lead from %s of %d entries to the newest: %v", c.from, c.size, err)
 	}
-	if root != c.root {
+	if root != c.root && !(c.kept && v.s.gaveUp(c.size)) {
 		return bad(0, "the first %d entries are not those of %s", c.size, c.from)
 	}
 	return nil
@@ -306,6 +313,9 @@ func (v *verifier) bundle(n, w uint64) error {
 		if h != leaf.Hash(hashes[32*i:32*i+32]) {
 			return bad(index, "it does not have the hash that tile 0/%d gives it", n)
 		}
+		if isRecovery(entry) {
+			v.before = v.s.Edge.root()
+		}
 		for _, t := range v.s.Edge.add(h) {
 			if err := v.tile(t.level, t.n, t.hashes); err != nil {
 				return err
@@ -328,7 +338,7 @@ func (v *verifier) bundle(n, w uint64) error {
 // reach holds the tree against the checkpoints of a size.
 func (v *verifier) reach(size uint64) error {
 	for len(v.marks) > 0 && v.marks[0].size == size {
-		if v.s.Edge.root() != v.marks[0].root {
+		if v.s.Edge.root() != v.marks[0].root && !(v.marks[0].kept && v.s.gaveUp(size)) {
 			return bad(v.proved, "the entries from here to %d are not those of %s", size-1, v.marks[0].from)
 		}
 		v.marks, v.proved = v.marks[1:], size
@@ -373,6 +383,11 @@ func (v *verifier) finish() error {
 	if first != nil {
 		return first
 	}
+	for _, c := range v.beyond {
+		if !v.s.gaveUp(c.size) {
+			return bad(v.newest.size, "%s has %d entries, but the ledger ends here: entries were cut off", c.from, c.size)
+		}
+	}
 	if err := v.s.Restore.finish(); err != nil {
 		return err
 	}
@@ -387,7 +402,7 @@ func (v *verifier) finish() error {
 	r, s := &v.report, v.s
 	r.Size, r.Root, r.Open, r.Last = v.newest.size, v.newest.root, len(s.Open), time.UnixMicro(s.Last).UTC()
 	r.Intents, r.Done, r.Failed, r.Orphans, r.Certificates, r.Grants, r.Backward = s.Counts.Intents, s.Counts.Done, s.Counts.Failed, s.Counts.Orphans, s.Counts.Certificates, s.Counts.Grants, s.Counts.Backward
-	r.Succeeds = s.Restore.Succeeds
+	r.Succeeds, r.Recoveries = s.Restore.Succeeds, s.Recoveries
 	if v.about.Size != v.newest.size || v.about.Origin != v.notary.origin || v.about.Ledger != r.Ledger {
 		return bad(v.newest.size, "export.json is of %.100q with %d entries, the checkpoint of another export", v.about.Origin, v.about.Size)
 	}

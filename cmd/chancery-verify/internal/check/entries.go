@@ -280,7 +280,18 @@ func (v *verifier) event(index uint64, l *leaf.Leaf) error {
 		if err := v.restored(index, l); err != nil {
 			return err
 		}
+	case leaf.OpRecovery:
+		needs = true
+		if l.Get(leaf.TagWarrant) != nil {
+			if err := v.recovery(index, l); err != nil {
+				return err
+			}
+		}
+		if err := s.raised(index, l); err != nil {
+			return err
+		}
 	case leaf.OpRevoke:
+		needs = state == stateLost
 		if err := s.revoke(index, l); err != nil {
 			return err
 		}

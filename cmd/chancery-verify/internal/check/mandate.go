@@ -75,6 +75,12 @@ func actsOf(l *leaf.Leaf) []act {
 		return []act{once("add-member", member, serial)}
 	case leaf.OpRestore:
 		return []act{any("restore", manifest.String())}
+	case leaf.OpRecovery:
+		return []act{any("recover-ledger")}
+	case leaf.OpRevoke:
+		if state == stateLost {
+			return []act{any("recover-ledger")}
+		}
 	case leaf.OpMemberState:
 		switch state {
 		case "removed":

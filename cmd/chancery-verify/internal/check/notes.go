@@ -26,6 +26,7 @@ type checkpoint struct {
 	size   uint64
 	root   leaf.Hash
 	from   string // where it was found
+	kept   bool   // by the auditor: a recovery may have given up what it is of
 }
 
 // noteKey verifies lines of a signed note (C2SP signed-note) with a checkpoint key.

@@ -106,6 +106,16 @@ func (v *verifier) warrant(index uint64, l *leaf.Leaf) error {
 	case l.Time/1_000_000 < q.notBefore || l.Time/1_000_000 > q.expires+int64(warrantSlack/time.Second):
 		return bad(index, "its warrant was not in force")
 	}
+	if err := v.warrantVotes(index, items, q); err != nil {
+		return err
+	}
+	r.Succeeds = zero.Ledger.String()
+	return nil
+}
+
+// warrantVotes: a quorum of distinct officers, none of them who asked, approved exactly
+// the proposal that is the first of items; the others are SHA-256 of SPKI ‖ signature.
+func (v *verifier) warrantVotes(index uint64, items [][]byte, q request) error {
 	seen := map[leaf.Hash]bool{}
 	for _, vote := range items[1:] {
 		if len(vote) <= 32 {
@@ -120,7 +130,6 @@ func (v *verifier) warrant(index uint64, l *leaf.Leaf) error {
 	if len(seen) < v.roster.quorum || len(seen) == 0 {
 		return bad(index, "its warrant rests on %d approvals of %d", len(seen), v.roster.quorum)
 	}
-	r.Succeeds = zero.Ledger.String()
 	return nil
 }
 

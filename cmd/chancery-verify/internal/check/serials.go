@@ -35,7 +35,7 @@ type revocation struct {
 	leaf   uint64
 	orphan uint64 // of an orphan: its intent + 1
 	ends   int64  // of a predecessor's certificate; 0: with its issuer
-	by     bool   // a predecessor issued it
+	by     bool   // a predecessor issued it, or an entry that is lost
 }
 
 // recordedCRL is the newest of an issuer that is done.
@@ -72,6 +72,9 @@ func (s *State) crlIntent(index uint64, in *openIntent, l *leaf.Leaf) error {
 	return nil
 }
 
+// stateLost is the state of a revocation of a serial whose entry was lost; see recovery.go.
+const stateLost = "lost"
+
 // revoke follows a revocation. One of a predecessor's certificate comes with the restore,
 // from the predecessor's CRL, or later with the certificate's end.
 func (s *State) revoke(index uint64, l *leaf.Leaf) error {
@@ -81,7 +84,9 @@ func (s *State) revoke(index uint64, l *leaf.Leaf) error {
 		return bad(index, "it revokes nothing")
 	}
 	r := revocation{of: serialDigest(issuer, serial), issuer: s.issuerNumber(issuer), leaf: index}
-	if source := l.Get(leaf.TagSource); source != nil {
+	if l.Text(leaf.TagState) == stateLost {
+		r.by = true
+	} else if source := l.Get(leaf.TagSource); source != nil {
 		ends, asked := l.Uint(leaf.TagNotAfter)
 		manifest, _ := l.Hash(leaf.TagManifest)
 		r.by, r.ends = true, int64(ends)

@@ -13,28 +13,29 @@ import (
 // right edge of the tree and what the entries have left open. Nobody signs it: it is the
 // auditor's own. It is bound to the ledger, and to its first Edge.Size entries by their hash.
 type State struct {
-	Version   int                       `json:"version"`
-	Origin    string                    `json:"origin"`
-	Ledger    leaf.Hash                 `json:"ledger"`
-	Edge      edge                      `json:"edge"`
-	Last      int64                     `json:"last"` // time of the last entry, microseconds since 1970
-	Counts    counts                    `json:"counts"`
-	Open      map[uint64]openIntent     `json:"open"`
-	Scopes    map[leaf.Hash]scope       `json:"scopes"` // by issuer
-	CRLs      map[leaf.Hash]recordedCRL `json:"crls"`   // by issuer
-	Issuers   []leaf.Hash               `json:"issuers"`
-	Certified map[leaf.Hash]bool        `json:"certified"` // issuers' certificates: an entry records it
-	Keys      map[leaf.Hash]uint64      `json:"keys"`      // their one purpose (P8)
-	Destroyed map[leaf.Hash]uint64      `json:"destroyed"` // keys: by which entry
-	KeyStates map[leaf.Hash]string      `json:"key_states"`
-	Roster    leaf.Hash                 `json:"roster"` // digest
-	Proposals map[leaf.Hash]*proposal   `json:"proposals"`
-	Grants    map[leaf.Hash]*mandate    `json:"grants"`
-	Members   map[string]string         `json:"members"` // what became of those that are not just active
-	Retired   bool                      `json:"retired"`
-	Restore   restore                   `json:"restore"`
-	Serials   []byte                    `json:"serials"` // packed
-	Revoked   []byte                    `json:"revoked"` // packed
+	Version    int                       `json:"version"`
+	Origin     string                    `json:"origin"`
+	Ledger     leaf.Hash                 `json:"ledger"`
+	Edge       edge                      `json:"edge"`
+	Last       int64                     `json:"last"` // time of the last entry, microseconds since 1970
+	Counts     counts                    `json:"counts"`
+	Open       map[uint64]openIntent     `json:"open"`
+	Scopes     map[leaf.Hash]scope       `json:"scopes"` // by issuer
+	CRLs       map[leaf.Hash]recordedCRL `json:"crls"`   // by issuer
+	Issuers    []leaf.Hash               `json:"issuers"`
+	Certified  map[leaf.Hash]bool        `json:"certified"` // issuers' certificates: an entry records it
+	Keys       map[leaf.Hash]uint64      `json:"keys"`      // their one purpose (P8)
+	Destroyed  map[leaf.Hash]uint64      `json:"destroyed"` // keys: by which entry
+	KeyStates  map[leaf.Hash]string      `json:"key_states"`
+	Roster     leaf.Hash                 `json:"roster"` // digest
+	Proposals  map[leaf.Hash]*proposal   `json:"proposals"`
+	Grants     map[leaf.Hash]*mandate    `json:"grants"`
+	Members    map[string]string         `json:"members"` // what became of those that are not just active
+	Retired    bool                      `json:"retired"`
+	Restore    restore                   `json:"restore"`
+	Recoveries []Recovery                `json:"recoveries,omitempty"`
+	Serials    []byte                    `json:"serials"` // packed
+	Revoked    []byte                    `json:"revoked"` // packed
 
 	serials []serialRecord
 	revoked []revocation

@@ -55,6 +55,7 @@ const (
 	OpBackup       Op = 37
 	OpRestore      Op = 38
 	OpSecret       Op = 39
+	OpRecovery     Op = 40
 )
 
 // ops has the name of each operation and the purpose that a key must have for it: 0 if
@@ -91,6 +92,7 @@ var ops = map[Op]struct {
 	OpBackup:       {"backup", 0},
 	OpRestore:      {"restore", 0},
 	OpSecret:       {"secret", 8},
+	OpRecovery:     {"recovery", 0},
 }
 
 const any = 255
@@ -179,6 +181,8 @@ const (
 	TagPredecessor    Tag = 108
 	TagCount          Tag = 109
 	TagNotAfter       Tag = 110
+	TagKnown          Tag = 111
+	TagCheckpoint     Tag = 112
 )
 
 // shape is what a value must look like.
@@ -252,4 +256,6 @@ var shapes = map[Tag]shape{
 	TagPredecessor:    octets,
 	TagCount:          u64,
 	TagNotAfter:       u64,
+	TagKnown:          u64,
+	TagCheckpoint:     octets,
 }

@@ -1,0 +1,221 @@
+package audit
+
+import (
+	"bufio"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+// A recovery lets the ledger go on from a database that lost its newest entries: an old
+// backup, a standby that was behind. The officers decide it, as entries are given up that
+// were signed for. It is on the ledger itself: an OpRecovery leaf at the very size from
+// which it goes on, with the officers' signatures and the newest checkpoint that is given
+// up. Every serial that the intent journal knows and the database does not is revoked.
+
+// recoverCommand is how the officers are asked.
+const recoverCommand = "chancery audit recover --help"
+
+// The marks of a recovery in the intent journal.
+const (
+	markRecovering = "recovering"
+	markRecovered  = "recovered"
+)
+
+// LostSerial is a serial that a lost entry gave, or revoked.
+type LostSerial struct {
+	Issuer [32]byte // SHA-256 of the issuer's SPKI
+	Serial []byte
+}
+
+// Loss is what a database lacks of what its witnesses know.
+type Loss struct {
+	Ledger     LedgerID
+	Genesis    Leaf
+	Size       uint64    // entries that are left
+	Root       tlog.Hash // of these
+	Known      uint64    // entries that the witnesses know
+	Checkpoint string    // the newest anchored note that is not of the entries left, or ""
+	Serials    []LostSerial
+	Begun      bool // a recovery from Size was begun here before
+
+	Recovered map[[32]byte]bool // grants of recoveries that were carried out here
+}
+
+// FindLoss holds a database that no server uses against intent journal and anchor file
+// (anchor "" for none). at is the size from which a recovery goes on: the head's, or, to
+// go on with one that was begun, its own; 0: the head's.
+func FindLoss(ctx context.Context, r Reader, j *Journal, anchor string, at uint64) (Loss, error) {
+	head, err := r.Head(ctx)
+	if err != nil {
+		return Loss{}, fmt.Errorf("reading the head: %w", err)
+	}
+	if head.Size == 0 {
+		return Loss{}, fmt.Errorf("%w: the database is empty: there is no ledger that could go on", ErrTampered)
+	}
+	if _, err := loadEdge(ctx, r, head); err != nil {
+		return Loss{}, err
+	}
+	if at == 0 || at > head.Size {
+		at = head.Size
+	}
+	l := Loss{Size: at, Recovered: map[[32]byte]bool{}}
+	if l.Root, err = tlog.TreeHash(int64(at), hashes(ctx, r, head.Size)); err != nil {
+		return Loss{}, fmt.Errorf("computing the tree of %d entries: %w", at, err)
+	}
+	var origin string
+	var keys [][]byte
+	err = r.Leaves(ctx, 0, 1, func(_ uint64, b []byte) (err error) { l.Genesis, origin, keys, err = OpenGenesis(b); return err })
+	if err != nil {
+		return Loss{}, fmt.Errorf("%w: leaf 0: %v", ErrTampered, err)
+	}
+	l.Ledger = l.Genesis.Ledger
+	if err := l.journal(ctx, r, head, j); err != nil {
+		return Loss{}, err
+	}
+	return l, l.anchors(ctx, r, head, anchor, origin, keys)
+}
+
+// journal reads the whole intent journal: each serial that it names behind the entries
+// left, unless the entry is there.
+func (l *Loss) journal(ctx context.Context, r Reader, head Head, j *Journal) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	there := map[uint64]tlog.Hash{}
+	if err := r.Leaves(ctx, l.Size, head.Size, func(i uint64, b []byte) error { there[i] = LeafHash(b); return nil }); err != nil {
+		return err
+	}
+	l.Known = max(j.base, l.Size)
+	seen := map[string]bool{}
+	sc := bufio.NewScanner(io.NewSectionReader(j.f, 0, j.size))
+	for sc.Scan() {
+		f := strings.Fields(sc.Text())
+		if len(f) != 5 {
+			continue
+		}
+		if base, err := strconv.ParseUint(f[0], 10, 63); err == nil && f[1] == markRecovering && base == l.Size {
+			l.Begun = true
+		}
+		if grant, err := hex.DecodeString(f[2]); err == nil && f[1] == markRecovered && len(grant) == 32 {
+			l.Recovered[[32]byte(grant)] = true
+		}
+		index, err := strconv.ParseUint(f[1], 10, 63)
+		hash, herr := hex.DecodeString(f[2])
+		if err != nil || herr != nil || len(hash) != tlog.HashSize || index < l.Size || there[index] == tlog.Hash(hash) {
+			continue
+		}
+		l.Known = max(l.Known, index+1)
+		issuer, ierr := hex.DecodeString(f[3])
+		serial, serr := hex.DecodeString(f[4])
+		if ierr != nil || serr != nil || len(issuer) != 32 || len(serial) == 0 || len(serial) > 20 || seen[f[3]+f[4]] {
+			continue
+		}
+		seen[f[3]+f[4]] = true
+		l.Serials = append(l.Serials, LostSerial{Issuer: [32]byte(issuer), Serial: serial})
+	}
+	return sc.Err()
+}
+
+// anchors reads the anchor file for checkpoints of what is lost.
+func (l *Loss) anchors(ctx context.Context, r Reader, head Head, path, origin string, keys [][]byte) error {
+	if path == "" {
+		return nil
+	}
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("opening the anchor: %w", err)
+	}
+	defer f.Close()
+	var newest Checkpoint
+	err = readAnchor(f, origin, func(note string) error {
+		c, err := OpenCheckpoint(note, origin, keys)
+		if err != nil || c.Size <= max(l.Size, newest.Size) {
+			return nil // what is not signed vouches for nothing
+		}
+		if c.Size <= head.Size {
+			root, err := tlog.TreeHash(int64(c.Size), hashes(ctx, r, head.Size))
+			if err != nil || root == c.Root {
+				return err
+			}
+		}
+		newest = c
+		return nil
+	})
+	l.Known, l.Checkpoint = max(l.Known, newest.Size), newest.Note
+	return err
+}
+
+// BeginRecovery notes in the journal that the entries from size on are given up: until
+// EndRecovery no server starts on it.
+func (j *Journal) BeginRecovery(size uint64, grant [32]byte) error {
+	return j.mark(size, markRecovering, grant)
+}
+
+// EndRecovery notes that a recovery is whole, with the size of the ledger now.
+func (j *Journal) EndRecovery(size uint64, grant [32]byte) error {
+	return j.mark(size, markRecovered, grant)
+}
+
+func (j *Journal) mark(size uint64, what string, grant [32]byte) error {
+	j.mu.Lock()
+	err := j.append(fmt.Appendf(nil, "%d %s %x - -\n", size, what, grant))
+	if err == nil {
+		j.base, j.cut = size, what == markRecovering
+	}
+	j.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return j.sync()
+}
+
+// Recovered is a recovery that stands on the ledger.
+type Recovered struct {
+	From  uint64 // index of its leaf, and the size from which the ledger went on
+	Known uint64 // size that was known before
+}
+
+// gaveUp tells whether a checkpoint of a size may be one of entries that a recovery gave up.
+func gaveUp(recs []Recovered, size uint64) bool {
+	for _, r := range recs {
+		if size > r.From && size <= r.Known {
+			return true
+		}
+	}
+	return false
+}
+
+// readRecovered reads the recoveries whose leaves are at these places.
+func readRecovered(ctx context.Context, r Reader, at []uint64) (out []Recovered, err error) {
+	for _, from := range at {
+		err := r.Leaves(ctx, from, from+1, func(index uint64, b []byte) error {
+			l, err := DecodeLeaf(b)
+			known, ok := l.Uint(TagKnown)
+			if err != nil || l.Op != OpRecovery || !ok {
+				return fmt.Errorf("%w: entry %d is listed as a recovery, which it is not", ErrTampered, index)
+			}
+			out = append(out, Recovered{From: from, Known: known})
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// PutRecovery notes the leaf of a recovery, so that it is found again.
+type PutRecovery struct{}
+
+// Projection marks the type as [Projection].
+func (PutRecovery) Projection() {}
