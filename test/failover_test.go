@@ -2,6 +2,7 @@ package test
 
 import (
 	"net/http"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -75,6 +76,24 @@ func TestFailoverLosesEntries(t *testing.T) {
 	if log := s.log.String(); !strings.Contains(log, "the database lost entries that it had committed") {
 		t.Errorf("the log does not say what happened:\n%s", tail(log, 3000))
 	}
-	s.fail(7, "it was rolled back")
-	t.Logf("certificate %s was lost and noticed", c.Serial)
+	s.fail(7, "it was rolled back", "chancery audit recover")
+
+	// The officers decide to go on: it is revoked, and the CA issues again.
+	line := commandLine{t, s}
+	request := filepath.Join(t.TempDir(), "request.json")
+	line.run(0, "audit", "recover", "--config", s.overlayFile, "--request", request, "--reason", "failover to a standby that was behind")
+	for _, name := range []string{"officer-1", "officer-2"} {
+		if out, code := run(t, nil, chancery, append([]string{"approve", "sign", "--file", request}, line.officer(name)...)...); code != 0 {
+			t.Fatalf("%d: %s", code, out)
+		}
+	}
+	line.run(0, "audit", "recover", "--config", s.overlayFile, "--warrant", request)
+	s.start()
+	s.awaitRevoked(c.Serial)
+	if _, err := s.issue(s.client(), s.token(), "after.example.lab"); err != nil {
+		t.Error(err)
+	}
+	if rep := s.auditVerify(); rep.Recovered != 1 {
+		t.Errorf("%+v", rep)
+	}
 }
