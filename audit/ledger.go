@@ -224,12 +224,26 @@ func (l *Ledger) commit(batch []*item) error {
 // write carries out one transaction and gives the edge behind it. When it returns
 // an error, nothing of the batch was committed; unless the error wraps ErrDisk:
 // then that is not known, and the next start closes what is found open.
+//
+// Items are stored together first, as almost all can be; if one fails, all are undone and
+// stored one by one, so that the others succeed.
 func (l *Ledger) write(batch []*item) (next *edge, err error) {
 	if err := l.Broken(); err != nil {
 		return nil, err
 	}
+	next, err = l.try(batch, false)
+	if errors.Is(err, ErrTogether) {
+		next, err = l.try(batch, true)
+	}
+	return next, err
+}
+
+func (l *Ledger) try(batch []*item, apart bool) (next *edge, err error) {
 	var synced chan error                                       // result of the journal's fsync, if there is anything to sync
 	err = l.st.Update(context.Background(), func(tx Tx) error { // never abandoned half-way: the outcome must be known
+		if apart {
+			tx.Apart()
+		}
 		head, err := tx.Head()
 		if err != nil {
 			return err
@@ -287,8 +301,14 @@ func (l *Ledger) apply(tx Tx, next *edge, batch []*item) (tiles []Tile, recs []j
 		if it.leaf != nil {
 			it.leaf.Index = next.size()
 		}
+		if it.err = nil; it.still != nil {
+			it.err = it.still()
+		}
+		if it.err != nil {
+			continue
+		}
 		it.err = tx.Item(func() error { return it.apply(tx) })
-		if errors.Is(it.err, ErrUnavailable) || errors.Is(it.err, ErrTampered) {
+		if errors.Is(it.err, ErrUnavailable) || errors.Is(it.err, ErrTampered) || errors.Is(it.err, ErrTogether) {
 			return nil, nil, it.err
 		}
 		if it.err != nil || it.leaf == nil {
@@ -392,11 +412,6 @@ func (it *item) apply(tx Tx) (err error) {
 	}()
 	if it.leaf != nil && (it.leaf.Kind == KindGenesis) != (it.leaf.Index == 0) {
 		return fmt.Errorf("%w: a genesis leaf is leaf 0, and no other is", ErrExists)
-	}
-	if it.still != nil {
-		if err := it.still(); err != nil {
-			return err
-		}
 	}
 	for _, p = range it.proj {
 		if err := tx.Apply(p, it.leaf); err != nil {

@@ -23,6 +23,8 @@ var (
 	ErrTampered = errors.New("ledger was changed behind the server")
 	// ErrUncertain: COMMIT gave no clear answer. It may have been made; the head tells.
 	ErrUncertain = errors.New("outcome of a commit is not known")
+	// ErrTogether: items that were stored together cannot be; see Tx.Item.
+	ErrTogether = errors.New("an item of the batch failed")
 	// ErrDisk: a disk lost what it had taken (fsync failed). Nothing more is written
 	// until a restart, which reads what is really there.
 	ErrDisk = errors.New("disk failed; mend it, then restart")
@@ -89,8 +91,12 @@ type Storage interface {
 // Tx is one write transaction of [Storage.Update].
 type Tx interface {
 	Head() (Head, error)
-	// Item runs fn so that its changes are undone, and nothing else, if it fails.
+	// Item runs fn so that its changes are undone, and nothing else, if it fails. A storage
+	// for which that is dear may refuse it with ErrTogether when fn fails, or later when it
+	// stores what it kept back: then the whole is undone and done again after Apart.
 	Item(fn func() error) error
+	// Apart asks for items that fail alone; it is called before anything else.
+	Apart()
 	// Apply carries out a projection. at is the leaf that it belongs to, or nil.
 	Apply(p Projection, at *StoredLeaf) error
 	// Append stores leaves, keeps the list of open intents and refuses to close

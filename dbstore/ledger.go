@@ -31,12 +31,16 @@ func (s *Store) Update(ctx context.Context, fn func(audit.Tx) error) error {
 			return unavailable(err)
 		}
 	}
-	t := &tx{ctx: context.WithoutCancel(ctx), s: s}
+	t := &tx{ctx: context.WithoutCancel(ctx), s: s, together: together{fast: s.name == "postgres"}}
 	if _, err := t.exec(s.begin); err != nil {
 		s.lost()
 		return fmt.Errorf("%w: beginning: %v", audit.ErrUnavailable, err)
 	}
-	if err := fn(t); err != nil {
+	err := fn(t)
+	if err == nil { // what belongs to no leaf
+		err = t.store()
+	}
+	if err != nil {
 		err = errors.Join(err, t.rollback())
 		if errors.Is(err, audit.ErrUnavailable) {
 			s.lost()
@@ -92,6 +96,13 @@ func (t *tx) rollback() error {
 
 // Item implements [audit.Tx].
 func (t *tx) Item(fn func() error) error {
+	if t.fast {
+		err := fn()
+		if err != nil && !errors.Is(err, audit.ErrUnavailable) && !errors.Is(err, audit.ErrTampered) {
+			err = fmt.Errorf("%w: %w", audit.ErrTogether, err)
+		}
+		return err
+	}
 	if _, err := t.exec("SAVEPOINT item"); err != nil {
 		return unavailable(err)
 	}
@@ -133,7 +144,9 @@ func parseHead(size int64, nodes []byte) (audit.Head, error) {
 // Append implements [audit.Tx].
 func (t *tx) Append(l audit.StoredLeaf) error {
 	var closes any
-	if l.Closes != audit.NoIndex {
+	if l.Closes != audit.NoIndex && t.fast {
+		t.closed = append(t.closed, int64(l.Closes))
+	} else if l.Closes != audit.NoIndex {
 		n, err := t.exec("DELETE FROM ledger_open WHERE idx = ?", int64(l.Closes))
 		if err != nil {
 			return err
@@ -143,7 +156,7 @@ func (t *tx) Append(l audit.StoredLeaf) error {
 		}
 		closes = int64(l.Closes)
 	}
-	if t.s.name == "postgres" { // a statement for each would be a round trip for each
+	if t.s.name == "postgres" {
 		t.leaves = append(t.leaves, l)
 		return nil
 	}
@@ -175,7 +188,7 @@ func (t *tx) PutTiles(tiles []audit.Tile) error {
 
 // SetHead implements [audit.Tx].
 func (t *tx) SetHead(h audit.Head) error {
-	if err := t.storeLeaves(); err != nil {
+	if err := t.store(); err != nil {
 		return err
 	}
 	nodes := make([]byte, 0, len(h.Range)*tlog.HashSize)

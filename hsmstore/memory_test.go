@@ -117,6 +117,8 @@ type memoryTx struct {
 
 func (t *memoryTx) Head() (audit.Head, error) { return t.head, nil }
 
+func (t *memoryTx) Apart() {}
+
 func (t *memoryTx) Item(fn func() error) error {
 	l, a := len(t.leaves), len(t.applied)
 	err := fn()
