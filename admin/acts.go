@@ -90,9 +90,10 @@ func BackupAct(recipient, serial string) string { return act("backup", recipient
 func RestoreAct(manifestHash [32]byte) string { return act("restore", hexHash(manifestHash)) }
 
 // RecoverAct lets the ledger go on from a database that lost its newest entries: size
-// entries are left, whose tree has this root; the witnesses knew known entries.
-func RecoverAct(size uint64, root [32]byte, known uint64) string {
-	return act("recover-ledger", strconv.FormatUint(size, 10), hexHash(root), strconv.FormatUint(known, 10))
+// entries are left, whose tree has this root; entries from common on and up to known were
+// known otherwise and are given up.
+func RecoverAct(size uint64, root [32]byte, common, known uint64) string {
+	return act("recover-ledger", strconv.FormatUint(size, 10), hexHash(root), strconv.FormatUint(common, 10), strconv.FormatUint(known, 10))
 }
 
 // RetireAct ends the use of every key of a cluster, because another one goes on with

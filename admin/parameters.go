@@ -122,6 +122,7 @@ type RestoreParameters struct {
 type RecoverParameters struct {
 	Size    uint64 `json:"entries_left"`
 	Root    string `json:"root"`          // of these, hex
+	Common  uint64 `json:"entries_kept"`  // entries from this index on, up to Known, were known otherwise and are given up
 	Known   uint64 `json:"entries_known"` // by the intent journal and the anchors
 	Serials int    `json:"serials"`       // that the journal knows of lost entries: they are revoked
 	Reason  string `json:"reason"`        // stands in the ledger

@@ -26,8 +26,8 @@ import (
 // One line per leaf: "<size before the batch> <index> <leaf hash> <issuer> <serial>";
 // issuer and serial are "-" where the leaf is neither a certificate's intent nor a
 // revocation. A sequencer that ends writes "<size> - - - -"; a recovery (see recovery.go)
-// "<size> recovering <grant> - -" and, when it is whole, "<size> recovered <grant> - -":
-// what stands before it of a larger index was given up. Lines of a batch that was never committed are
+// "<index> recovering <grant> - -" and, when it is whole, "<size> recovered <grant> - -":
+// entries from that index on that stand before it were given up. Lines of a batch that was never committed are
 // possible at any place and do no harm: their index comes again. A batch is known to
 // be committed when the next line begins where it ended.
 //
@@ -208,7 +208,7 @@ func (j *Journal) compare(ctx context.Context, r Reader, h Head) error {
 	}
 	return r.Leaves(ctx, from, h.Size, func(i uint64, leaf []byte) error {
 		if want, ok := kept[i]; ok && want != LeafHash(leaf) {
-			return fmt.Errorf("%w: entry %d is not the one that the intent journal %s kept", ErrTampered, i, j.path)
+			return fmt.Errorf("%w: entry %d is not the one that the intent journal %s kept. If a standby was promoted that was behind, the officers can decide to go on: %s", ErrTampered, i, j.path, recoverCommand)
 		}
 		return nil
 	})

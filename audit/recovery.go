@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -41,10 +43,11 @@ type Loss struct {
 	Genesis    Leaf
 	Size       uint64    // entries that are left
 	Root       tlog.Hash // of these
+	Common     uint64    // of these, those that are what the witnesses know; the rest came after the loss, from a node that did not notice
 	Known      uint64    // entries that the witnesses know
 	Checkpoint string    // the newest anchored note that is not of the entries left, or ""
 	Serials    []LostSerial
-	Begun      bool // a recovery from Size was begun here before
+	Begun      bool // a recovery was begun here before and is not whole
 
 	Recovered map[[32]byte]bool // grants of recoveries that were carried out here
 }
@@ -83,44 +86,75 @@ func FindLoss(ctx context.Context, r Reader, j *Journal, anchor string, at uint6
 	return l, l.anchors(ctx, r, head, anchor, origin, keys)
 }
 
-// journal reads the whole intent journal: each serial that it names behind the entries
-// left, unless the entry is there.
+// noted is a line of the intent journal that names a serial.
+type noted struct {
+	hash tlog.Hash
+	LostSerial
+}
+
+// journal reads the whole intent journal and holds it against all entries: a serial whose
+// entry is not there is lost.
 func (l *Loss) journal(ctx context.Context, r Reader, head Head, j *Journal) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	there := map[uint64]tlog.Hash{}
-	if err := r.Leaves(ctx, l.Size, head.Size, func(i uint64, b []byte) error { there[i] = LeafHash(b); return nil }); err != nil {
+	kept := map[uint64]tlog.Hash{}
+	forget := func(size uint64, whole bool) {
+		maps.DeleteFunc(kept, func(i uint64, _ tlog.Hash) bool { return !whole && i >= size })
+	}
+	whole := func() io.Reader { return io.NewSectionReader(j.f, 0, j.size) }
+	if _, err := readJournal(whole(), func(i uint64, hash tlog.Hash) { kept[i] = hash }, forget); err != nil {
 		return err
 	}
-	l.Known = max(j.base, l.Size)
-	seen := map[string]bool{}
-	sc := bufio.NewScanner(io.NewSectionReader(j.f, 0, j.size))
+	l.Common, l.Known, l.Begun = l.Size, max(j.base, l.Size), j.cut
+	lines := map[uint64][]noted{}
+	sc := bufio.NewScanner(whole())
 	for sc.Scan() {
 		f := strings.Fields(sc.Text())
 		if len(f) != 5 {
 			continue
 		}
-		if base, err := strconv.ParseUint(f[0], 10, 63); err == nil && f[1] == markRecovering && base == l.Size {
-			l.Begun = true
+		third, herr := hex.DecodeString(f[2])
+		if herr != nil || len(third) != 32 {
+			continue
 		}
-		if grant, err := hex.DecodeString(f[2]); err == nil && f[1] == markRecovered && len(grant) == 32 {
-			l.Recovered[[32]byte(grant)] = true
+		if f[1] == markRecovered {
+			l.Recovered[[32]byte(third)] = true
 		}
 		index, err := strconv.ParseUint(f[1], 10, 63)
-		hash, herr := hex.DecodeString(f[2])
-		if err != nil || herr != nil || len(hash) != tlog.HashSize || index < l.Size || there[index] == tlog.Hash(hash) {
+		if err != nil {
 			continue
 		}
 		l.Known = max(l.Known, index+1)
 		issuer, ierr := hex.DecodeString(f[3])
 		serial, serr := hex.DecodeString(f[4])
-		if ierr != nil || serr != nil || len(issuer) != 32 || len(serial) == 0 || len(serial) > 20 || seen[f[3]+f[4]] {
-			continue
+		if ierr == nil && serr == nil && len(issuer) == 32 && len(serial) > 0 && len(serial) <= 20 {
+			lines[index] = append(lines[index], noted{tlog.Hash(third), LostSerial{Issuer: [32]byte(issuer), Serial: serial}})
 		}
-		seen[f[3]+f[4]] = true
-		l.Serials = append(l.Serials, LostSerial{Issuer: [32]byte(issuer), Serial: serial})
 	}
-	return sc.Err()
+	if err := sc.Err(); err != nil {
+		return err
+	}
+	err := r.Leaves(ctx, 0, head.Size, func(i uint64, b []byte) error {
+		h := LeafHash(b)
+		if want, ok := kept[i]; ok && want != h {
+			l.Common = min(l.Common, i)
+		}
+		lines[i] = slices.DeleteFunc(lines[i], func(n noted) bool { return n.hash == h })
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	seen := map[string]bool{}
+	for _, i := range slices.Sorted(maps.Keys(lines)) {
+		for _, n := range lines[i] {
+			if k := string(n.Issuer[:]) + string(n.Serial); !seen[k] {
+				seen[k] = true
+				l.Serials = append(l.Serials, n.LostSerial)
+			}
+		}
+	}
+	return nil
 }
 
 // anchors reads the anchor file for checkpoints of what is lost.
@@ -139,7 +173,7 @@ func (l *Loss) anchors(ctx context.Context, r Reader, head Head, path, origin st
 	var newest Checkpoint
 	err = readAnchor(f, origin, func(note string) error {
 		c, err := OpenCheckpoint(note, origin, keys)
-		if err != nil || c.Size <= max(l.Size, newest.Size) {
+		if err != nil || c.Size <= l.Common && c.Size <= newest.Size {
 			return nil // what is not signed vouches for nothing
 		}
 		if c.Size <= head.Size {
@@ -148,17 +182,19 @@ func (l *Loss) anchors(ctx context.Context, r Reader, head Head, path, origin st
 				return err
 			}
 		}
-		newest = c
+		if c.Size > newest.Size {
+			newest = c
+		}
 		return nil
 	})
 	l.Known, l.Checkpoint = max(l.Known, newest.Size), newest.Note
 	return err
 }
 
-// BeginRecovery notes in the journal that the entries from size on are given up: until
+// BeginRecovery notes in the journal that the entries from an index on are given up: until
 // EndRecovery no server starts on it.
-func (j *Journal) BeginRecovery(size uint64, grant [32]byte) error {
-	return j.mark(size, markRecovering, grant)
+func (j *Journal) BeginRecovery(common uint64, grant [32]byte) error {
+	return j.mark(common, markRecovering, grant)
 }
 
 // EndRecovery notes that a recovery is whole, with the size of the ledger now.
@@ -181,14 +217,15 @@ func (j *Journal) mark(size uint64, what string, grant [32]byte) error {
 
 // Recovered is a recovery that stands on the ledger.
 type Recovered struct {
-	From  uint64 // index of its leaf, and the size from which the ledger went on
-	Known uint64 // size that was known before
+	From   uint64 // index of its leaf, and the size from which the ledger went on
+	Common uint64 // entries below were not given up
+	Known  uint64 // size that was known before
 }
 
 // gaveUp tells whether a checkpoint of a size may be one of entries that a recovery gave up.
 func gaveUp(recs []Recovered, size uint64) bool {
 	for _, r := range recs {
-		if size > r.From && size <= r.Known {
+		if size > r.Common && size <= r.Known {
 			return true
 		}
 	}
@@ -201,10 +238,11 @@ func readRecovered(ctx context.Context, r Reader, at []uint64) (out []Recovered,
 		err := r.Leaves(ctx, from, from+1, func(index uint64, b []byte) error {
 			l, err := DecodeLeaf(b)
 			known, ok := l.Uint(TagKnown)
-			if err != nil || l.Op != OpRecovery || !ok {
+			common, there := l.Uint(TagCommon)
+			if err != nil || l.Op != OpRecovery || !ok || !there || common > from {
 				return fmt.Errorf("%w: entry %d is listed as a recovery, which it is not", ErrTampered, index)
 			}
-			out = append(out, Recovered{From: from, Known: known})
+			out = append(out, Recovered{From: from, Common: common, Known: known})
 			return nil
 		})
 		if err != nil {

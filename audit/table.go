@@ -171,6 +171,7 @@ const (
 	TagNotAfter       Tag = 110 // u64: seconds since 1970: end of a certificate that a predecessor issued
 	TagKnown          Tag = 111 // u64: size of the ledger that journal and anchors knew before a recovery
 	TagCheckpoint     Tag = 112 // the newest anchored checkpoint, a signed note, of what a recovery gave up
+	TagCommon         Tag = 113 // u64: entries below this one were not given up by a recovery
 	TagProposal       Tag = 80  // proposal (ENCODINGS): TLV of its own
 	TagProposalHash   Tag = 81  // 32 octets: H("proposal", proposal)
 	TagOfficer        Tag = 82  // 32 octets: SHA-256 of an officer's SPKI DER
@@ -202,7 +203,7 @@ var tagShapes = map[Tag]shape{
 	TagMember: shapeText, TagSerialNumber: shapeText, TagSPKI: shapeBytes, TagSource: shapeText, TagMechanism: shapeText,
 	TagCounts: shapeBytes, TagRevokedAt: shapeU64, TagAttributes: shapeBytes, TagSubject: shapeHash,
 	TagState: shapeText, TagAttestation: shapeBytes, TagManifest: shapeHash, TagRecipient: shapeText, TagWeak: shapeBytes, TagCopies: shapeBytes, TagFindings: shapeBytes, TagWarrant: shapeBytes,
-	TagPredecessor: shapeBytes, TagCount: shapeU64, TagNotAfter: shapeU64, TagKnown: shapeU64, TagCheckpoint: shapeBytes,
+	TagPredecessor: shapeBytes, TagCount: shapeU64, TagNotAfter: shapeU64, TagKnown: shapeU64, TagCommon: shapeU64, TagCheckpoint: shapeBytes,
 	TagProposal: shapeBytes, TagProposalHash: shapeHash, TagOfficer: shapeHash, TagDecision: shapeU8, TagVote: shapeBytes,
 	TagVotes: shapeBytes, TagOutcome: shapeText,
 }

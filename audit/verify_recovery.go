@@ -25,7 +25,8 @@ func (a *approvals) recovery(index uint64, l Leaf, list []byte) error {
 	w := &warrantSeen{leaf: index, at: l.Time, proposal: items[0], votes: items[1:]}
 	acts, err := ParseList(proposalField(w.proposal, 4))
 	known, _ := l.Uint(TagKnown)
-	want := fmt.Sprintf("recover-ledger %d %x %d", index, a.root, known)
+	common, _ := l.Uint(TagCommon)
+	want := fmt.Sprintf("recover-ledger %d %x %d %d", index, a.root, common, known)
 	hash := Digest("proposal", w.proposal)
 	places := hash[:]
 	for i := range w.votes {
@@ -33,6 +34,8 @@ func (a *approvals) recovery(index uint64, l Leaf, list []byte) error {
 	}
 	grant, _ := l.Hash(TagGrant)
 	switch {
+	case common > index:
+		return violate(index, "it gives up nothing")
 	case err != nil || string(proposalField(w.proposal, 2)) != "recover-ledger" || !slices.ContainsFunc(acts, func(act []byte) bool { return string(act) == want }):
 		return violate(index, "its warrant is for something else than to go on from the entries before it")
 	case !bytes.Equal(proposalField(w.proposal, 1), a.ledger[:]) || !bytes.Equal(proposalField(w.proposal, 6), a.roster[:]):

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"chancery/audit"
 )
@@ -202,17 +203,28 @@ func (m *member) decided(now Standing) (was Standing) {
 	return was
 }
 
+// abandonAge is how old an intent is at least before another node closes it: a node that
+// lost its connection to the database, as all do in a failover, comes back before.
+const abandonAge = 10 * time.Second
+
 // closeAbandoned closes, as orphans, the intents that a node left open which does not
 // live any more.
 func (s *Store) closeAbandoned(ctx context.Context) error {
 	return s.ledger.Abandoned(ctx, func(left audit.Left) error {
+		n := 0
 		for _, o := range left.Intents {
+			if time.Since(o.Leaf.Time) < abandonAge {
+				continue
+			}
 			_, err := s.ledger.Orphan(ctx, o, "left open by node "+left.Node+", which ended; a signature may exist", nil, orphaned(o)...)
 			if err != nil && !errors.Is(err, audit.ErrConflict) {
 				return fmt.Errorf("closing intent %d: %w", o.Index, err)
 			}
+			n++
 		}
-		s.log.Warn("a node ended and left intents open; they are closed and their serials revoked", "node", left.Node, "count", len(left.Intents))
+		if n > 0 {
+			s.log.Warn("a node ended and left intents open; they are closed and their serials revoked", "node", left.Node, "count", n)
+		}
 		return nil
 	})
 }

@@ -22,6 +22,7 @@ func TestVerifyRecovered(t *testing.T) {
 		votes    []int // officers
 		key      *ecdsa.PrivateKey
 		known    uint64 // more than that many entries were known
+		common   uint64 // that many entries more are given up
 		ungrant  bool   // the lost serial is revoked without the recovery's grant
 		grant    bool   // the recovery names another grant
 		number   uint64 // of CRLs, from which they go on
@@ -43,6 +44,7 @@ func TestVerifyRecovered(t *testing.T) {
 		"a warrant that is over": {change{proposal: func(p *admin.Proposal) { p.NotBefore, p.Expires = time.Unix(1, 0), time.Unix(2, 0) }}, 0, "not in force"},
 		"another grant":          {change{grant: true}, 0, "its grant is not that"},
 		"more given up":          {change{known: 3}, 0, "something else"},
+		"older ones given up":    {change{common: 3}, 0, "something else"},
 		"lost without a grant":   {change{ungrant: true}, 2, "without a grant"},
 		"CRL numbers go back":    {change{number: 1}, 1, "go back"},
 		"a larger checkpoint":    {change{larger: true}, 4, "cut off"},
@@ -69,7 +71,7 @@ func TestVerifyRecovered(t *testing.T) {
 				kept = l.signNote(string(lost.Body(l.origin)))
 			}
 			raw := l.proposal(func(p *admin.Proposal) {
-				p.Action, p.Acts = "recover-ledger", []string{admin.RecoverAct(at, root, known)}
+				p.Action, p.Acts = "recover-ledger", []string{admin.RecoverAct(at, root, at, known)}
 				if x.proposal != nil {
 					x.proposal(p)
 				}
@@ -98,6 +100,7 @@ func TestVerifyRecovered(t *testing.T) {
 				f.List(audit.TagWarrant, items...)
 				f.Hash(audit.TagGrant, grant)
 				f.Uint64(audit.TagKnown, known+x.known)
+				f.Uint64(audit.TagCommon, at-x.common)
 				f.Bytes(audit.TagCheckpoint, []byte(kept))
 				f.Text(audit.TagReason, "the disk died")
 			})

@@ -237,7 +237,7 @@ func show(out io.Writer, r check.Report) {
 		fmt.Fprintf(out, "succeeds     ledger %s: compare with what you know of it\n", r.Succeeds)
 	}
 	for _, x := range r.Recoveries {
-		fmt.Fprintf(out, "recovery     at entry %d the officers let the ledger go on from there, although %d entries had been known: %s\n", x.Entry, x.Known, printable(x.Why))
+		fmt.Fprintf(out, "recovery     at entry %d the officers let the ledger go on, and gave up what had been known as entries %d to %d: %s\n", x.Entry, x.Kept, x.Known, printable(x.Why))
 	}
 	if r.Backward > 0 {
 		fmt.Fprintf(out, "note         the clock went back %d times; the order of entries is their index\n", r.Backward)

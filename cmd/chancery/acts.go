@@ -142,7 +142,7 @@ func actsOf(action string, parameters []byte) ([]string, error) {
 		if err != nil || len(root) != 32 {
 			return nil, fmt.Errorf("root %q must be 64 hex digits", audit.Text(p.Root, 80))
 		}
-		return []string{admin.RecoverAct(p.Size, [32]byte(root), p.Known)}, nil
+		return []string{admin.RecoverAct(p.Size, [32]byte(root), p.Common, p.Known)}, nil
 	}
 	if acts, err := backupActsOf(action, parameters); acts != nil || err != nil {
 		return acts, err

@@ -114,13 +114,13 @@ func (r *recovering) ask(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if loss.Known <= loss.Size && !loss.Begun {
+	if loss.Known <= loss.Size && loss.Common == loss.Size && !loss.Begun {
 		return &exit{exitError, fmt.Errorf("nothing is lost: the database holds the %d entries that intent journal and anchor know; start the server", loss.Size)}
 	}
 	if err := admin.CheckRoster(r.roster, loss.Genesis); err != nil {
 		return err
 	}
-	j, err := json.Marshal(admin.RecoverParameters{Size: loss.Size, Root: hex.EncodeToString(loss.Root[:]), Known: loss.Known, Serials: len(loss.Serials), Reason: audit.Text(r.reason, 500)})
+	j, err := json.Marshal(admin.RecoverParameters{Size: loss.Size, Root: hex.EncodeToString(loss.Root[:]), Common: loss.Common, Known: loss.Known, Serials: len(loss.Serials), Reason: audit.Text(r.reason, 500)})
 	if err != nil {
 		return err
 	}
@@ -141,8 +141,8 @@ func (r *recovering) ask(ctx context.Context) error {
 	if err := w.save(r.request); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(r.out, "The database holds %d entries, %d are known: %d are lost, with %d serials, which will be revoked.\nRequest %s waits for %d officers. Each of them:\n\n  %s approve sign --file %s --officer NAME --key FILE\n",
-		loss.Size, loss.Known, loss.Known-loss.Size, len(loss.Serials), r.request, r.roster.Quorum, self(), shellQuote(r.request))
+	_, err = fmt.Fprintf(r.out, "The database holds %d entries. From entry %d on, up to %d, intent journal and anchor know others, which would be given up; %d serials of them would be revoked.\nRequest %s waits for %d officers. Each of them:\n\n  %s approve sign --file %s --officer NAME --key FILE\n",
+		loss.Size, loss.Common, loss.Known, len(loss.Serials), r.request, r.roster.Quorum, self(), shellQuote(r.request))
 	return err
 }
 
@@ -168,13 +168,16 @@ func (r *recovering) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	act := admin.RecoverAct(decided.Size, loss.Root, decided.Known)
+	act := admin.RecoverAct(decided.Size, loss.Root, decided.Common, decided.Known)
 	roster, _ := loss.Genesis.Hash(audit.TagRoster)
 	acts, _, err := w.Warrant.Check(loss.Ledger, roster, time.Now())
 	for i, v := range w.Warrant.Votes { // the grant is made of their places
 		if err == nil && v.Leaf != uint64(i) {
 			err = fmt.Errorf("%w: vote %d stands in place %d", admin.ErrNotGranted, v.Leaf, i)
 		}
+	}
+	if err == nil && !loss.Begun && !loss.Recovered[w.Warrant.Grant()] && (loss.Common < decided.Common || loss.Known > decided.Known) {
+		err = fmt.Errorf("%w: the officers signed that entries %d to %d are given up; here it would be %d to %d. Ask them again: --request", admin.ErrNotGranted, decided.Common, decided.Known, loss.Common, loss.Known)
 	}
 	if err == nil && (p.Action != admin.RecoverLedger || !slices.Equal(acts, []string{act}) || p.Parameters != admin.ParametersDigest(parameters) || loss.Size != decided.Size) {
 		err = fmt.Errorf("%w: the officers signed %q; what is left here is %q", admin.ErrNotGranted, acts, act)
@@ -206,7 +209,7 @@ func (r *recovering) recover(ctx context.Context) error {
 		_, err = fmt.Fprintln(r.out, "This recovery was carried out here before; the HSM members were told again.")
 		return err
 	}
-	if err := r.journal.BeginRecovery(loss.Size, grant); err != nil {
+	if err := r.journal.BeginRecovery(decided.Common, grant); err != nil {
 		return err
 	}
 	audit.Failpoint("recovery-begun")
@@ -262,6 +265,7 @@ func (r *recovering) record(ctx context.Context, w *admin.Warrant, loss audit.Lo
 		var f audit.Fields
 		f.List(audit.TagWarrant, w.Evidence()...)
 		f.Hash(audit.TagGrant, grant)
+		f.Uint64(audit.TagCommon, decided.Common)
 		f.Uint64(audit.TagKnown, decided.Known)
 		f.Bytes(audit.TagCheckpoint, []byte(loss.Checkpoint))
 		f.Text(audit.TagReason, decided.Reason)

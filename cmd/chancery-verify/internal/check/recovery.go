@@ -9,9 +9,10 @@ import (
 )
 
 // Recovery is a place where the officers let the ledger go on from an older database.
-// Checkpoints of more than Entry and up to Known entries may be of what they gave up.
+// Checkpoints of more than Kept and up to Known entries may be of what they gave up.
 type Recovery struct {
 	Entry uint64 `json:"entry"` // the ledger went on from this size
+	Kept  uint64 `json:"kept"`  // entries below this one were not given up
 	Known uint64 `json:"known"` // entries that were known before
 	Why   string `json:"why,omitempty"`
 }
@@ -29,7 +30,8 @@ func (v *verifier) recovery(index uint64, l *leaf.Leaf) error {
 	}
 	q, err := readRequest(items[0])
 	known, _ := l.Uint(leaf.TagKnown)
-	act := fmt.Sprintf("recover-ledger %d %s %d", index, v.before, known)
+	kept, _ := l.Uint(leaf.TagCommon)
+	act := fmt.Sprintf("recover-ledger %d %s %d %d", index, v.before, kept, known)
 	places := []byte{}
 	for i := range items[1:] {
 		places = binary.BigEndian.AppendUint64(places, uint64(i))
@@ -39,6 +41,8 @@ func (v *verifier) recovery(index uint64, l *leaf.Leaf) error {
 	switch {
 	case err != nil:
 		return bad(index, "its warrant: %v", err)
+	case kept > index:
+		return bad(index, "it gives up nothing")
 	case q.action != "recover-ledger" || len(q.targets) != 1 || string(q.targets[0]) != act:
 		return bad(index, "its warrant is for something else than to go on from the entries before it")
 	case q.ledger != v.s.Ledger || q.roster != v.s.Roster:
@@ -54,7 +58,7 @@ func (v *verifier) recovery(index uint64, l *leaf.Leaf) error {
 		return err
 	}
 	v.s.Grants[grant] = newMandate(q.targets)
-	v.s.Recoveries = append(v.s.Recoveries, Recovery{Entry: index, Known: known, Why: l.Text(leaf.TagReason)})
+	v.s.Recoveries = append(v.s.Recoveries, Recovery{Entry: index, Kept: kept, Known: known, Why: l.Text(leaf.TagReason)})
 	return nil
 }
 
@@ -77,7 +81,7 @@ func (s *State) raised(index uint64, l *leaf.Leaf) error {
 // gaveUp tells whether a checkpoint of a size may be of entries that a recovery gave up.
 func (s *State) gaveUp(size uint64) bool {
 	for _, r := range s.Recoveries {
-		if size > r.Entry && size <= r.Known {
+		if size > r.Kept && size <= r.Known {
 			return true
 		}
 	}

@@ -183,6 +183,7 @@ const (
 	TagNotAfter       Tag = 110
 	TagKnown          Tag = 111
 	TagCheckpoint     Tag = 112
+	TagCommon         Tag = 113
 )
 
 // shape is what a value must look like.
@@ -258,4 +259,5 @@ var shapes = map[Tag]shape{
 	TagNotAfter:       u64,
 	TagKnown:          u64,
 	TagCheckpoint:     octets,
+	TagCommon:         u64,
 }
