@@ -1,11 +1,14 @@
 package audit
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,10 +20,13 @@ type Options struct {
 	Build   string // version of the program, in every intent
 	Journal *Journal
 	Anchor  string // file of anchored checkpoints (see [NewCheckpointer]): Open holds the ledger against the newest; "" for none
-	Log     *slog.Logger
-	Now     func() time.Time // nil: time.Now
-	Queue   int              // entries that may wait; 0: 4,096
-	Batch   int              // entries of one transaction at most; 0: 1,024
+	// Births are the leaves in which checkpoint keys of members that joined were born, as
+	// the database has them: an anchored checkpoint may be signed by such a key alone.
+	Births []uint64
+	Log    *slog.Logger
+	Now    func() time.Time // nil: time.Now
+	Queue  int              // entries that may wait; 0: 4,096
+	Batch  int              // entries of one transaction at most; 0: 1,024
 }
 
 // Ledger is the one writer of the process: see the package comment.
@@ -34,7 +40,8 @@ type Ledger struct {
 	mu     sync.RWMutex
 	id     LedgerID
 	origin string
-	keys   [][]byte // checkpoint keys of the genesis leaf, SPKI DER
+	keys   [][]byte // checkpoint keys, SPKI DER: those of leaf 0, then those born later
+	grant  [32]byte // of genesis
 	head   Head     // last committed by this process
 	broken error
 
@@ -81,6 +88,14 @@ func Open(ctx context.Context, st Storage, opt Options) (*Ledger, error) {
 		if err := l.readGenesis(ctx); err != nil {
 			return nil, err
 		}
+		for _, index := range opt.Births {
+			if index == 0 {
+				continue
+			}
+			if _, err := l.bornLater(ctx, index); err != nil {
+				return nil, err
+			}
+		}
 	}
 	if opt.Journal != nil {
 		if err := opt.Journal.compare(ctx, st, head); err != nil {
@@ -113,8 +128,9 @@ func (l *Ledger) readGenesis(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w: leaf 0: %v", ErrTampered, err)
 	}
+	acts, _ := g.Get(TagActs)
 	l.mu.Lock()
-	l.id, l.origin, l.keys = g.Ledger, Origin(string(domain), g.Ledger), keys
+	l.id, l.origin, l.keys, l.grant = g.Ledger, Origin(string(domain), g.Ledger), keys, genesisGrant(acts)
 	l.mu.Unlock()
 	return nil
 }
@@ -535,6 +551,43 @@ func (l *Ledger) checkpointKeys() [][]byte {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	return l.keys
+}
+
+// lineKey is the verifier of a line's key, which leaf 0 or the leaf of its birth names.
+func (l *Ledger) lineKey(ctx context.Context, line *CheckpointLine) (*noteVerifier, error) {
+	known := func(k []byte) bool { return bytes.Equal(k, line.SPKI) }
+	if !slices.ContainsFunc(l.checkpointKeys(), known) {
+		spki, err := l.bornLater(ctx, line.Birth)
+		if err != nil {
+			return nil, err
+		}
+		if !known(spki) {
+			return nil, fmt.Errorf("%w: leaf %d is the birth of another checkpoint key", ErrTampered, line.Birth)
+		}
+	}
+	return newNoteVerifier(l.Origin(), line.SPKI)
+}
+
+// bornLater makes the checkpoint key known that was born in a leaf, under a grant of the
+// officers: what genesis bore stands in leaf 0.
+func (l *Ledger) bornLater(ctx context.Context, index uint64) (spki []byte, err error) {
+	leaf, err := l.Leaf(ctx, index)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return nil, fmt.Errorf("reading the birth of a checkpoint key: %w", err)
+	}
+	spki, _ = leaf.Get(TagSPKI)
+	hash, _ := leaf.Hash(TagKey)
+	purpose, _ := leaf.Uint(TagPurpose)
+	grant, granted := leaf.Hash(TagGrant)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if leaf.Kind != KindEvent || leaf.Op != OpKeyGenerate || Purpose(purpose) != PurposeCheckpoint || sha256.Sum256(spki) != hash || !granted || grant == l.grant {
+		return nil, fmt.Errorf("%w: leaf %d is not the birth of a checkpoint key under a grant of the officers", ErrTampered, index)
+	}
+	if !slices.ContainsFunc(l.keys, func(k []byte) bool { return bytes.Equal(k, spki) }) {
+		l.keys = append(slices.Clone(l.keys), spki)
+	}
+	return spki, nil
 }
 
 // Broken tells why the ledger refuses to go on, or nil.

@@ -352,19 +352,19 @@ func TestDatabaseCannotChangePurpose(t *testing.T) {
 // start, under the same grant.
 func TestResumeGenesis(t *testing.T) {
 	c := copyCluster(t)
-	c.db.leaves, c.db.applied = c.db.leaves[:1], c.db.applied[:1]
+	c.db.leaves, c.db.applied = c.db.leaves[:1], c.db.applied[:2]
 	c.db.head = audit.Head{Size: 1, Range: []tlog.Hash{audit.LeafHash(c.db.leaves[0])}}
 	stop, err := c.open(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer stop()
-	if _, err := c.store.Key("checkpoint"); !errors.Is(err, hsmstore.ErrNoKey) || c.store.CheckpointSigner().Public() != nil {
+	if _, err := c.store.CheckpointSigner().SignCheckpoint(t.Context(), checkpoint(c.ledger.Origin(), 2, 1)); !errors.Is(err, hsmstore.ErrNoKey) {
 		t.Errorf("the checkpoint key is usable before its proof: %v", err)
 	}
 	grant, err := admin.ResumeGenesis(c.db.leaf(0), c.store.ActDone)
 	must(err)
-	if err := c.store.ResumeGenesis(t.Context(), grant, checkpointSpec); err != nil {
+	if err := c.store.ResumeGenesis(t.Context(), grant); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := c.store.GenerateKey(t.Context(), grant, issuerSpec); err != nil {

@@ -106,7 +106,11 @@ func actsOf(action string, parameters []byte) ([]string, error) {
 		return []string{spec.Act()}, err
 	case admin.AddMember:
 		p, err := parametersOf[admin.MemberParameters](parameters)
-		return []string{admin.AddMemberAct(p.Name, p.Serial), admin.GenerateKeyAct(p.ProbeKey, audit.PurposeProbe.String(), hsmstore.ProbeAlgorithm, nil, p.Name)}, err
+		acts := []string{admin.AddMemberAct(p.Name, p.Serial, p.Role), admin.GenerateKeyAct(p.ProbeKey, audit.PurposeProbe.String(), hsmstore.ProbeAlgorithm, nil, p.Name)}
+		if p.CheckpointKey != "" {
+			acts = append(acts, admin.GenerateKeyAct(p.CheckpointKey, audit.PurposeCheckpoint.String(), p.CheckpointAlgorithm, nil, p.Name))
+		}
+		return acts, err
 	case admin.RemoveMember:
 		p, err := parametersOf[admin.RemoveParameters](parameters)
 		return []string{admin.RemoveMemberAct(p.Name, p.Serial)}, err
@@ -172,11 +176,19 @@ func (s *server) candidate(ctx context.Context, name string) (admin.MemberParame
 	if err := s.hsm.NotRecipient(ctx, cand.Serial); err != nil {
 		return admin.MemberParameters{}, err
 	}
-	if cfg.SOPIN == nil && !cfg.SplitSO && !cfg.DeviceSO && !cfg.WeakUnwrap && cfg.Replication != hsmstore.ReplicateNative {
+	if cfg.Role == hsmstore.RoleAll && cfg.SOPIN == nil && !cfg.SplitSO && !cfg.DeviceSO && !cfg.WeakUnwrap && cfg.Replication != hsmstore.ReplicateNative {
 		return admin.MemberParameters{}, fmt.Errorf("%w: hsm.members of %s has no so_pin, which joining needs: give file:PATH, env:NAME, credential:NAME, or device, for the time of the ceremony", hsmstore.ErrStanding, name)
 	}
-	return admin.MemberParameters{Name: name, Serial: cand.Serial, Label: cand.Label, Manufacturer: cand.Manufacturer, Model: cand.Model, Firmware: cand.Firmware, ProbeKey: s.hsm.ProbeSpec(name).Name,
-		Module: cfg.Module, Replication: string(cfg.Replication), WeakUnwrap: cfg.WeakUnwrap}, nil
+	p := admin.MemberParameters{Name: name, Serial: cand.Serial, Label: cand.Label, Manufacturer: cand.Manufacturer, Model: cand.Model, Firmware: cand.Firmware,
+		Module: cfg.Module, Replication: string(cfg.Replication), Role: string(cand.Role), WeakUnwrap: cfg.WeakUnwrap}
+	for _, k := range cand.Own {
+		if k.Purpose == audit.PurposeProbe {
+			p.ProbeKey = k.Name
+		} else {
+			p.CheckpointKey, p.CheckpointAlgorithm = k.Name, k.Algorithm
+		}
+	}
+	return p, nil
 }
 
 func (s *server) inspect(ctx context.Context, name string) (hsmstore.MemberConfig, hsmstore.Candidate, error) {

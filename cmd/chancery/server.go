@@ -30,10 +30,9 @@ import (
 
 // Names of what genesis makes.
 const (
-	rootName       = "root"
-	issuingName    = "issuing"
-	checkpointName = "checkpoint"
-	documentName   = "document"
+	rootName     = "root"
+	issuingName  = "issuing"
+	documentName = "document"
 )
 
 // server is the running CA: every room, built in order.
@@ -75,7 +74,11 @@ func (s *server) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	s.ledger, err = audit.Open(ctx, s.db, audit.Options{Node: s.cfg.NodeID, Build: build(), Journal: s.journal, Anchor: anchor, Log: s.log})
+	keys, err := s.db.Keys(ctx)
+	if err != nil {
+		return err
+	}
+	s.ledger, err = audit.Open(ctx, s.db, audit.Options{Births: checkpointBirths(keys), Node: s.cfg.NodeID, Build: build(), Journal: s.journal, Anchor: anchor, Log: s.log})
 	if err != nil {
 		return err
 	}
@@ -103,10 +106,6 @@ func (s *server) open(ctx context.Context) (err error) {
 		}
 		enrolled = nil // the ceremony goes on with the members of the configuration
 	}
-	keys, err := s.db.Keys(ctx)
-	if err != nil {
-		return err
-	}
 	s.hsm, err = hsmstore.Open(ctx, hsmstore.Config{Members: members, Ledger: s.ledger, Keys: keys, Enrolled: enrolled, Log: s.log,
 		Shares: s.db, Officers: s.officers, InUse: s.keyInUse, CeremonyOnly: s.ceremonyKey, Backup: s.db, BackupToken: s.backupToken, Backups: s.backupHolders})
 	if err != nil {
@@ -123,6 +122,16 @@ func (s *server) open(ctx context.Context) (err error) {
 	return nil
 }
 
+// checkpointBirths are the leaves in which checkpoint keys were born.
+func checkpointBirths(keys []hsmstore.KeyRecord) (out []uint64) {
+	for _, k := range keys {
+		if k.Purpose == audit.PurposeCheckpoint {
+			out = append(out, k.Birth)
+		}
+	}
+	return out
+}
+
 // officers are those in force.
 func (s *server) officers(ctx context.Context) ([]admin.Officer, error) {
 	r, err := s.db.Roster(ctx)
@@ -131,9 +140,6 @@ func (s *server) officers(ctx context.Context) ([]admin.Officer, error) {
 
 // keyInUse says what still needs a key, so that nobody destroys it.
 func (s *server) keyInUse(name string) string {
-	if name == checkpointName {
-		return "it signs the ledger's checkpoints"
-	}
 	if name == s.cfg.ACME.NonceSecret {
 		return "the key of ACME nonces comes from it (acme.nonce_secret)"
 	}
@@ -164,7 +170,7 @@ func (s *server) membersMissing(ctx context.Context, enrolled []hsmstore.MemberR
 		return false, err
 	}
 	// Rows of members stay when the members leave, so there are never fewer again.
-	joining := strings.Fields(admin.AddMemberAct("x", "x"))[0] + " "
+	joining := strings.Fields(admin.AddMemberAct("x", "x", ""))[0] + " "
 	n := 0
 	for _, a := range acts {
 		if strings.HasPrefix(string(a), joining) {

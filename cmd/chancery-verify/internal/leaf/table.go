@@ -179,6 +179,7 @@ const (
 	TagPredecessor    Tag = 108
 	TagCount          Tag = 109
 	TagNotAfter       Tag = 110
+	TagRole           Tag = 130
 )
 
 // shape is what a value must look like.
@@ -252,4 +253,5 @@ var shapes = map[Tag]shape{
 	TagPredecessor:    octets,
 	TagCount:          u64,
 	TagNotAfter:       u64,
+	TagRole:           text,
 }
