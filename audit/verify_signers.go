@@ -116,8 +116,7 @@ func (s *signers) event(index uint64, l Leaf, genesis [32]byte) error {
 // wrong.
 func (s *signers) judge() error {
 	type signer struct {
-		birth, end uint64
-		counts     bool
+		birth, end, vouched uint64
 	}
 	byID := map[uint32]*signer{}
 	for _, k := range s.keys {
@@ -129,7 +128,7 @@ func (s *signers) judge() error {
 		if !over {
 			end = NoIndex
 		}
-		byID[v.hash] = &signer{k.birth, end, k.birth == 0}
+		byID[v.hash] = &signer{birth: k.birth, end: end}
 	}
 	slices.SortStableFunc(s.notes, func(a, b seenNote) int { return cmp.Compare(a.size, b.size) })
 	for _, n := range s.notes {
@@ -140,11 +139,16 @@ func (s *signers) judge() error {
 			}
 			n.by = verifiedBy(opened)
 		}
-		if !slices.ContainsFunc(n.by, func(id uint32) bool { return byID[id].counts && byID[id].end >= n.size }) {
+		if !slices.ContainsFunc(n.by, func(id uint32) bool {
+			k := byID[id]
+			return (k.birth == 0 || k.vouched > 0) && k.end >= n.size
+		}) {
 			return violate(n.size, "its checkpoint is signed only by keys that had ended, or whose birth no checkpoint before it covers")
 		}
 		for _, k := range byID {
-			k.counts = k.counts || k.birth < n.size
+			if k.birth < n.size {
+				k.vouched = n.size
+			}
 		}
 	}
 	return nil
