@@ -365,6 +365,17 @@ func (c *Checkpointer) Latest(ctx context.Context) (string, error) {
 	return c.ledger.st.LastCheckpoint(ctx)
 }
 
+// noteSize is the size in a checkpoint of our own.
+func noteSize(signed string) (uint64, error) {
+	_, after, _ := strings.Cut(signed, "\n")
+	line, _, _ := strings.Cut(after, "\n")
+	size, err := strconv.ParseUint(line, 10, 63)
+	if err != nil {
+		return 0, fmt.Errorf("%w: newest checkpoint", ErrTampered)
+	}
+	return size, nil
+}
+
 // ProofText is the C2SP tlog-proof of a leaf in the newest signed checkpoint; its
 // extra data is the leaf itself. A leaf that no checkpoint covers yet is
 // ErrNotFound: one follows within two seconds.
@@ -373,11 +384,9 @@ func (c *Checkpointer) ProofText(ctx context.Context, index uint64) ([]byte, err
 	if err != nil {
 		return nil, err
 	}
-	_, after, _ := strings.Cut(signed, "\n")
-	line, _, _ := strings.Cut(after, "\n")
-	size, err := strconv.ParseUint(line, 10, 63)
+	size, err := noteSize(signed)
 	if err != nil {
-		return nil, fmt.Errorf("%w: newest checkpoint", ErrTampered)
+		return nil, err
 	}
 	if index >= size {
 		return nil, fmt.Errorf("%w: no checkpoint covers entry %d yet; try again in two seconds", ErrNotFound, index)
