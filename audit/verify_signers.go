@@ -131,25 +131,37 @@ func (s *signers) judge() error {
 		byID[v.hash] = &signer{birth: k.birth, end: end}
 	}
 	slices.SortStableFunc(s.notes, func(a, b seenNote) int { return cmp.Compare(a.size, b.size) })
-	for _, n := range s.notes {
-		if n.text != "" {
+	for i := range s.notes {
+		if n := &s.notes[i]; n.text != "" {
 			_, opened, err := openNote(n.text, s.origin, s.known(n.size))
 			if err != nil {
 				return violate(n.size, "its checkpoint is not signed by the ledger's key: %v", err)
 			}
 			n.by = verifiedBy(opened)
 		}
-		if !slices.ContainsFunc(n.by, func(id uint32) bool {
+	}
+	counts := func(n seenNote) bool {
+		return slices.ContainsFunc(n.by, func(id uint32) bool {
 			k := byID[id]
-			return (k.birth == 0 || k.vouched > 0) && k.end >= n.size
-		}) {
-			return violate(n.size, "its checkpoint is signed only by keys that had ended, or whose birth no checkpoint before it covers")
+			return (k.birth == 0 || k.vouched > 0 && k.vouched <= n.size) && k.end >= n.size
+		})
+	}
+	for rest := s.notes; len(rest) > 0; {
+		size, n := rest[0].size, 1
+		for n < len(rest) && rest[n].size == size {
+			n++
 		}
-		for _, k := range byID {
-			if k.birth < n.size {
-				k.vouched = n.size
+		if slices.ContainsFunc(rest[:n], counts) { // the tree of that size is one
+			for _, k := range byID {
+				if k.birth < size && k.vouched == 0 {
+					k.vouched = size
+				}
 			}
 		}
+		if slices.ContainsFunc(rest[:n], func(n seenNote) bool { return !counts(n) }) {
+			return violate(size, "its checkpoint is signed only by keys that had ended, or whose birth no checkpoint before it covers")
+		}
+		rest = rest[n:]
 	}
 	return nil
 }

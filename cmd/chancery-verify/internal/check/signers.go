@@ -74,11 +74,14 @@ func (v *verifier) judgeNotes() error {
 		byID[k.id] = &v.s.Signers[i]
 	}
 	slices.SortStableFunc(v.notes, func(a, b checkpoint) int { return cmp.Compare(a.size, b.size) })
-	for _, c := range v.notes {
-		if c.text != "" {
+	counts := func(c checkpoint) bool {
+		return slices.ContainsFunc(c.by, func(id uint32) bool { return byID[id] != nil && byID[id].counts(c.size) })
+	}
+	for i := range v.notes {
+		if c := &v.notes[i]; c.text != "" {
 			n, err := v.known(c.size)
 			if err == nil {
-				c, err = n.open(c.text, c.from)
+				*c, err = n.open(c.text, c.from)
 			}
 			if err == nil && len(c.by) == 0 {
 				err = errors.New("no line is by a key that its entries name")
@@ -87,14 +90,25 @@ func (v *verifier) judgeNotes() error {
 				return bad(min(c.size, v.newest.size), "%s is not signed by the ledger's key: %v", c.from, err)
 			}
 		}
-		if !slices.ContainsFunc(c.by, func(id uint32) bool { return byID[id] != nil && byID[id].counts(c.size) }) {
-			return bad(c.size, "%s is signed only by keys that had ended, or whose birth no checkpoint before it covers", c.from)
+	}
+	for rest := v.notes; len(rest) > 0; {
+		size, n := rest[0].size, 1
+		for n < len(rest) && rest[n].size == size {
+			n++
 		}
-		for _, k := range byID {
-			if k.Birth > 0 && k.Birth < c.size && k.Vouched == 0 {
-				k.Vouched = c.size
+		if slices.ContainsFunc(rest[:n], counts) { // the tree of that size is one
+			for _, k := range byID {
+				if k.Birth > 0 && k.Birth < size && k.Vouched == 0 {
+					k.Vouched = size
+				}
 			}
 		}
+		for _, c := range rest[:n] {
+			if !counts(c) {
+				return bad(size, "%s is signed only by keys that had ended, or whose birth no checkpoint before it covers", c.from)
+			}
+		}
+		rest = rest[n:]
 	}
 	return nil
 }
