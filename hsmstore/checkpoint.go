@@ -154,16 +154,25 @@ func (c checkpointSigner) SignCheckpoint(ctx context.Context, body []byte) ([]au
 	if len(keys) == 0 {
 		return nil, fmt.Errorf("%w: a proved key of purpose checkpoint", ErrNoKey)
 	}
-	up := slices.ContainsFunc(keys, c.store.available)
+	up := 0
+	for _, k := range keys {
+		if c.store.available(k) {
+			up++
+		}
+	}
 	lines := make([]audit.CheckpointLine, len(keys))
 	var wg sync.WaitGroup
 	for i, k := range keys {
 		lines[i] = audit.CheckpointLine{Key: k.name, SPKI: k.SPKI(), Birth: k.birth}
-		if up && !c.store.available(k) {
+		if up > 0 && !c.store.available(k) {
 			lines[i].Err = fmt.Errorf("%w: member %s is not up", ErrUnavailable, strings.Join(k.Members(), ", "))
 			continue
 		}
-		wg.Go(func() { lines[i].Signature, lines[i].Err = c.store.signCheckpoint(ctx, k, body) })
+		attempts := uint8(defaultAttempts)
+		if up > 1 && len(k.Members()) == 1 { // nobody waits for a member that dies over it
+			attempts = 1
+		}
+		wg.Go(func() { lines[i].Signature, lines[i].Err = c.store.signCheckpoint(ctx, k, body, attempts) })
 	}
 	wg.Wait()
 	var errs []error
@@ -182,7 +191,7 @@ func (c checkpointSigner) SignCheckpoint(ctx context.Context, body []byte) ([]au
 }
 
 // signCheckpoint signs with one key.
-func (s *Store) signCheckpoint(ctx context.Context, k *Key, body []byte) ([]byte, error) {
+func (s *Store) signCheckpoint(ctx context.Context, k *Key, body []byte, attempts uint8) ([]byte, error) {
 	b := k.binding()
 	p, err := b.inspect(body)
 	if err != nil {
@@ -195,7 +204,7 @@ func (s *Store) signCheckpoint(ctx context.Context, k *Key, body []byte) ([]byte
 		return nil, fmt.Errorf("%w: waiting to sign a checkpoint: %w", ErrUnavailable, err)
 	}
 	defer s.queue.release(ClassRevocation)
-	sig, err := s.sign(ctx, &signature{key: k, intent: audit.NoIndex, message: body, digest: k.alg.digest(body), attempts: defaultAttempts, exempt: kindCheckpoint})
+	sig, err := s.sign(ctx, &signature{key: k, intent: audit.NoIndex, message: body, digest: k.alg.digest(body), attempts: attempts, exempt: kindCheckpoint})
 	if errors.Is(err, ErrRefused) { // the worker has signed a later tree, or another one of that size
 		err = fmt.Errorf("%w: %w", audit.ErrTampered, err)
 	}
