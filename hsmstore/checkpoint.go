@@ -132,10 +132,10 @@ func (s *Store) checkpointKeys() (out []*Key) {
 }
 
 // othersCheckpoint tells whether a checkpoint key that is not on m alone can go on
-// signing; now: at this moment.
-func (s *Store) othersCheckpoint(m *member, now bool) bool {
+// signing; now: at this moment; first: one that leaf 0 names.
+func (s *Store) othersCheckpoint(m *member, now, first bool) bool {
 	return slices.ContainsFunc(s.checkpointKeys(), func(k *Key) bool {
-		return slices.ContainsFunc(s.list(), func(o *member) bool { return o != m && k.on(o) && (!now || o.ready(k.id) != nil) })
+		return (!first || k.birth == 0) && slices.ContainsFunc(s.list(), func(o *member) bool { return o != m && k.on(o) && (!now || o.ready(k.id) != nil) })
 	})
 }
 

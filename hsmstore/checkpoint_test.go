@@ -124,6 +124,12 @@ func TestCheckpointLines(t *testing.T) {
 	again.TokenSerial = ""
 	c.join(t, again) // under another name of its key
 	c.lines(t, 14, "checkpoint-m1", "checkpoint-m2-2")
+	must(c.store.Drain(ctx, "m1", "test", false))
+	c.lines(t, 15, "checkpoint-m2-2")
+	if err := c.store.RemoveMember(ctx, granting(admin.RemoveMemberAct("m1", c.status("m1").Serial)), "m1"); !errors.Is(err, hsmstore.ErrStanding) {
+		t.Errorf("the last key of leaf 0 left: %v", err)
+	}
+	must(c.store.Admit(ctx, "m1", "back"))
 	for _, name := range []string{"checkpoint-m1", "checkpoint-m2-2"} {
 		k := c.key(t, name)
 		if a, err := c.store.Attributes(ctx, name); err != nil || len(a) != 1 || !strings.Contains(fmt.Sprint(a), "EXTRACTABLE=false") {

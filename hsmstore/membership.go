@@ -494,7 +494,7 @@ func (s *Store) Drain(ctx context.Context, name, reason string, force bool) erro
 // notTheLast refuses to take a member out that alone can sign with some key.
 func (s *Store) notTheLast(m *member) error {
 	for _, k := range s.all() {
-		if !k.usable() || !k.on(m) || k.purpose == audit.PurposeProbe || k.purpose == audit.PurposeCheckpoint && s.othersCheckpoint(m, true) {
+		if !k.usable() || !k.on(m) || k.purpose == audit.PurposeProbe || k.purpose == audit.PurposeCheckpoint && s.othersCheckpoint(m, true, false) {
 			continue
 		}
 		other := slices.ContainsFunc(s.list(), func(o *member) bool { return o != m && k.on(o) && o.ready(k.id) != nil })
@@ -583,7 +583,8 @@ func (s *Store) proveHeld(ctx context.Context, m *member) error {
 // RemoveMember lets a member leave the cluster for good. It must be drained or
 // fenced. The keys on its token are not touched: destroy them with the vendor's tools,
 // or wipe the token. Its probe and checkpoint keys count as destroyed from then on; the
-// last member with a checkpoint key cannot leave. The act is admin.RemoveMemberAct.
+// last member with a checkpoint key of leaf 0 cannot leave. The act is
+// admin.RemoveMemberAct.
 func (s *Store) RemoveMember(ctx context.Context, grant *admin.Grant, name string) error {
 	unlock, err := s.ceremony(ctx)
 	if err != nil {
@@ -606,10 +607,10 @@ func (s *Store) RemoveMember(ctx context.Context, grant *admin.Grant, name strin
 	for _, k := range held {
 		alone := len(k.Members()) == 1 && k.State() != KeyDestroyed
 		switch {
-		case alone && k.purpose == audit.PurposeCheckpoint && s.othersCheckpoint(m, false):
-			ends = append(ends, k)
+		case alone && k.purpose == audit.PurposeCheckpoint && !s.othersCheckpoint(m, false, k.birth == 0):
+			return fmt.Errorf("%w: member %s holds the last checkpoint key that leaf 0 names, %s: without it no manifest of a backup can be verified; to end the use of its token, restore into a new ledger", ErrStanding, name, k.name)
 		case alone && k.purpose == audit.PurposeCheckpoint:
-			return fmt.Errorf("%w: member %s holds the last checkpoint key, %s; add a member first", ErrStanding, name, k.name)
+			ends = append(ends, k)
 		case alone && k.purpose != audit.PurposeProbe:
 			return fmt.Errorf("%w: member %s holds the only copy of key %s; destroy that key or copy it first", ErrStanding, name, k.name)
 		}

@@ -61,9 +61,10 @@ func (s *server) roster(ctx context.Context) (admin.Roster, error) {
 }
 
 // What a key that officers ask for may be. Issuer keys are bound to a subject at
-// birth; probe and checkpoint keys come with a member and with genesis.
+// birth; probe and checkpoint keys come with a member and with genesis. A member that came
+// before members bore checkpoint keys may get one this way.
 var (
-	keyPurposes   = []audit.Purpose{audit.PurposeDocument, audit.PurposeCode, audit.PurposeOCSP, audit.PurposeTimestamp, audit.PurposeSecret}
+	keyPurposes   = []audit.Purpose{audit.PurposeDocument, audit.PurposeCode, audit.PurposeOCSP, audit.PurposeTimestamp, audit.PurposeSecret, audit.PurposeCheckpoint}
 	keyAlgorithms = hsmstore.Algorithms()
 )
 
@@ -86,6 +87,9 @@ func keySpec(parameters []byte) (spec hsmstore.KeySpec, err error) {
 		if err := hsmstore.CheckName("key or member", name); err != nil {
 			return spec, err
 		}
+	}
+	if purpose == audit.PurposeCheckpoint && len(p.Members) != 1 {
+		return spec, errors.New("members: a checkpoint key never leaves its member; name the one that shall hold it")
 	}
 	return hsmstore.KeySpec{Name: p.Name, Purpose: purpose, Algorithm: p.Algorithm, Members: p.Members}, nil
 }
