@@ -154,22 +154,22 @@ func (c checkpointSigner) SignCheckpoint(ctx context.Context, body []byte) ([]au
 	if len(keys) == 0 {
 		return nil, fmt.Errorf("%w: a proved key of purpose checkpoint", ErrNoKey)
 	}
-	up := 0
+	up := map[*Key]bool{}
 	for _, k := range keys {
-		if c.store.available(k) {
-			up++
+		if m, _ := c.store.choose(&signature{key: k}, nil); m != nil {
+			up[k] = true
 		}
 	}
 	lines := make([]audit.CheckpointLine, len(keys))
 	var wg sync.WaitGroup
 	for i, k := range keys {
 		lines[i] = audit.CheckpointLine{Key: k.name, SPKI: k.SPKI(), Birth: k.birth}
-		if up > 0 && !c.store.available(k) {
+		if len(up) > 0 && !up[k] {
 			lines[i].Err = fmt.Errorf("%w: member %s is not up", ErrUnavailable, strings.Join(k.Members(), ", "))
 			continue
 		}
 		attempts := uint8(defaultAttempts)
-		if up > 1 && len(k.Members()) == 1 { // nobody waits for a member that dies over it
+		if len(up) > 1 && len(k.Members()) == 1 { // nobody waits for a member that dies over it
 			attempts = 1
 		}
 		wg.Go(func() { lines[i].Signature, lines[i].Err = c.store.signCheckpoint(ctx, k, body, attempts) })

@@ -248,6 +248,8 @@ func (s *Store) joining(cfg MemberConfig, cand Candidate) (*member, error) {
 	for _, m := range s.list() {
 		st := m.current()
 		switch {
+		case m.cfg.Name == cfg.Name && m.cfg.Role != cfg.Role:
+			return nil, fmt.Errorf("%w: member %s is enrolled with %s, the configuration says %s; a role is for good: correct hsm.members, or remove the member first", ErrStanding, cfg.Name, roleText(m.cfg.Role), roleText(cfg.Role))
 		case m.cfg.Name == cfg.Name && st.State == Out && st.Serial == cand.Serial && !s.whole(m):
 			cfg.split, cfg.atDevice = m.cfg.split, m.cfg.atDevice
 			m.cfg = cfg

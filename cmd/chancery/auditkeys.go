@@ -56,7 +56,7 @@ func auditKeysCommand() *cobra.Command {
 				return json.NewEncoder(c.OutOrStdout()).Encode(list)
 			}
 			for _, k := range list {
-				if _, err := fmt.Fprintf(c.OutOrStdout(), "%s  %s, %s, entry %d\n", k.Verifier, k.Name, k.State, k.Entry); err != nil {
+				if _, err := fmt.Fprintf(c.OutOrStdout(), "%s  %s, %s, entry %d\n", visible(k.Verifier), visible(k.Name), visible(k.State), k.Entry); err != nil {
 					return err
 				}
 			}

@@ -190,6 +190,9 @@ func tokens(key string, list []MemberConfig, journal func(name string) string) (
 			}
 			h.Module, h.TokenLabel, h.TokenSerial = u.Get("module-path"), u.Get("token"), u.Get("serial")
 		}
+		if r := hsmstore.Role(m.Role); r != hsmstore.RoleAll && r != hsmstore.RoleCheckpoint {
+			return nil, &exit{exitConfig, fmt.Errorf("%s: role %q is not known; write checkpoint for a token that holds its checkpoint key alone, or leave it out", at, m.Role)}
+		}
 		pin, err := secret(m.PIN)
 		if err != nil {
 			return nil, &exit{exitConfig, fmt.Errorf("%s: pin: %w", at, err)}

@@ -132,17 +132,22 @@ type openedNote struct {
 // seconds in which something was signed.
 func (n notary) openAll(texts []string, from string) []openedNote {
 	out := make([]openedNote, len(texts))
+	onAll(len(texts), func(i int) { out[i].checkpoint, out[i].err = n.open(texts[i], from) })
+	return out
+}
+
+// onAll does n things on all processors.
+func onAll(n int, do func(i int)) {
 	var wg sync.WaitGroup
 	workers := runtime.GOMAXPROCS(0)
 	for w := range workers {
 		wg.Go(func() {
-			for i := w; i < len(texts); i += workers {
-				out[i].checkpoint, out[i].err = n.open(texts[i], from)
+			for i := w; i < n; i += workers {
+				do(i)
 			}
 		})
 	}
 	wg.Wait()
-	return out
 }
 
 func readCheckpoint(text string) (c checkpoint, err error) {

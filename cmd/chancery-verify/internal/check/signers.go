@@ -51,15 +51,26 @@ func (v *verifier) signerEvent(index uint64, l *leaf.Leaf) error {
 	return nil
 }
 
-// known is the notary of the keys that a tree of a size names.
-func (v *verifier) known(size uint64) (notary, error) {
+// known returns who knows the keys that a tree of a size names.
+func (v *verifier) known() (at func(size uint64) notary, err error) {
+	var births []uint64 // ascending
 	var spkis [][]byte
 	for _, k := range v.s.Signers {
-		if k.Birth == 0 || k.Birth < size {
-			spkis = append(spkis, k.SPKI)
+		births, spkis = append(births, k.Birth), append(spkis, k.SPKI)
+	}
+	notaries := make([]notary, len(births)+1)
+	for n := range notaries {
+		if notaries[n], err = newNotary(v.report.Origin, spkis[:n]); err != nil {
+			return nil, err
 		}
 	}
-	return newNotary(v.report.Origin, spkis)
+	return func(size uint64) notary {
+		n := 0
+		for n < len(births) && (births[n] == 0 || births[n] < size) {
+			n++
+		}
+		return notaries[n]
+	}, nil
 }
 
 // judgeNotes wants of every signed checkpoint a line of a key that counts at its size, and
@@ -77,18 +88,25 @@ func (v *verifier) judgeNotes() error {
 	counts := func(c checkpoint) bool {
 		return slices.ContainsFunc(c.by, func(id uint32) bool { return byID[id] != nil && byID[id].counts(c.size) })
 	}
-	for i := range v.notes {
-		if c := &v.notes[i]; c.text != "" {
-			n, err := v.known(c.size)
-			if err == nil {
-				*c, err = n.open(c.text, c.from)
-			}
-			if err == nil && len(c.by) == 0 {
-				err = errors.New("no line is by a key that its entries name")
-			}
-			if err != nil {
-				return bad(min(c.size, v.newest.size), "%s is not signed by the ledger's key: %v", c.from, err)
-			}
+	known, err := v.known()
+	if err != nil {
+		return bad(0, "%v", err)
+	}
+	errs := make([]error, len(v.notes))
+	onAll(len(v.notes), func(i int) {
+		c := &v.notes[i]
+		if c.text == "" {
+			return
+		}
+		size := c.size
+		if *c, errs[i] = known(size).open(c.text, c.from); errs[i] == nil && len(c.by) == 0 {
+			errs[i] = errors.New("no line is by a key that its entries name")
+		}
+		c.size = size
+	})
+	for i, err := range errs {
+		if c := v.notes[i]; err != nil {
+			return bad(min(c.size, v.newest.size), "%s is not signed by the ledger's key: %v", c.from, err)
 		}
 	}
 	for rest := v.notes; len(rest) > 0; {
