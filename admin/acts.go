@@ -59,10 +59,15 @@ func SignRootAct(name string) string { return act("sign-root", name) }
 func SignCAAct(issuer, name string) string { return act("sign-ca", issuer, name) }
 
 // AddMemberAct allows one HSM member to join the cluster with one token. serial is
-// the token's serial number (PKCS#11 CK_TOKEN_INFO).
-func AddMemberAct(name, serial string) string { return act("add-member", name, serial) }
+// the token's serial number (PKCS#11 CK_TOKEN_INFO), role is what the token is for, "" for all keys.
+func AddMemberAct(name, serial, role string) string {
+	if role == "" {
+		return act("add-member", name, serial)
+	}
+	return act("add-member", name, serial, role)
+}
 
-// RemoveMemberAct allows one HSM member to leave the cluster; the arguments are
+// RemoveMemberAct allows one HSM member to leave the cluster; name and serial are
 // those of [AddMemberAct].
 func RemoveMemberAct(name, serial string) string { return act("remove-member", name, serial) }
 

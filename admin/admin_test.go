@@ -45,7 +45,7 @@ func TestSpendOnce(t *testing.T) {
 		t.Fatalf("spent %d times", won.Load())
 	}
 	for name, bad := range map[string]*admin.Grant{"nil": nil, "zero": {}, "other act": g} {
-		if err := bad.Spend(admin.AddMemberAct("m9", "0001")); !errors.Is(err, admin.ErrNotGranted) {
+		if err := bad.Spend(admin.AddMemberAct("m9", "0001", "")); !errors.Is(err, admin.ErrNotGranted) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -37,9 +37,14 @@ type MemberParameters struct {
 	Model        string `json:"model"`
 	Firmware     string `json:"firmware"`
 	ProbeKey     string `json:"probe_key"` // name of the probe key that is born with it
-	Module       string `json:"module"`    // path of its PKCS#11 library
-	Replication  string `json:"replication"`
-	WeakUnwrap   bool   `json:"weak_unwrap,omitempty"` // a module that ignores unwrap templates is accepted
+	// The checkpoint key that is born with it, if it gets one.
+	CheckpointKey       string `json:"checkpoint_key,omitempty"`
+	CheckpointAlgorithm string `json:"checkpoint_algorithm,omitempty"`
+	Role                string `json:"role,omitempty"` // what the token is for; "": keys of all purposes
+
+	Module      string `json:"module"` // path of its PKCS#11 library
+	Replication string `json:"replication"`
+	WeakUnwrap  bool   `json:"weak_unwrap,omitempty"` // a module that ignores unwrap templates is accepted
 }
 
 // RemoveParameters are those of [RemoveMember].

@@ -1,10 +1,10 @@
 package audit
 
 import (
-	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/sha256"
 	"crypto/x509"
@@ -22,14 +22,24 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 )
 
-// CheckpointSigner signs checkpoints with the key that does nothing else.
-// Package hsmstore implements it.
+// CheckpointSigner signs checkpoints with the keys that do nothing else, one per HSM
+// member that bears one. Package hsmstore implements it.
 type CheckpointSigner interface {
-	Public() crypto.PublicKey
-	// SignCheckpoint signs the body of a checkpoint (C2SP tlog-checkpoint). The
-	// worker refuses another origin, a size below one it has signed, and a second
-	// body of one size: that is ErrTampered, as the ledger is not what it was.
-	SignCheckpoint(ctx context.Context, body []byte) (sig []byte, err error)
+	// SignCheckpoint has every checkpoint key sign the body of a checkpoint (C2SP
+	// tlog-checkpoint), at the same time. It returns a line for each key, in the order of
+	// their births; one that could not sign says why, which is no error as long as another
+	// has signed. A worker refuses another origin, a size below one it has signed, and a
+	// second body of one size: that is ErrTampered, as the ledger is not what it was.
+	SignCheckpoint(ctx context.Context, body []byte) ([]CheckpointLine, error)
+}
+
+// CheckpointLine is what one checkpoint key made of a body.
+type CheckpointLine struct {
+	Key       string // its name
+	SPKI      []byte // DER
+	Birth     uint64 // index of the leaf that names it: 0, or the one of its birth
+	Signature []byte // nil: Err says why
+	Err       error
 }
 
 // Body is the text of a checkpoint: origin, size, root (C2SP tlog-checkpoint).
@@ -62,65 +72,123 @@ func parseBody(text string) (Checkpoint, error) {
 	return Checkpoint{Origin: lines[0], Size: size, Root: tlog.Hash(root)}, nil
 }
 
-// noteVerifier checks ECDSA P-256 lines of a signed note.
+// The signature types of C2SP signed-note that checkpoint keys have.
+const (
+	noteEd25519 = 1
+	noteECDSA   = 2
+)
+
+// noteVerifier checks the lines of one checkpoint key in a signed note.
 type noteVerifier struct {
-	name string
-	pub  *ecdsa.PublicKey
-	hash uint32
+	name   string
+	pub    crypto.PublicKey
+	hash   uint32
+	encode []byte // signature type ‖ key, as verifier keys have it
 }
 
-// NoteVerifier makes a verifier for package note from a checkpoint key (SPKI DER).
+// NoteVerifier makes a verifier for package note from a checkpoint key (SPKI DER). The key
+// ID of Ed25519 is SHA-256(name ‖ "\n" ‖ 0x01 ‖ key)[:4], that of ECDSA P-256
+// SHA-256(SPKI DER)[:4] (C2SP signed-note).
 func NoteVerifier(origin string, spki []byte) (note.Verifier, error) {
+	return newNoteVerifier(origin, spki)
+}
+
+func newNoteVerifier(origin string, spki []byte) (*noteVerifier, error) {
 	pub, err := x509.ParsePKIXPublicKey(spki)
 	if err != nil {
 		return nil, fmt.Errorf("checkpoint key: %w", err)
 	}
-	ec, ok := pub.(*ecdsa.PublicKey)
-	if !ok || ec.Curve != elliptic.P256() {
-		return nil, fmt.Errorf("checkpoint key is %T, must be ECDSA P-256", pub)
+	v := &noteVerifier{name: origin, pub: pub}
+	var sum [32]byte
+	switch k := pub.(type) {
+	case ed25519.PublicKey:
+		v.encode = append([]byte{noteEd25519}, k...)
+		sum = sha256.Sum256(append([]byte(origin+"\n"), v.encode...))
+	case *ecdsa.PublicKey:
+		if k.Curve != elliptic.P256() {
+			return nil, fmt.Errorf("checkpoint key is on curve %s, must be P-256 or Ed25519", k.Curve.Params().Name)
+		}
+		v.encode = append([]byte{noteECDSA}, spki...)
+		sum = sha256.Sum256(spki)
+	default:
+		return nil, fmt.Errorf("checkpoint key is %T, must be Ed25519 or ECDSA P-256", pub)
 	}
-	sum := sha256.Sum256(spki)
-	return &noteVerifier{origin, ec, binary.BigEndian.Uint32(sum[:])}, nil
+	v.hash = binary.BigEndian.Uint32(sum[:])
+	return v, nil
+}
+
+// VerifierKey is a checkpoint key (SPKI DER) in the form in which tools for signed notes
+// take it: <origin>+<key ID, hex>+<base64 of type and key> (C2SP signed-note).
+func VerifierKey(origin string, spki []byte) (string, error) {
+	v, err := newNoteVerifier(origin, spki)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%s+%08x+%s", origin, v.hash, base64.StdEncoding.EncodeToString(v.encode)), nil
 }
 
 func (v *noteVerifier) Name() string    { return v.name }
 func (v *noteVerifier) KeyHash() uint32 { return v.hash }
 
-// Verify expects the signature without the four octets of the key hash, which
-// package note strips. Type 0x02 is part of the key ID only, not of the signature.
+// Verify expects the signature without the four octets of the key ID, which package note
+// strips. The signature type is part of the key ID only, not of the signature.
 func (v *noteVerifier) Verify(msg, sig []byte) bool {
-	sum := sha256.Sum256(msg)
-	return ecdsa.VerifyASN1(v.pub, sum[:], sig)
+	switch k := v.pub.(type) {
+	case ed25519.PublicKey:
+		return ed25519.Verify(k, msg, sig)
+	case *ecdsa.PublicKey:
+		sum := sha256.Sum256(msg)
+		return ecdsa.VerifyASN1(k, sum[:], sig)
+	}
+	return false
 }
 
-// OpenCheckpoint verifies a signed note with the checkpoint keys (SPKI DER) of the
-// genesis leaf and returns the checkpoint.
+// line is the signature's line in a note.
+func (v *noteVerifier) line(sig []byte) string {
+	return "\u2014 " + v.name + " " + base64.StdEncoding.EncodeToString(append(binary.BigEndian.AppendUint32(nil, v.hash), sig...)) + "\n"
+}
+
+// OpenCheckpoint verifies a signed note with the checkpoint keys (SPKI DER) of its ledger
+// and returns the checkpoint: at least one of the keys has signed it, and no line of one
+// of them is wrong. Lines of other keys are passed over.
 func OpenCheckpoint(signed, origin string, keys [][]byte) (Checkpoint, error) {
+	c, _, err := openNote(signed, origin, keys)
+	return c, err
+}
+
+// openNote is OpenCheckpoint; it also returns the note, whose Sigs are the verified lines.
+func openNote(signed, origin string, keys [][]byte) (Checkpoint, *note.Note, error) {
 	var vs []note.Verifier
 	for _, k := range keys {
-		v, err := NoteVerifier(origin, k)
+		v, err := newNoteVerifier(origin, k)
 		if err != nil {
-			return Checkpoint{}, err
+			return Checkpoint{}, nil, err
 		}
 		vs = append(vs, v)
 	}
 	n, err := note.Open([]byte(signed), note.VerifierList(vs...))
 	if err != nil {
-		return Checkpoint{}, fmt.Errorf("checkpoint: %w", err)
+		return Checkpoint{}, nil, fmt.Errorf("checkpoint: %w", err)
 	}
-	c, err := parseBody(n.Text)
+	c, err := readBody(n.Text, origin)
+	c.Note = signed
+	return c, n, err
+}
+
+// readBody is parseBody for the checkpoints of one ledger.
+func readBody(text, origin string) (Checkpoint, error) {
+	c, err := parseBody(text)
 	if err != nil {
 		return Checkpoint{}, fmt.Errorf("checkpoint: %w", err)
 	}
 	if c.Origin != origin {
 		return Checkpoint{}, fmt.Errorf("checkpoint: origin %q is not %q", c.Origin, origin)
 	}
-	c.Note = signed
 	return c, nil
 }
 
-// Checkpointer signs the head at most once a second, only when it grew. A
-// checkpoint adds no leaf: its body is stored before it is signed, and the count
+// Checkpointer signs the head at most once a second, only when it grew, with every
+// checkpoint key whose member is up; one is enough. A checkpoint adds no leaf: its body is stored before it is signed, and the count
 // of checkpoints stands in the hourly leaf.
 type Checkpointer struct {
 	ledger *Ledger
@@ -132,6 +200,9 @@ type Checkpointer struct {
 	mu   sync.Mutex
 	last uint64
 	owed string // signed note that the anchor does not hold yet
+
+	missing string    // keys without a line in the last note
+	told    time.Time // when that was logged
 }
 
 // NewCheckpointer makes the checkpointer of l. Each signed note is also appended
@@ -223,20 +294,29 @@ func (c *Checkpointer) sign(ctx context.Context) (Checkpoint, error) {
 		return none, nil
 	}
 	origin := c.ledger.Origin()
+	if c.ledger.opt.Shared {
+		if other, err := c.byOther(ctx, head.Size); err != nil || other.Size > 0 {
+			return other, err
+		}
+	}
 	body := head.Body(origin)
 	if err := c.ledger.st.PutCheckpoint(ctx, head.Size, string(body), ""); err != nil {
 		return none, fmt.Errorf("storing checkpoint %d: %w", head.Size, err)
 	}
-	sig, err := c.signer.SignCheckpoint(ctx, body)
+	lines, err := c.signer.SignCheckpoint(ctx, body)
 	if err != nil {
 		return none, fmt.Errorf("signing checkpoint %d: %w", head.Size, err)
 	}
-	spki, err := x509.MarshalPKIXPublicKey(c.signer.Public())
-	if err != nil {
-		return none, err
+	signed := string(body) + "\n"
+	for i := range lines {
+		if l := &lines[i]; l.Err == nil {
+			var v *noteVerifier
+			if v, l.Err = c.ledger.lineKey(ctx, l); l.Err == nil {
+				signed += v.line(l.Signature)
+			}
+		}
 	}
-	id := sha256.Sum256(spki)
-	signed := string(body) + "\n\u2014 " + origin + " " + base64.StdEncoding.EncodeToString(append(bytes.Clone(id[:4]), sig...)) + "\n"
+	c.tellMissing(lines)
 	opened, err := OpenCheckpoint(signed, origin, c.ledger.checkpointKeys())
 	if err != nil {
 		return none, err
@@ -246,6 +326,52 @@ func (c *Checkpointer) sign(ctx context.Context) (Checkpoint, error) {
 	}
 	c.last, c.owed = head.Size, signed
 	return opened, nil
+}
+
+// byOther takes a checkpoint that another node has signed and that covers size entries, to
+// be anchored here too; size 0: there is none.
+func (c *Checkpointer) byOther(ctx context.Context, size uint64) (Checkpoint, error) {
+	note, err := c.Latest(ctx)
+	if errors.Is(err, ErrNotFound) {
+		return Checkpoint{}, nil
+	}
+	if err != nil {
+		return Checkpoint{}, fmt.Errorf("reading the newest checkpoint: %w", err)
+	}
+	if covers, err := noteSize(note); err != nil || covers < size {
+		return Checkpoint{}, err
+	}
+	other, err := OpenCheckpoint(note, c.ledger.Origin(), c.ledger.checkpointKeys())
+	if err != nil {
+		return Checkpoint{}, nil // by keys that are not known here yet: sign another one
+	}
+	c.last, c.owed = size, note
+	return other, nil
+}
+
+// tellAgain is how often a line that stays missing is logged.
+const tellAgain = 10 * time.Minute
+
+// tellMissing logs keys that have not signed: when that begins, changes or ends, and now
+// and then while it lasts.
+func (c *Checkpointer) tellMissing(lines []CheckpointLine) {
+	var names []string
+	var why []error
+	for _, l := range lines {
+		if l.Err != nil {
+			names, why = append(names, l.Key), append(why, fmt.Errorf("%s: %w", l.Key, l.Err))
+		}
+	}
+	missing := strings.Join(names, " ")
+	switch {
+	case missing == c.missing && (missing == "" || time.Since(c.told) < tellAgain):
+		return
+	case missing == "":
+		c.log.Info("every checkpoint key signs again")
+	default:
+		c.log.Warn("checkpoint has no line of some keys; the others vouch for it", "keys", missing, "signed", len(lines)-len(names), "err", errors.Join(why...))
+	}
+	c.missing, c.told = missing, time.Now()
 }
 
 // payAnchor appends the note that the anchor lacks.
@@ -265,6 +391,17 @@ func (c *Checkpointer) Latest(ctx context.Context) (string, error) {
 	return c.ledger.st.LastCheckpoint(ctx)
 }
 
+// noteSize is the size in a checkpoint of our own.
+func noteSize(signed string) (uint64, error) {
+	_, after, _ := strings.Cut(signed, "\n")
+	line, _, _ := strings.Cut(after, "\n")
+	size, err := strconv.ParseUint(line, 10, 63)
+	if err != nil {
+		return 0, fmt.Errorf("%w: newest checkpoint", ErrTampered)
+	}
+	return size, nil
+}
+
 // ProofText is the C2SP tlog-proof of a leaf in the newest signed checkpoint; its
 // extra data is the leaf itself. A leaf that no checkpoint covers yet is
 // ErrNotFound: one follows within two seconds.
@@ -273,11 +410,9 @@ func (c *Checkpointer) ProofText(ctx context.Context, index uint64) ([]byte, err
 	if err != nil {
 		return nil, err
 	}
-	_, after, _ := strings.Cut(signed, "\n")
-	line, _, _ := strings.Cut(after, "\n")
-	size, err := strconv.ParseUint(line, 10, 63)
+	size, err := noteSize(signed)
 	if err != nil {
-		return nil, fmt.Errorf("%w: newest checkpoint", ErrTampered)
+		return nil, err
 	}
 	if index >= size {
 		return nil, fmt.Errorf("%w: no checkpoint covers entry %d yet; try again in two seconds", ErrNotFound, index)

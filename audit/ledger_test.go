@@ -36,9 +36,10 @@ import (
 // softSigner signs checkpoints with a software key.
 type softSigner struct{ key *ecdsa.PrivateKey }
 
-func (s softSigner) Public() crypto.PublicKey { return s.key.Public() }
-func (s softSigner) SignCheckpoint(_ context.Context, body []byte) ([]byte, error) {
-	return crypto.SignMessage(s.key, rand.Reader, body, crypto.SHA256)
+func (s softSigner) SignCheckpoint(_ context.Context, body []byte) ([]audit.CheckpointLine, error) {
+	sig, err := crypto.SignMessage(s.key, rand.Reader, body, crypto.SHA256)
+	spki, err2 := x509.MarshalPKIXPublicKey(s.key.Public())
+	return []audit.CheckpointLine{{Key: "soft", SPKI: spki, Signature: sig}}, errors.Join(err, err2)
 }
 
 // database is the setting "database" of a new database; the tests run with SQLite
@@ -435,7 +436,7 @@ func TestAttack_AUD_05(t *testing.T) {
 		t.Fatal(err)
 	}
 	origin := b.ledger.Origin()
-	forged := body + "\n\u2014 " + origin + " " + base64.StdEncoding.EncodeToString(append(bytes.Clone(id[:4]), sig...)) + "\n"
+	forged := body + "\n\u2014 " + origin + " " + base64.StdEncoding.EncodeToString(append(bytes.Clone(id[:4]), sig[0].Signature...)) + "\n"
 	for name, n := range map[string]string{"other key": forged, "other origin": strings.ReplaceAll(good, "ca.example", "ca.other"), "no signature": body, "empty": ""} {
 		if _, err := audit.OpenCheckpoint(n, origin, [][]byte{b.spki}); err == nil {
 			t.Errorf("%s: accepted", name)

@@ -20,7 +20,7 @@ var tagNames = map[Tag]string{
 	TagRevokedAt: "revoked_at", TagAttributes: "attributes", TagSubject: "subject", TagProposal: "proposal", TagProposalHash: "proposal_hash",
 	TagOfficer: "officer", TagDecision: "decision", TagVote: "vote", TagVotes: "votes", TagOutcome: "outcome", TagState: "state",
 	TagAttestation: "attestation", TagManifest: "manifest", TagRecipient: "recipient", TagWeak: "weak", TagCopies: "copies",
-	TagFindings: "findings", TagWarrant: "warrant", TagPredecessor: "predecessor", TagCount: "count", TagNotAfter: "not_after",
+	TagFindings: "findings", TagWarrant: "warrant", TagPredecessor: "predecessor", TagCount: "count", TagNotAfter: "not_after", TagRole: "role",
 }
 
 func (t Tag) String() string {

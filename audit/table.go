@@ -168,6 +168,7 @@ const (
 	TagWarrant        Tag = 107 // list: a proposal (ENCODINGS) of the predecessor's officers, then for each vote the SHA-256 of the officer's SPKI DER ‖ signature as in TagVote
 	TagPredecessor    Tag = 108 // leaf 0 of the predecessor ledger
 	TagCount          Tag = 109 // u64: how many revocations a restore carried over
+	TagRole           Tag = 130 // text: what a member is for, if not for all keys: checkpoint
 	TagNotAfter       Tag = 110 // u64: seconds since 1970: end of a certificate that a predecessor issued
 	TagKnown          Tag = 111 // u64: size of the ledger that journal and anchors knew before a recovery
 	TagCheckpoint     Tag = 112 // the newest anchored checkpoint, a signed note, of what a recovery gave up
@@ -203,7 +204,7 @@ var tagShapes = map[Tag]shape{
 	TagMember: shapeText, TagSerialNumber: shapeText, TagSPKI: shapeBytes, TagSource: shapeText, TagMechanism: shapeText,
 	TagCounts: shapeBytes, TagRevokedAt: shapeU64, TagAttributes: shapeBytes, TagSubject: shapeHash,
 	TagState: shapeText, TagAttestation: shapeBytes, TagManifest: shapeHash, TagRecipient: shapeText, TagWeak: shapeBytes, TagCopies: shapeBytes, TagFindings: shapeBytes, TagWarrant: shapeBytes,
-	TagPredecessor: shapeBytes, TagCount: shapeU64, TagNotAfter: shapeU64, TagKnown: shapeU64, TagCommon: shapeU64, TagCheckpoint: shapeBytes,
+	TagPredecessor: shapeBytes, TagCount: shapeU64, TagNotAfter: shapeU64, TagKnown: shapeU64, TagCommon: shapeU64, TagCheckpoint: shapeBytes, TagRole: shapeText,
 	TagProposal: shapeBytes, TagProposalHash: shapeHash, TagOfficer: shapeHash, TagDecision: shapeU8, TagVote: shapeBytes,
 	TagVotes: shapeBytes, TagOutcome: shapeText,
 }

@@ -59,13 +59,14 @@ const closeWithin = time.Minute
 const verifyPage = 4096
 
 type verifier struct {
-	src    VerifySource
-	report Report
-	ledger LedgerID
-	keys   [][]byte
-	origin string
-	head   Head
-	kept   []tlog.Hash // leaf hashes of the intent journal, zero where it has none
+	src     VerifySource
+	report  Report
+	signers signers
+	ledger  LedgerID
+	keys    [][]byte
+	origin  string
+	head    Head
+	kept    []tlog.Hash // leaf hashes of the intent journal, zero where it has none
 
 	edge   edge
 	open   map[uint64]openIntent
@@ -143,7 +144,7 @@ func (v *verifier) genesis(ctx context.Context) error {
 		if err != nil {
 			return violate(0, "%v", err)
 		}
-		v.ledger, v.origin, v.keys = g.Ledger, origin, keys
+		v.ledger, v.origin, v.keys, v.signers = g.Ledger, origin, keys, newSigners(origin, keys)
 		v.report.Origin, v.report.Ledger = v.origin, hex.EncodeToString(g.Ledger[:])
 		return nil
 	})
@@ -200,7 +201,7 @@ func (v *verifier) witnesses(ctx context.Context, journal io.Reader, anchors []i
 
 // addNote takes a signed checkpoint.
 func (v *verifier) addNote(note string, anchored bool) error {
-	c, err := OpenCheckpoint(note, v.origin, v.keys)
+	c, err := v.signers.add(note)
 	if err != nil {
 		var at uint64
 		if _, after, ok := strings.Cut(note, "\n"); ok {
@@ -335,7 +336,10 @@ func (v *verifier) account(index uint64, h tlog.Hash, l Leaf, arts map[uint64]Ar
 		v.rows.approvals.genesis(l)
 		return nil
 	case KindEvent:
-		return v.rows.event(index, l)
+		if err := v.rows.event(index, l); err != nil {
+			return err
+		}
+		return v.signers.event(index, l, v.rows.approvals.zero)
 	case KindDone, KindFailed, KindOrphan:
 	default:
 		return nil
@@ -400,6 +404,9 @@ func (v *verifier) finish(ctx context.Context) error {
 		if v.report.Last.Sub(in.leaf.Time) > closeWithin {
 			return violate(i, "the intent was never closed")
 		}
+	}
+	if err := v.signers.judge(); err != nil {
+		return err
 	}
 	if err := v.openRows(ctx); err != nil {
 		return err

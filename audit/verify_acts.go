@@ -35,20 +35,25 @@ func (m *mandate) allows(l Leaf) bool {
 	purpose, _ := l.Uint(TagPurpose)
 	name, member, serial, hash := text(TagKeyName), text(TagMember), text(TagSerialNumber), hex.EncodeToString(key[:])
 	recipient, state := text(TagRecipient), text(TagState)
-	has := func(once bool, words ...string) bool {
+	find := func(once, whole bool, words []string) bool {
 		for i, w := range words {
 			words[i] = actWord(w)
 		}
 		want := strings.Join(words, " ")
 		i := slices.IndexFunc(m.acts, func(act string) bool {
-			return (act == want || strings.HasPrefix(act, want+" ")) && !(once && m.used[act])
+			return (act == want || !whole && strings.HasPrefix(act, want+" ")) && !(once && m.used[act])
 		})
 		if i >= 0 && once {
 			m.used[m.acts[i]] = true
 		}
 		return i >= 0
 	}
+	has := func(once bool, words ...string) bool { return find(once, false, words) }
 	p := Purpose(purpose).String()
+	joins := []string{"add-member", member, serial} // nothing may follow: the act of a member with a role is another
+	if role := text(TagRole); l.Op == OpMemberAdd && role != "" {
+		joins = append(joins, role)
+	}
 	switch l.Op {
 	case OpKeyGenerate:
 		return has(true, "generate-key", name, p)
@@ -57,11 +62,11 @@ func (m *mandate) allows(l Leaf) bool {
 	case OpKeyImport:
 		return has(true, "import-key", name, p)
 	case OpKeyReplicate:
-		return has(false, "generate-key", name) || has(false, "import-key", name) || has(false, "repair-key", name, member) || has(false, "add-member", member, serial)
+		return has(false, "generate-key", name) || has(false, "import-key", name) || has(false, "repair-key", name, member) || find(false, true, joins)
 	case OpKeyDestroy:
 		return has(false, "destroy-key", name, hash)
 	case OpMemberAdd:
-		return has(true, "add-member", member, serial)
+		return find(true, true, joins)
 	case OpMemberState:
 		switch state {
 		case "removed":

@@ -47,6 +47,7 @@ type approvals struct {
 	proposals map[[32]byte]*proposalSeen
 	votes     map[uint64]voteSeen
 	grants    map[[32]byte]*mandate // of genesis and of the officers
+	zero      [32]byte              // grant of genesis
 	roster    [32]byte              // digest in leaf 0
 	made      uint64                // grants of the officers
 	ledger    LedgerID
@@ -89,9 +90,15 @@ func (a *approvals) genesis(l Leaf) {
 	a.roster, _ = l.Hash(TagRoster)
 	a.restoring.genesis(l)
 	acts, _ := l.Get(TagActs)
-	proposal := Digest("proposal", acts)
-	a.grants[Digest("grant", proposal[:])] = newMandate(acts)
+	a.zero = genesisGrant(acts)
+	a.grants[a.zero] = newMandate(acts)
 	a.ledger = l.Ledger
+}
+
+// genesisGrant is the grant of leaf 0, which no officer voted for.
+func genesisGrant(acts []byte) [32]byte {
+	proposal := Digest("proposal", acts)
+	return Digest("grant", proposal[:])
 }
 
 // event follows proposals, votes and grants, and wants a grant for what is done with one.

@@ -10,6 +10,7 @@ import (
 type MemberRow struct {
 	Name     string
 	Serial   string // of its token
+	Role     string // what it is for; "": keys of all purposes
 	Standing string // active, drained, fenced, removed, retired
 }
 
@@ -35,6 +36,8 @@ type cluster struct {
 	members    map[string]bool     // name, line feed, token serial
 	joined     map[string]string   // names, with the token that joined last
 	standings  map[string]string   // by name; none: active, or it was joining
+	roles      map[string]string   // by token serial
+	others     map[string]bool     // token serials with keys that are not for checkpoints or probes
 	retired    bool
 	recipients map[string]RecipientRow
 	backups    map[backupOf]BackupRow
@@ -51,7 +54,7 @@ type backupOf struct {
 }
 
 func newCluster() cluster {
-	return cluster{keys: map[[32]byte]bornOn{}, states: map[[32]byte]string{}, members: map[string]bool{}, joined: map[string]string{}, standings: map[string]string{},
+	return cluster{keys: map[[32]byte]bornOn{}, states: map[[32]byte]string{}, members: map[string]bool{}, joined: map[string]string{}, standings: map[string]string{}, roles: map[string]string{}, others: map[string]bool{},
 		recipients: map[string]RecipientRow{}, backups: map[backupOf]BackupRow{}}
 }
 
@@ -73,6 +76,9 @@ func (c *cluster) intent(index uint64, l Leaf) error {
 func (c *cluster) event(index uint64, l Leaf) error {
 	text := func(t Tag) string { b, _ := l.Get(t); return string(b) }
 	key, named := l.Hash(TagKey)
+	if err := c.role(index, l); err != nil {
+		return err
+	}
 	switch l.Op {
 	case OpKeyGenerate, OpKeyAdopt, OpKeyImport, OpRestore:
 		purpose, _ := l.Uint(TagPurpose)
@@ -119,6 +125,33 @@ func (c *cluster) event(index uint64, l Leaf) error {
 	return nil
 }
 
+// role holds what a member is for: a token of role checkpoint has no other keys, before it
+// joins and after.
+func (c *cluster) role(index uint64, l Leaf) error {
+	text := func(t Tag) string { b, _ := l.Get(t); return string(b) }
+	serial, role := text(TagSerialNumber), text(TagRole)
+	switch l.Op {
+	case OpMemberAdd:
+		if role != "" && (role != "checkpoint" || c.others[serial]) {
+			return violate(index, "a member joins with role %q, which is not known or not for a token that has other keys", role)
+		}
+		c.roles[serial] = role
+	case OpKeyGenerate, OpKeyAdopt, OpKeyImport, OpRestore, OpKeyReplicate:
+		key, named := l.Hash(TagKey)
+		n, told := l.Uint(TagPurpose)
+		if !told {
+			n = uint64(c.keys[key].purpose)
+		}
+		if p := Purpose(n); !named || p == PurposeCheckpoint || p == PurposeProbe {
+			return nil
+		}
+		if c.others[serial] = true; c.roles[serial] != "" {
+			return violate(index, "token %q has the role %s and gets another key", serial, c.roles[serial])
+		}
+	}
+	return nil
+}
+
 // finish holds the rows of keys, members and backups against the leaves.
 func (c *cluster) finish(ctx context.Context, src VerifySource, checkpointKeys [][]byte) error {
 	stored := map[[32]byte]bool{}
@@ -151,6 +184,9 @@ func (c *cluster) finish(ctx context.Context, src VerifySource, checkpointKeys [
 		there[m.Name] = true
 		if !c.members[Text(m.Name, 1024)+"\n"+Text(m.Serial, 1024)] {
 			return violate(0, "no entry tells that HSM member %q joined with token %q", m.Name, m.Serial)
+		}
+		if m.Role != c.roles[m.Serial] {
+			return violate(0, "HSM member %q has role %q in the database, %q by the entries", m.Name, m.Role, c.roles[m.Serial])
 		}
 		want, told := c.standings[m.Name]
 		if told && m.Standing != want || !told && m.Standing != "active" && m.Standing != "drained" {

@@ -51,7 +51,7 @@ func TestAttack_CA_14(t *testing.T) {
 		"no name":                   change(func(s *ca.IssuerSpec) { s.Name = "" }),
 		"long name":                 change(func(s *ca.IssuerSpec) { s.Name = strings.Repeat("x", 65) }),
 		"key of another issuer":     change(func(s *ca.IssuerSpec) { s.KeyName, s.Subject = "issuing", issuingSubject }),
-		"key of another purpose":    change(func(s *ca.IssuerSpec) { s.KeyName = "checkpoint" }),
+		"key of another purpose":    change(func(s *ca.IssuerSpec) { s.KeyName = "checkpoint-m1" }),
 		"subject of another key":    change(func(s *ca.IssuerSpec) { s.Subject = rootSubject }),
 	} {
 		h.refuses(t, what, issuer(h.grant, s), ca.BadProfile)

@@ -149,13 +149,12 @@ func background(run func(context.Context) error) (stop func()) {
 }
 
 func (h *house) genesis(ctx context.Context) (err error) {
-	checkpoint := hsmstore.KeySpec{Name: "checkpoint", Purpose: audit.PurposeCheckpoint, Algorithm: "P-256"}
 	keys := []hsmstore.KeySpec{key("root", "P-384", rootSubject), key("issuing", "P-256", issuingSubject), key("odd", "P-256", oddSubject), key("spare", "P-256", spareSubject)}
-	acts := append(h.hsm.GenesisActs(checkpoint, keys...), admin.SignRootAct("root"), admin.SignCAAct("root", "issuing"), admin.SignCAAct("root", "odd"))
+	acts := append(h.hsm.GenesisActs(keys...), admin.SignRootAct("root"), admin.SignCAAct("root", "issuing"), admin.SignCAAct("root", "odd"))
 	if h.grant, err = admin.Genesis(h.ledger.Head(), acts); err != nil {
 		return err
 	}
-	if err := h.hsm.Genesis(ctx, h.grant, audit.Genesis{Random: [32]byte{1}, Dev: true, Domain: "ca.example", Acts: acts}, checkpoint, keys...); err != nil {
+	if err := h.hsm.Genesis(ctx, h.grant, audit.Genesis{Random: [32]byte{1}, Dev: true, Domain: "ca.example", Acts: acts}, keys...); err != nil {
 		return err
 	}
 	if h.authority, err = h.newAuthority(ctx, "issuing", h.now, h.db); err != nil {

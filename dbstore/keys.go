@@ -38,8 +38,8 @@ func (t *tx) applyKeys(p audit.Projection, at *audit.StoredLeaf) (handled bool, 
 	case hsmstore.PutMember:
 		// A member that left may come back by its old name.
 		if _, err = t.exec("DELETE FROM hsm_member WHERE (name = ? OR serial = ?) AND standing = ?", p.Name, p.Serial, string(hsmstore.StandingRemoved)); err == nil {
-			_, err = t.exec("INSERT INTO hsm_member (name, serial, label, replication, standing, leaf) VALUES (?, ?, ?, ?, ?, ?)",
-				p.Name, p.Serial, p.Label, string(p.Replication), string(p.Standing), int64(at.Index))
+			_, err = t.exec("INSERT INTO hsm_member (name, serial, label, replication, role, standing, leaf) VALUES (?, ?, ?, ?, ?, ?, ?)",
+				p.Name, p.Serial, p.Label, string(p.Replication), string(p.Role), string(p.Standing), int64(at.Index))
 		}
 	case hsmstore.SetStanding:
 		err = t.cas("UPDATE hsm_member SET standing = ? WHERE name = ?", string(p.To), p.Member)
@@ -153,7 +153,7 @@ func (s *Store) Keys(ctx context.Context) ([]hsmstore.KeyRecord, error) {
 
 // Members returns the enrolled HSM members.
 func (s *Store) Members(ctx context.Context) ([]hsmstore.MemberRecord, error) {
-	rows, err := s.rodb.QueryContext(ctx, "SELECT name, serial, label, replication, standing FROM hsm_member ORDER BY leaf")
+	rows, err := s.rodb.QueryContext(ctx, "SELECT name, serial, label, replication, role, standing FROM hsm_member ORDER BY leaf")
 	if err != nil {
 		return nil, mapError(err)
 	}
@@ -161,7 +161,7 @@ func (s *Store) Members(ctx context.Context) ([]hsmstore.MemberRecord, error) {
 	var out []hsmstore.MemberRecord
 	for rows.Next() {
 		var m hsmstore.MemberRecord
-		if err := rows.Scan(&m.Name, &m.Serial, &m.Label, &m.Replication, &m.Standing); err != nil {
+		if err := rows.Scan(&m.Name, &m.Serial, &m.Label, &m.Replication, &m.Role, &m.Standing); err != nil {
 			return nil, mapError(err)
 		}
 		out = append(out, m)

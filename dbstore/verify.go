@@ -173,7 +173,7 @@ func (s *Store) KeyRows(ctx context.Context, fn func(audit.KeyRow) error) error 
 func (s *Store) MemberRows(ctx context.Context, fn func(audit.MemberRow) error) error {
 	members, err := s.Members(ctx)
 	for _, m := range members {
-		if err := fn(audit.MemberRow{Name: m.Name, Serial: m.Serial, Standing: string(m.Standing)}); err != nil {
+		if err := fn(audit.MemberRow{Name: m.Name, Serial: m.Serial, Role: string(m.Role), Standing: string(m.Standing)}); err != nil {
 			return err
 		}
 	}

@@ -165,6 +165,8 @@ func (s *Store) mayAdopt(spec AdoptSpec, report *AdoptReport) error {
 	switch {
 	case spec.Purpose == audit.PurposeProbe || spec.Purpose == audit.PurposeCheckpoint || spec.Purpose == audit.PurposeSecret:
 		return fmt.Errorf("key %q: keys of %s are born here (or, those of secret, imported), not adopted", spec.Name, spec.Purpose)
+	case s.member(spec.Member) != nil && !s.member(spec.Member).holds(spec.Purpose):
+		return fmt.Errorf("key %q: member %s has the role %s and holds no keys for %s", spec.Name, spec.Member, s.member(spec.Member).cfg.Role, spec.Purpose)
 	case len(spec.Attestation) > maxAttestation:
 		return fmt.Errorf("key %q: attestation evidence of %d octets; at most %d fit into the ledger, give its core or a digest", spec.Name, len(spec.Attestation), maxAttestation)
 	case len(report.Never) > 0:

@@ -161,6 +161,9 @@ func (c *ceremony) importKey(q importKey) (imported, error) {
 	if err := c.allowed(q.Act); err != nil {
 		return imported{}, err
 	}
+	if err := c.mayHold(q.Key.Purpose); err != nil {
+		return imported{}, err
+	}
 	im := c.importing
 	if im == nil || im.tried || len(q.Blob) < im.modulus {
 		return imported{}, faultf(exitProtocol, "an import takes one blob, after its wrapping pair was made")

@@ -254,9 +254,7 @@ func (c *ceremony) opened() (out openedCeremony, err error) {
 		}
 		out = openedCeremony{Serial: info.SerialNumber, Label: info.Label, Manufacturer: strings.TrimSpace(info.ManufacturerID), Model: strings.TrimSpace(info.Model),
 			Firmware: fmt.Sprintf("%d.%d", info.FirmwareVersion.Major, info.FirmwareVersion.Minor)}
-		for _, m := range list {
-			out.Mechanisms = append(out.Mechanisms, m.Mechanism)
-		}
+		out.Mechanisms = mechanismNumbers(list)
 		return nil
 	}
 	if !c.open.SO {
@@ -302,12 +300,24 @@ func (c *ceremony) mayCopy(w wrappedKey) error {
 		}
 		return nil
 	}
-	for _, act := range []string{admin.ImportKeyAct(w.Key.Name, w.Key.Purpose.String(), w.Key.Algorithm, w.Key.Subject, sha256.Sum256(w.Key.SPKI)), admin.AddMemberAct(w.Target, w.Serial), admin.RepairKeyAct(w.Key.Name, w.Target), admin.BackupAct(w.Target, w.Serial)} {
+	for _, act := range []string{admin.ImportKeyAct(w.Key.Name, w.Key.Purpose.String(), w.Key.Algorithm, w.Key.Subject, sha256.Sum256(w.Key.SPKI)), admin.AddMemberAct(w.Target, w.Serial, ""), admin.RepairKeyAct(w.Key.Name, w.Target), admin.BackupAct(w.Target, w.Serial)} {
 		if slices.Contains(c.open.Acts, act) {
 			return nil
 		}
 	}
 	return fmt.Errorf("%w: a copy of key %s to member %s is not on the grant of this ceremony", admin.ErrNotGranted, w.Key.Name, w.Target)
+}
+
+// mayHold refuses a key that is not for the role which the token was bound to.
+func (c *ceremony) mayHold(p audit.Purpose) error {
+	a, err := readAccount(c.open.Account)
+	if err != nil {
+		return err
+	}
+	if !Role(a.role).holds(p) {
+		return fmt.Errorf("%w: the token has the role %s and takes no keys for %s", admin.ErrNotGranted, a.role, p)
+	}
+	return nil
 }
 
 // context opens the token with crypto11, which bears keys.
@@ -393,6 +403,9 @@ func (c *ceremony) generate(keys []keyObject) ([]bornKey, error) {
 				continue
 			}
 			err := c.mayBear(o)
+			if err == nil {
+				err = c.mayHold(o.Purpose)
+			}
 			if err == nil {
 				out[i], err = c.bear(o)
 			}
@@ -613,6 +626,11 @@ func (c *ceremony) unwrap(keys []wrappedKey) ([]bornKey, error) {
 
 // takeCopies unwraps keys into the token; the user is logged in.
 func (c *ceremony) takeCopies(t *token, keys []wrappedKey) ([]bornKey, error) {
+	for _, w := range keys {
+		if err := c.mayHold(w.Key.Purpose); err != nil {
+			return nil, fmt.Errorf("key %s: %w", w.Key.Name, err)
+		}
+	}
 	out := make([]bornKey, len(keys))
 	for i, w := range keys {
 		h, err := t.findPrivate(pin{ID: w.Key.ID, Algorithm: w.Key.Algorithm})

@@ -51,13 +51,12 @@ type cluster struct {
 }
 
 var (
-	checkpointSpec = hsmstore.KeySpec{Name: "checkpoint", Purpose: audit.PurposeCheckpoint, Algorithm: "P-256"}
-	issuerSpec     = hsmstore.KeySpec{Name: "issuing", Purpose: audit.PurposeIssuer, Algorithm: "P-256", Subject: name("Issuing CA")}
-	rootSpec       = hsmstore.KeySpec{Name: "root", Purpose: audit.PurposeIssuer, Algorithm: "P-384", Subject: name("Root CA")}
-	ocspSpec       = hsmstore.KeySpec{Name: "ocsp", Purpose: audit.PurposeOCSP, Algorithm: "P-256"}
-	documentSpec   = hsmstore.KeySpec{Name: "document", Purpose: audit.PurposeDocument, Algorithm: "RSA-2048"}
-	timestampSpec  = hsmstore.KeySpec{Name: "tsa", Purpose: audit.PurposeTimestamp, Algorithm: "P-256"}
-	allSpecs       = []hsmstore.KeySpec{issuerSpec, rootSpec, ocspSpec, documentSpec, timestampSpec}
+	issuerSpec    = hsmstore.KeySpec{Name: "issuing", Purpose: audit.PurposeIssuer, Algorithm: "P-256", Subject: name("Issuing CA")}
+	rootSpec      = hsmstore.KeySpec{Name: "root", Purpose: audit.PurposeIssuer, Algorithm: "P-384", Subject: name("Root CA")}
+	ocspSpec      = hsmstore.KeySpec{Name: "ocsp", Purpose: audit.PurposeOCSP, Algorithm: "P-256"}
+	documentSpec  = hsmstore.KeySpec{Name: "document", Purpose: audit.PurposeDocument, Algorithm: "RSA-2048"}
+	timestampSpec = hsmstore.KeySpec{Name: "tsa", Purpose: audit.PurposeTimestamp, Algorithm: "P-256"}
+	allSpecs      = []hsmstore.KeySpec{issuerSpec, rootSpec, ocspSpec, documentSpec, timestampSpec}
 )
 
 func name(cn string) []byte {
@@ -93,12 +92,12 @@ var template = sync.OnceValues(func() (*cluster, error) {
 		return nil, err
 	}
 	defer stop()
-	acts := c.store.GenesisActs(checkpointSpec, allSpecs...)
+	acts := c.store.GenesisActs(allSpecs...)
 	grant, err := admin.Genesis(c.ledger.Head(), acts)
 	if err != nil {
 		return nil, err
 	}
-	if err := c.store.Genesis(ctx, grant, audit.Genesis{Random: [32]byte{1}, Dev: true, Domain: "ca.example", Acts: acts}, checkpointSpec, allSpecs...); err != nil {
+	if err := c.store.Genesis(ctx, grant, audit.Genesis{Random: [32]byte{1}, Dev: true, Domain: "ca.example", Acts: acts}, allSpecs...); err != nil {
 		return nil, err
 	}
 	return c, nil

@@ -55,6 +55,7 @@ type MemberConfig struct {
 	Sessions    int      // most sessions that sign at the same time; 0: 64. It starts with 4 and grows while latency, not CPU, is the limit
 	Reserved    string   // pReserved of C_Initialize, for modules that want settings there (NSS); else ""
 	Replication Replication
+	Role        Role
 	// WeakUnwrap accepts a module that ignores CKA_UNWRAP_TEMPLATE (NSS): whoever has
 	// this member's PIN during a ceremony could take the keys that it is given. Its
 	// copies cannot be modified in ways that SENSITIVE forbids, but in others.
@@ -92,6 +93,8 @@ func (c MemberConfig) validate() error {
 		return fmt.Errorf("member %s: journal path is missing", c.Name)
 	case c.Replication != "" && c.Replication != ReplicateWrap && c.Replication != ReplicateNative:
 		return fmt.Errorf("member %s: replication %q is not known; allowed: wrap, native", c.Name, c.Replication)
+	case c.Role != RoleAll && c.Role != RoleCheckpoint:
+		return fmt.Errorf("member %s: role %q is not known; allowed: checkpoint, or none for all keys", c.Name, c.Role)
 	case c.DeviceSO && (c.SplitSO || c.SOPIN != nil):
 		return fmt.Errorf("member %s: so_pin is the device or a PIN or shares, not two of them", c.Name)
 	case c.Sessions < 0 || c.Sessions > 1024:
@@ -128,7 +131,7 @@ func (c *Config) validate() error {
 	if len(c.Members) == 0 {
 		return errors.New("hsmstore: at least one HSM member is required")
 	}
-	seen := map[string]bool{}
+	seen, all := map[string]bool{}, false
 	for _, m := range c.Members {
 		if err := m.validate(); err != nil {
 			return err
@@ -137,6 +140,10 @@ func (c *Config) validate() error {
 			return fmt.Errorf("member %s: the name is there twice", m.Name)
 		}
 		seen[m.Name] = true
+		all = all || m.Role == RoleAll
+	}
+	if !all {
+		return errors.New("hsmstore: every HSM member has role: checkpoint; at least one must hold the other keys")
 	}
 	if c.Log == nil {
 		c.Log = slog.Default()

@@ -42,10 +42,10 @@ func TestOnDatabase(t *testing.T) {
 
 	_, ledger, s, stop := start()
 	specs := []hsmstore.KeySpec{issuerSpec}
-	acts := s.GenesisActs(checkpointSpec, specs...)
+	acts := s.GenesisActs(specs...)
 	grant, err := admin.Genesis(ledger.Head(), acts)
 	must(err)
-	if err := s.Genesis(ctx, grant, audit.Genesis{Random: [32]byte{2}, Dev: true, Domain: "ca.example", Acts: acts}, checkpointSpec, specs...); err != nil {
+	if err := s.Genesis(ctx, grant, audit.Genesis{Random: [32]byte{2}, Dev: true, Domain: "ca.example", Acts: acts}, specs...); err != nil {
 		t.Fatal(err)
 	}
 	k, err := s.Key("issuing")

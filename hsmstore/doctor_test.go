@@ -99,14 +99,14 @@ func TestDoctorBrokenSetups(t *testing.T) {
 		{"constant random numbers", func(_ *testing.T, x *examination) { x.ctl["m2"].ConstantRandom(7) }, "C_GenerateRandom", "RANDOM_REPEATS", "not secret", 1},
 		{"repeated random numbers", func(_ *testing.T, x *examination) { x.ctl["m2"].RepeatRandom(7) }, "C_GenerateRandom", "RANDOM_REPEATS", "not secret", 1},
 		{"enrolled key missing", func(_ *testing.T, x *examination) {
-			k := x.o.Keys[0]
+			k := x.o.Keys[2] // 0 and 1 are the members' own
 			for i := range k.ID {
 				k.ID[i] ^= 1
 			}
 			x.o.Keys = append(x.o.Keys, k)
 		}, "C_FindObjects", "KEY_ABSENT", "deleted", 1},
 		{"another key in its place", func(_ *testing.T, x *examination) {
-			x.o.Keys[0].SPKI, x.o.Keys[0].Algorithm = x.o.Keys[1].SPKI, x.o.Keys[1].Algorithm
+			x.o.Keys[2].SPKI, x.o.Keys[2].Algorithm = x.o.Keys[3].SPKI, x.o.Keys[3].Algorithm
 		}, "C_GetAttributeValue", "KEY_FOREIGN", "pinned", 1},
 		{"wrong signature", func(_ *testing.T, x *examination) {
 			x.ctl["m2"].WrongSignatures(hsmfault.FlippedBit, hsmfault.Always)

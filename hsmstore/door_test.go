@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
@@ -270,15 +271,17 @@ func TestCheckpointSigner(t *testing.T) {
 	c := newCluster(t)
 	s := c.store.CheckpointSigner()
 	body := checkpoint(c.ledger.Origin(), 40, 1)
-	sig, err := s.SignCheckpoint(t.Context(), body)
-	if err != nil {
-		t.Fatal(err)
+	lines, err := s.SignCheckpoint(t.Context(), body)
+	if err != nil || len(lines) != 2 {
+		t.Fatalf("%d lines: %v", len(lines), err)
 	}
-	digest := sha256.Sum256(body)
-	if !ecdsa.VerifyASN1(s.Public().(*ecdsa.PublicKey), digest[:], sig) {
-		t.Error("signature does not verify")
+	for i, m := range []string{"m1", "m2"} {
+		k := c.key(t, hsmstore.CheckpointKeyName(m))
+		if l := lines[i]; l.Err != nil || l.Key != k.Name() || k.Algorithm() != "Ed25519" || !ed25519.Verify(k.Public().(ed25519.PublicKey), body, l.Signature) {
+			t.Errorf("line of %s: %+v", m, l)
+		}
 	}
-	k := c.key(t, "checkpoint")
+	k := c.key(t, "checkpoint-m1")
 	text := hsmstore.ProofText(c.ledger.ID(), k.SPKIHash(), c.status("m1").Serial, [32]byte{1})
 	for what, body := range map[string][]byte{"other origin": checkpoint("x", 41, 1), "key proof": text} {
 		if _, err := s.SignCheckpoint(t.Context(), body); !errors.Is(err, hsmstore.ErrRefused) {

@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"os"
 
+	"chancery/admin"
 	"chancery/audit"
 )
 
@@ -128,3 +129,12 @@ func (q *Queue) Running() int {
 	_, n := q.q.depth()
 	return n
 }
+
+// GenesisOfOld is a genesis as it was before members bore checkpoint keys of their own: one
+// key for all of them.
+func (s *Store) GenesisOfOld(ctx context.Context, grant *admin.Grant, g audit.Genesis, checkpoint KeySpec, more ...KeySpec) error {
+	return s.genesis(ctx, grant, g, append([]KeySpec{checkpoint}, more...))
+}
+
+// SetRole makes the store, not the token, believe in another role of a member.
+func (s *Store) SetRole(member string, r Role) { s.member(member).cfg.Role = r }

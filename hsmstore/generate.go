@@ -18,9 +18,11 @@ import (
 type KeySpec struct {
 	Name      string
 	Purpose   audit.Purpose
-	Algorithm string   // see [KeyRecord]
-	Subject   []byte   // issuer Name DER (RFC 5280 §4.1.2.4): issuer keys sign under no other name
-	Members   []string // that shall hold it; nil: all. A key on a member of native replication is non-extractable and lives there alone
+	Algorithm string // see [KeyRecord]
+	Subject   []byte // issuer Name DER (RFC 5280 §4.1.2.4): issuer keys sign under no other name
+	// Members that shall hold it; nil: all whose role allows it. A key on a member of native
+	// replication, and a checkpoint key, is non-extractable and lives there alone.
+	Members []string
 }
 
 // Act is the act that a grant must list for the key.
@@ -81,6 +83,11 @@ func (s *Store) GenerateKey(ctx context.Context, grant *admin.Grant, spec KeySpe
 // Errors wrap admin.ErrNotGranted, ErrUnavailable, ErrPIN, audit.ErrExists for a name
 // that is taken.
 func (s *Store) GenerateKeys(ctx context.Context, grant *admin.Grant, specs ...KeySpec) ([]*Key, error) {
+	for _, p := range specs {
+		if _, err := s.anyKey(p.Name); err != nil && p.Purpose == audit.PurposeCheckpoint && len(p.Members) != 1 {
+			return nil, fmt.Errorf("key %q: a checkpoint key never leaves its member; name the one that shall hold it", p.Name)
+		}
+	}
 	unlock, err := s.ceremony(ctx)
 	if err != nil {
 		return nil, err
@@ -155,7 +162,11 @@ func (s *Store) prepare(grant *admin.Grant, specs []KeySpec) ([]*birth, []string
 			b.fresh, b.rec = false, old.record()
 		}
 		for _, m := range s.list() {
-			if spec.Members == nil || slices.Contains(spec.Members, m.cfg.Name) {
+			named := slices.Contains(spec.Members, m.cfg.Name)
+			if named && !m.holds(spec.Purpose) {
+				return nil, nil, fmt.Errorf("key %q: member %s has the role %s and holds no keys for %s; name other members, or none for all that may", spec.Name, m.cfg.Name, m.cfg.Role, spec.Purpose)
+			}
+			if spec.Members == nil && m.holds(spec.Purpose) || named {
 				if st := m.current(); st.State != Up {
 					return nil, nil, fmt.Errorf("%w: key %q: member %s is %s; all members of a new key must be up", ErrUnavailable, spec.Name, m.cfg.Name, st.State)
 				}
@@ -211,7 +222,7 @@ func (s *Store) bear(ctx context.Context, acts []string, births []*birth) error 
 		var objects []keyObject
 		for _, b := range births {
 			b.object = keyObject{ID: b.rec.ID, Name: b.spec.Name, Purpose: b.spec.Purpose, Algorithm: b.spec.Algorithm, Subject: b.spec.Subject, SPKI: b.rec.SPKI,
-				Act: b.spec.Act(), Replicable: b.spec.Purpose != audit.PurposeProbe && !b.origin.native()}
+				Act: b.spec.Act(), Replicable: !b.spec.alone() && !b.origin.native()}
 			if b.fresh && b.origin == m {
 				rand.Read(b.object.ID[:])
 				mine, objects = append(mine, b), append(objects, b.object)

@@ -13,10 +13,13 @@ import (
 
 // GenesisActs lists the acts of [Store.Genesis] and of the births of more keys,
 // to which the caller adds its own (roots to be signed).
-func (s *Store) GenesisActs(checkpoint KeySpec, more ...KeySpec) []string {
-	acts := []string{checkpoint.Act()}
+func (s *Store) GenesisActs(more ...KeySpec) []string {
+	var acts []string
+	for _, p := range s.checkpointSpecs() {
+		acts = append(acts, p.Act())
+	}
 	for _, m := range s.list() {
-		acts = append(acts, admin.AddMemberAct(m.cfg.Name, m.current().Serial), s.probeSpec(m.cfg.Name).Act())
+		acts = append(acts, joinActs(m.cfg.Name, m.current().Serial, m.cfg.Role, []KeySpec{s.probeSpec(m.cfg.Name)})...)
 	}
 	for _, p := range more {
 		acts = append(acts, p.Act())
@@ -27,43 +30,35 @@ func (s *Store) GenesisActs(checkpoint KeySpec, more ...KeySpec) []string {
 // probeSpec is the probe key that a member gets. A member that left and comes back
 // gets another one: names of keys are never used again.
 func (s *Store) probeSpec(member string) KeySpec {
-	spec := KeySpec{Name: ProbeKeyName(member), Purpose: audit.PurposeProbe, Algorithm: "P-256", Members: []string{member}}
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	for n := 2; ; n++ {
-		if k := s.keys[spec.Name]; k == nil || k.State() != KeyDestroyed {
-			return spec
-		}
-		spec.Name = fmt.Sprintf("%s-%d", ProbeKeyName(member), n)
-	}
+	return s.unusedName(KeySpec{Name: ProbeKeyName(member), Purpose: audit.PurposeProbe, Algorithm: ProbeAlgorithm, Members: []string{member}})
 }
 
-// Genesis begins a ledger, in one ceremony: it bears and copies the checkpoint
-// key, a probe key for each member and whatever keys the caller wants besides;
-// writes leaf 0 with the checkpoint key's public half; then enrols the members and
+// Genesis begins a ledger, in one ceremony: it bears a checkpoint key and a probe key
+// for each member, and bears and copies whatever keys the caller wants besides;
+// writes leaf 0 with the checkpoint keys' public halves; then enrols the members and
 // records and proves the keys like any others. g.CheckpointKeys is filled in here;
 // g.Acts must list all acts of grant, see [Store.GenesisActs].
 //
 // A crash before leaf 0 leaves keys on the tokens that no ledger knows: start with
 // empty tokens again. After leaf 0, admin.ResumeGenesis and [Store.ResumeGenesis]
 // go on.
-func (s *Store) Genesis(ctx context.Context, grant *admin.Grant, g audit.Genesis, checkpoint KeySpec, more ...KeySpec) error {
-	if checkpoint.Purpose != audit.PurposeCheckpoint {
-		return fmt.Errorf("genesis: key %q is for %s, not for checkpoints", checkpoint.Name, checkpoint.Purpose)
-	}
+func (s *Store) Genesis(ctx context.Context, grant *admin.Grant, g audit.Genesis, more ...KeySpec) error {
 	if head := s.ledger.Head(); head.Size != 0 {
 		return fmt.Errorf("genesis: %w: the ledger has %d leaves", audit.ErrExists, head.Size)
 	}
-	for _, a := range s.GenesisActs(checkpoint, more...) {
+	for _, a := range s.GenesisActs(more...) {
 		if !slices.Contains(g.Acts, a) {
 			return fmt.Errorf("genesis: %w: leaf 0 must list %q", admin.ErrNotGranted, a)
 		}
 	}
+	return s.genesis(ctx, grant, g, append(s.checkpointSpecs(), more...))
+}
+
+func (s *Store) genesis(ctx context.Context, grant *admin.Grant, g audit.Genesis, specs []KeySpec) error {
 	s.keysMu.Lock()
 	defer s.keysMu.Unlock()
 	ctx = underRoster(ctx, g.Roster)
 	// 1. The keys, on every member.
-	specs := append([]KeySpec{checkpoint}, more...)
 	for _, m := range s.list() {
 		specs = append(specs, s.probeSpec(m.cfg.Name))
 	}
@@ -104,24 +99,31 @@ func (s *Store) Genesis(ctx context.Context, grant *admin.Grant, g audit.Genesis
 	return err
 }
 
-// found writes leaf 0, and with it the row of the checkpoint key, the first of births: from
-// here on the ledger has its id and origin. Then come the leaves of what happened before,
-// a birth and what recorded writes of it.
+// found writes leaf 0, and with it the rows of the checkpoint keys: from here on the ledger
+// has its id and origin. Then come the leaves of what happened before, a birth and what
+// recorded writes of it.
 func (s *Store) found(ctx context.Context, grant *admin.Grant, g audit.Genesis, births []*birth, recorded func(*birth) error) error {
-	g.CheckpointKeys = [][]byte{births[0].rec.SPKI}
-	if err := s.ledger.Genesis(ctx, g, PutKey{births[0].rec}); err != nil {
+	g.CheckpointKeys = nil
+	var rows []audit.Projection
+	for _, b := range births {
+		if b.rec.Purpose == audit.PurposeCheckpoint {
+			g.CheckpointKeys, rows = append(g.CheckpointKeys, b.rec.SPKI), append(rows, PutKey{b.rec})
+		}
+	}
+	if err := s.ledger.Genesis(ctx, g, rows...); err != nil {
 		return fmt.Errorf("writing the genesis leaf: %w", err)
 	}
-	for i, b := range births {
+	for _, b := range births {
 		var row []audit.Projection
-		if i > 0 {
+		named := b.rec.Purpose == audit.PurposeCheckpoint
+		if !named {
 			row = append(row, PutKey{b.rec})
 		}
 		index, err := s.recordBirth(ctx, grant, b, row...)
 		if err != nil {
 			return err
 		}
-		if i > 0 {
+		if !named {
 			b.rec.Birth = index
 		}
 		if err := recorded(b); err != nil {
@@ -133,15 +135,27 @@ func (s *Store) found(ctx context.Context, grant *admin.Grant, g audit.Genesis, 
 
 // ResumeGenesis goes on where a crash after leaf 0 stopped [Store.Genesis]. grant
 // is that of admin.ResumeGenesis; [Store.ActDone] tells it what is done.
-func (s *Store) ResumeGenesis(ctx context.Context, grant *admin.Grant, checkpoint KeySpec) error {
-	s.mu.RLock()
-	k := s.keys[checkpoint.Name]
-	s.mu.RUnlock()
-	if k == nil {
-		return fmt.Errorf("resuming genesis: %w: %q, which leaf 0 names", ErrNoKey, checkpoint.Name)
+func (s *Store) ResumeGenesis(ctx context.Context, grant *admin.Grant) error {
+	known := false
+	var unproved []KeySpec
+	for _, k := range s.all() {
+		if k.purpose != audit.PurposeCheckpoint {
+			continue
+		}
+		known = true
+		if k.State() == KeyBorn {
+			spec := KeySpec{Name: k.name, Purpose: k.purpose, Algorithm: k.alg.name}
+			if k.confined { // an older genesis had one for all members
+				spec.Members = k.Members()
+			}
+			unproved = append(unproved, spec)
+		}
 	}
-	if !k.usable() {
-		if _, err := s.GenerateKeys(ctx, grant, checkpoint); err != nil {
+	if !known {
+		return fmt.Errorf("resuming genesis: %w: a checkpoint key, which leaf 0 names", ErrNoKey)
+	}
+	if len(unproved) > 0 {
+		if _, err := s.GenerateKeys(ctx, grant, unproved...); err != nil {
 			return err
 		}
 	}
@@ -177,18 +191,33 @@ func (s *Store) ActDone(act string) bool {
 // enrol records the members; those whose act is spent were enrolled before a crash.
 func (s *Store) enrol(ctx context.Context, grant *admin.Grant) error {
 	for _, m := range s.list() {
-		err := grant.Spend(admin.AddMemberAct(m.cfg.Name, m.current().Serial))
+		err := grant.Spend(admin.AddMemberAct(m.cfg.Name, m.current().Serial, string(m.cfg.Role)))
 		if errors.Is(err, admin.ErrNotGranted) {
 			continue
 		}
 		st := m.current()
-		var f audit.Fields
-		f.Text(audit.TagMember, st.Name)
-		f.Text(audit.TagSerialNumber, st.Serial)
-		f.Hash(audit.TagGrant, grant.Hash())
-		if _, err := s.ledger.Append(ctx, audit.Event(audit.OpMemberAdd, f), PutMember{MemberRecord{Name: st.Name, Serial: st.Serial, Label: st.Label, Replication: st.Replication, Standing: StandingActive}}); err != nil {
-			return fmt.Errorf("enrolling member %s: %w", m.cfg.Name, err)
+		if err := s.recordMember(ctx, grant, st, StandingActive); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// recordMember writes that a member joined, and what it is for.
+func (s *Store) recordMember(ctx context.Context, grant *admin.Grant, st MemberStatus, as Standing) error {
+	var f audit.Fields
+	f.Text(audit.TagMember, st.Name)
+	f.Text(audit.TagSerialNumber, st.Serial)
+	f.Hash(audit.TagGrant, grant.Hash())
+	if as != StandingActive {
+		f.Text(audit.TagState, string(as))
+	}
+	if st.Role != RoleAll {
+		f.Text(audit.TagRole, string(st.Role))
+	}
+	row := PutMember{MemberRecord{Name: st.Name, Serial: st.Serial, Label: st.Label, Replication: st.Replication, Role: st.Role, Standing: as}}
+	if _, err := s.ledger.Append(ctx, audit.Event(audit.OpMemberAdd, f), row); err != nil {
+		return fmt.Errorf("enrolling member %s: %w", st.Name, err)
 	}
 	return nil
 }

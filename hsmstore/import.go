@@ -255,7 +255,7 @@ func (i *ImportSession) mayImport(spec ImportSpec) ([]*member, error) {
 	}
 	var members []*member
 	for _, m := range s.list() {
-		if spec.Members != nil && !slices.Contains(spec.Members, m.cfg.Name) {
+		if spec.Members != nil && !slices.Contains(spec.Members, m.cfg.Name) || !m.holds(spec.Purpose) {
 			continue
 		}
 		if m.worker() == nil {
@@ -264,7 +264,7 @@ func (i *ImportSession) mayImport(spec ImportSpec) ([]*member, error) {
 		members = append(members, m)
 	}
 	if !slices.Contains(members, i.member) || spec.Members != nil && len(members) != len(spec.Members) {
-		return nil, fmt.Errorf("key %q: its members %v must be members of the cluster, and the session's %s one of them", spec.Name, spec.Members, i.member.cfg.Name)
+		return nil, fmt.Errorf("key %q: its members %v must be members of the cluster whose role allows it, and the session's %s one of them", spec.Name, spec.Members, i.member.cfg.Name)
 	}
 	if err := canSpread(k, members); err != nil {
 		return nil, err

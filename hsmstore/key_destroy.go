@@ -25,8 +25,8 @@ type DestroyReport struct {
 //
 // If a copy cannot be destroyed the key stays disabled, the report and the error name
 // the member, and Destroy may be called again with a new grant. Errors wrap ErrNoKey,
-// admin.ErrNotGranted, ErrUnavailable; a key that Config.InUse says is needed, the
-// checkpoint key of the ledger and probe keys are refused.
+// admin.ErrNotGranted, ErrUnavailable; a key that Config.InUse says is needed, checkpoint
+// and probe keys, which end with their member, are refused.
 func (s *Store) Destroy(ctx context.Context, grant *admin.Grant, name string) (DestroyReport, error) {
 	unlock, err := s.ceremony(ctx)
 	if err != nil {
@@ -92,8 +92,8 @@ func (s *Store) mayDestroy(k *Key) error {
 	if k.purpose == audit.PurposeProbe {
 		return fmt.Errorf("key %q is the probe key of a member; it ends with the member", k.name)
 	}
-	if c, err := (checkpointSigner{s}).key(); err == nil && c == k {
-		return fmt.Errorf("key %q signs the checkpoints of this ledger and lives as long as it", k.name)
+	if k.purpose == audit.PurposeCheckpoint {
+		return fmt.Errorf("key %q signs the checkpoints of this ledger; it ends with its member", k.name)
 	}
 	if s.cfg.InUse != nil {
 		if why := s.cfg.InUse(k.name); why != "" {

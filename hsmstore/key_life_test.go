@@ -265,7 +265,7 @@ func TestDisableEnableDescribeFind(t *testing.T) {
 	if err := c.store.Enable(ctx, "ocsp", "test"); !errors.Is(err, hsmstore.ErrNoKey) {
 		t.Errorf("enabled twice: %v", err)
 	}
-	for _, n := range []string{"checkpoint", hsmstore.ProbeKeyName("m1")} {
+	for _, n := range []string{hsmstore.CheckpointKeyName("m1"), hsmstore.ProbeKeyName("m1")} {
 		if err := c.store.Disable(ctx, n, "no"); err == nil {
 			t.Errorf("%s was disabled", n)
 		}
@@ -347,7 +347,7 @@ func TestDestroy(t *testing.T) {
 	if _, err := c.store.Destroy(ctx, granting(act), "document"); !errors.Is(err, hsmstore.ErrNoKey) {
 		t.Errorf("destroyed twice: %v", err)
 	}
-	for _, n := range []string{"checkpoint", hsmstore.ProbeKeyName("m1")} {
+	for _, n := range []string{hsmstore.CheckpointKeyName("m1"), hsmstore.ProbeKeyName("m1")} {
 		k := c.store.AnyKey(n)
 		if _, err := c.store.Destroy(ctx, granting(admin.DestroyKeyAct(n, k.SPKIHash())), n); err == nil {
 			t.Errorf("%s was destroyed", n)
@@ -442,10 +442,10 @@ func TestKeyLifeOnDatabase(t *testing.T) {
 		return db, ledger, s, func() { s.Close(); cancel(); <-ended; db.Close() }
 	}
 	_, ledger, s, stop := start()
-	acts := s.GenesisActs(checkpointSpec, ocspSpec)
+	acts := s.GenesisActs(ocspSpec)
 	grant, err := admin.Genesis(ledger.Head(), acts)
 	must(err)
-	must(s.Genesis(ctx, grant, audit.Genesis{Random: [32]byte{3}, Dev: true, Domain: "ca.example", Acts: acts}, checkpointSpec, ocspSpec))
+	must(s.Genesis(ctx, grant, audit.Genesis{Random: [32]byte{3}, Dev: true, Domain: "ca.example", Acts: acts}, ocspSpec))
 	pkcs11Tool(t, m, "--keypairgen", "--key-type", "EC:prime256v1", "--label", "theirs", "--id", "42")
 	report, err := s.InspectKey(ctx, "m1", []byte{0x42}, "")
 	must(err)

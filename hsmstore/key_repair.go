@@ -78,8 +78,8 @@ func (s *Store) mayRepair(name, memberName string) (*Key, *member, *member, erro
 		return nil, nil, nil, fmt.Errorf("%w: key %q is %s", ErrNoKey, name, k.State())
 	case k.adopted != nil:
 		return nil, nil, nil, fmt.Errorf("key %q was adopted where it is and has no other copy; repair it with the vendor's tools", name)
-	case k.purpose == audit.PurposeProbe:
-		return nil, nil, nil, fmt.Errorf("key %q is the probe key of a member; remove the member and add it again", name)
+	case k.purpose == audit.PurposeProbe || k.purpose == audit.PurposeCheckpoint && k.confined:
+		return nil, nil, nil, fmt.Errorf("key %q is a member's own and has no copy; remove the member and add it again", name)
 	case m.native():
 		return nil, nil, nil, fmt.Errorf("member %s replicates natively; its vendor's tools restore keys there", memberName)
 	case m.worker() == nil:

@@ -103,6 +103,7 @@ type account struct {
 	spent   map[string]use    // by nonce
 	random  map[string]bool   // SHA-256 of what the token's random source gave at each start
 	regrow  regrow            // the last recovery
+	role    string            // that the token is bound to, or ""
 	bound   map[string]string // by SHA-256 of the SPKI: what an adopted key was first bound to
 }
 
@@ -143,6 +144,8 @@ func readAccount(path string) (*account, error) {
 			a.sealed = true
 		case len(f) == 1 && f[0] == "retired":
 			a.retired = true
+		case len(f) == 2 && f[0] == "role":
+			a.role = f[1]
 		case len(f) == 2 && f[0] == "random":
 			a.random[f[1]] = true
 		case len(f) == 3 && f[0] == "bound":

@@ -41,6 +41,7 @@ type MemberStatus struct {
 	Outstanding int64            `json:"outstanding"`
 	Sessions    int64            `json:"sessions"` // that sign at the same time
 	Replication Replication      `json:"replication"`
+	Role        Role             `json:"role,omitempty"`
 	Bad         map[KeyID]string `json:"-"` // keys that cannot be used here, and why
 	JournalSeq  uint64           `json:"journal_seq"`
 	JournalHead [32]byte         `json:"-"`
@@ -193,6 +194,7 @@ func (m *member) start(ctx context.Context) (*link, error) {
 	load.Module, load.Reserved, load.Label, load.Serial, load.Journal = m.cfg.Module, m.cfg.Reserved, m.cfg.TokenLabel, serial, m.cfg.JournalPath
 	load.Sessions, load.Native = m.cfg.Sessions, m.cfg.Replication == ReplicateNative
 	load.Weak = m.cfg.WeakUnwrap
+	load.Role = m.cfg.Role
 	load.Others = m.store.serials(m)
 	load.Patience = int(m.store.cfg.SignTimeout.Milliseconds() * 8 / 10)
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
@@ -384,7 +386,7 @@ func (m *member) current() MemberStatus {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := MemberStatus{Name: m.cfg.Name, State: m.state, Since: m.since, Err: m.err, Serial: m.serial, Label: m.label, Starts: m.starts,
-		Calls: m.calls.Load(), Outstanding: m.outstanding.Load(), JournalSeq: m.head.JournalSeq, Sessions: m.sessions.Load(), Replication: m.cfg.Replication, Bad: maps.Clone(m.bad)}
+		Calls: m.calls.Load(), Outstanding: m.outstanding.Load(), JournalSeq: m.head.JournalSeq, Sessions: m.sessions.Load(), Replication: m.cfg.Replication, Role: m.cfg.Role, Bad: maps.Clone(m.bad)}
 	if s.Replication == "" {
 		s.Replication = ReplicateWrap
 	}

@@ -66,7 +66,10 @@ func (s *Store) memberOf(r MemberRecord) (*member, error) {
 	case r.Standing == StandingFenced:
 		state = Fenced
 	}
-	c.TokenSerial, c.Replication = r.Serial, r.Replication
+	if ok && c.Role != r.Role {
+		return nil, fmt.Errorf("%w: member %s was enrolled with %s, the configuration says %s; a role is for good: correct hsm.members, or remove the member and add another", ErrToken, r.Name, roleText(r.Role), roleText(c.Role))
+	}
+	c.TokenSerial, c.Replication, c.Role = r.Serial, r.Replication, r.Role
 	m := s.newMember(c, state)
 	m.label, m.standing = r.Label, r.Standing
 	if state == Absent {
@@ -126,14 +129,16 @@ func (s *Store) recordActive(ctx context.Context, m *member, reason string) erro
 
 // Candidate is a token that could join, seen without its PIN.
 type Candidate struct {
-	Name         string   `json:"name"`
-	Serial       string   `json:"serial"`
-	Label        string   `json:"label"`
-	Manufacturer string   `json:"manufacturer"`
-	Model        string   `json:"model"`
-	Firmware     string   `json:"firmware"`
-	Mechanisms   []uint   `json:"mechanisms"` // CKM_ numbers
-	Acts         []string `json:"acts"`       // that a grant for [Store.AddMember] must list
+	Name         string    `json:"name"`
+	Serial       string    `json:"serial"`
+	Label        string    `json:"label"`
+	Manufacturer string    `json:"manufacturer"`
+	Model        string    `json:"model"`
+	Firmware     string    `json:"firmware"`
+	Mechanisms   []uint    `json:"mechanisms"` // CKM_ numbers
+	Role         Role      `json:"role,omitempty"`
+	Own          []KeySpec `json:"-"`    // keys that are born with it: probe key, perhaps a checkpoint key
+	Acts         []string  `json:"acts"` // that a grant for [Store.AddMember] must list
 }
 
 // Inspect looks at the token of a member that is to join, so that the officers see
@@ -148,14 +153,15 @@ func (s *Store) Inspect(ctx context.Context, cfg MemberConfig) (Candidate, error
 	}
 	defer c.end()
 	t := c.token
+	own := s.ownSpecs(cfg, t)
 	return Candidate{Name: cfg.Name, Serial: t.Serial, Label: t.Label, Manufacturer: t.Manufacturer, Model: t.Model, Firmware: t.Firmware, Mechanisms: t.Mechanisms,
-		Acts: []string{admin.AddMemberAct(cfg.Name, t.Serial), s.probeSpec(cfg.Name).Act()}}, nil
+		Role: cfg.Role, Own: own, Acts: joinActs(cfg.Name, t.Serial, cfg.Role, own)}, nil
 }
 
 // AddMember lets a token join while the others go on signing. It starts a worker,
-// enrols the member (drained at first), bears its probe key, finds a way of copying
-// by throw-away keys, copies every key that is not confined to other members, proves
-// each copy, and only then lets it have requests. progress, if not nil, is told each
+// enrols the member (drained at first), bears its probe and checkpoint keys, finds a way of
+// copying by throw-away keys, copies every key that is not confined to other members and
+// that its role allows, proves each copy, and only then lets it have requests. progress, if not nil, is told each
 // step. Cut short, it is called again with a new grant and goes on where it stood.
 //
 // The grant must list the acts of [Store.Inspect]. Errors wrap admin.ErrNotGranted,
@@ -203,9 +209,9 @@ func (s *Store) AddMember(ctx context.Context, grant *admin.Grant, cfg MemberCon
 		}
 	}()
 	progress("worker is up, member is enrolled and still drained")
-	if p := s.probeKey(cfg.Name); p == nil || p.State() == KeyBorn {
-		if _, err := s.generate(ctx, grant, []KeySpec{s.probeSpec(cfg.Name)}); err != nil {
-			return fmt.Errorf("member %s: its probe key: %w", cfg.Name, err)
+	if specs := s.unborn(cand.Own); len(specs) > 0 {
+		if _, err := s.generate(ctx, grant, specs); err != nil {
+			return fmt.Errorf("member %s: its own keys: %w", cfg.Name, err)
 		}
 	}
 	for from, objects := range keys {
@@ -230,12 +236,33 @@ func (s *Store) AddMember(ctx context.Context, grant *admin.Grant, cfg MemberCon
 	return nil
 }
 
+// unborn are the specs whose keys are not proved yet.
+func (s *Store) unborn(specs []KeySpec) (out []KeySpec) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, p := range specs {
+		if k := s.keys[p.Name]; k == nil || k.State() == KeyBorn {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+func roleText(r Role) string {
+	if r == RoleAll {
+		return "no role"
+	}
+	return "role " + string(r)
+}
+
 // joining makes the member that is to join, or finds the one that an interrupted
 // AddMember left.
 func (s *Store) joining(cfg MemberConfig, cand Candidate) (*member, error) {
 	for _, m := range s.list() {
 		st := m.current()
 		switch {
+		case m.cfg.Name == cfg.Name && m.cfg.Role != cfg.Role:
+			return nil, fmt.Errorf("%w: member %s is enrolled with %s, the configuration says %s; a role is for good: correct hsm.members, or remove the member first", ErrStanding, cfg.Name, roleText(m.cfg.Role), roleText(cfg.Role))
 		case m.cfg.Name == cfg.Name && st.State == Out && st.Serial == cand.Serial && !s.whole(m):
 			cfg.split, cfg.atDevice = m.cfg.split, m.cfg.atDevice
 			m.cfg = cfg
@@ -257,7 +284,7 @@ func (s *Store) joining(cfg MemberConfig, cand Candidate) (*member, error) {
 // whole tells whether a member holds all keys that it shall hold.
 func (s *Store) whole(m *member) bool {
 	p := s.probeKey(m.cfg.Name)
-	return p != nil && p.usable() && len(s.missingOn(m)) == 0
+	return p != nil && p.usable() && len(s.missingOn(m)) == 0 && !slices.ContainsFunc(s.all(), func(k *Key) bool { return k.on(m) && k.State() == KeyBorn })
 }
 
 // missingOn are the keys that a member shall hold and does not.
@@ -267,6 +294,7 @@ func (s *Store) missingOn(m *member) (out []*Key) {
 	for _, k := range s.keys {
 		switch {
 		case k.on(m), k.confined, k.adopted != nil, k.purpose == audit.PurposeProbe, k.State() != KeyUsable && k.State() != KeyDisabled:
+		case !m.holds(k.purpose):
 		case m.native(), k.alg.scheme == eddsaScheme: // nothing can be wrapped into it, or out
 		default:
 			out = append(out, k)
@@ -279,7 +307,7 @@ func (s *Store) missingOn(m *member) (out []*Key) {
 // openJoin starts the giving sides for all keys that the member lacks.
 func (s *Store) openJoin(ctx context.Context, m *member) (sources, map[*member][]keyObject, error) {
 	out, keys := sources{}, map[*member][]keyObject{}
-	act := admin.AddMemberAct(m.cfg.Name, m.cfg.TokenSerial)
+	act := admin.AddMemberAct(m.cfg.Name, m.cfg.TokenSerial, string(m.cfg.Role))
 	for _, k := range s.missingOn(m) {
 		from := s.giver(k)
 		if from == nil {
@@ -338,16 +366,9 @@ func (s *Store) startJoining(ctx context.Context, grant *admin.Grant, m *member)
 	if known {
 		return nil
 	}
-	st := m.current()
-	var f audit.Fields
-	f.Text(audit.TagMember, st.Name)
-	f.Text(audit.TagSerialNumber, st.Serial)
-	f.Hash(audit.TagGrant, grant.Hash())
-	f.Text(audit.TagState, string(StandingDrained))
-	_, err := s.ledger.Append(ctx, audit.Event(audit.OpMemberAdd, f), PutMember{MemberRecord{Name: st.Name, Serial: st.Serial, Label: st.Label, Replication: st.Replication, Standing: StandingDrained}})
-	if err != nil {
+	if err := s.recordMember(ctx, grant, m.current(), StandingDrained); err != nil {
 		s.drop(m)
-		return fmt.Errorf("enrolling member %s: %w", m.cfg.Name, err)
+		return err
 	}
 	return nil
 }
@@ -507,10 +528,8 @@ func (s *Store) Drain(ctx context.Context, name, reason string, force bool) erro
 
 // notTheLast refuses to take a member out that alone can sign with some key.
 func (s *Store) notTheLast(m *member) error {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	for _, k := range s.keys {
-		if !k.usable() || !k.on(m) || k.purpose == audit.PurposeProbe {
+	for _, k := range s.all() {
+		if !k.usable() || !k.on(m) || k.purpose == audit.PurposeProbe || k.purpose == audit.PurposeCheckpoint && s.othersCheckpoint(m, true, false) {
 			continue
 		}
 		other := slices.ContainsFunc(s.list(), func(o *member) bool { return o != m && k.on(o) && o.ready(k.id) != nil })
@@ -598,7 +617,9 @@ func (s *Store) proveHeld(ctx context.Context, m *member) error {
 
 // RemoveMember lets a member leave the cluster for good. It must be drained or
 // fenced. The keys on its token are not touched: destroy them with the vendor's tools,
-// or wipe the token. The act is admin.RemoveMemberAct.
+// or wipe the token. Its probe and checkpoint keys count as destroyed from then on; the
+// last member with a checkpoint key of leaf 0 cannot leave. The act is
+// admin.RemoveMemberAct.
 func (s *Store) RemoveMember(ctx context.Context, grant *admin.Grant, name string) error {
 	unlock, err := s.ceremony(ctx)
 	if err != nil {
@@ -617,13 +638,25 @@ func (s *Store) RemoveMember(ctx context.Context, grant *admin.Grant, name strin
 		}
 	}
 	s.mu.RUnlock()
+	var ends []*Key
 	for _, k := range held {
-		if len(k.Members()) == 1 && k.purpose != audit.PurposeProbe && k.State() != KeyDestroyed {
+		alone := len(k.Members()) == 1 && k.State() != KeyDestroyed
+		switch {
+		case alone && k.purpose == audit.PurposeCheckpoint && !s.othersCheckpoint(m, false, k.birth == 0):
+			return fmt.Errorf("%w: member %s holds the last checkpoint key that leaf 0 names, %s: without it no manifest of a backup can be verified; to end the use of its token, restore into a new ledger", ErrStanding, name, k.name)
+		case alone && k.purpose == audit.PurposeCheckpoint:
+			ends = append(ends, k)
+		case alone && k.purpose != audit.PurposeProbe:
 			return fmt.Errorf("%w: member %s holds the only copy of key %s; destroy that key or copy it first", ErrStanding, name, k.name)
 		}
 	}
 	if err := grant.Spend(admin.RemoveMemberAct(name, m.current().Serial)); err != nil {
 		return fmt.Errorf("member %s: %w", name, err)
+	}
+	for _, k := range ends { // first, so that a crash leaves a member that can be removed again
+		if err := s.endCheckpointKey(ctx, grant, k); err != nil {
+			return err
+		}
 	}
 	rows := []audit.Projection{SetStanding{Member: name, To: StandingRemoved}}
 	for _, k := range held {
@@ -647,6 +680,18 @@ func (s *Store) RemoveMember(ctx context.Context, grant *admin.Grant, name strin
 		}
 	}
 	s.drop(m)
+	return nil
+}
+
+// endCheckpointKey records that a key signs no checkpoint from here on: its member leaves.
+func (s *Store) endCheckpointKey(ctx context.Context, grant *admin.Grant, k *Key) error {
+	f := k.stateFields(KeyDestroyed, "its member leaves")
+	f.Hash(audit.TagGrant, grant.Hash())
+	to := SetKeyState{ID: k.id, From: []KeyState{KeyBorn, KeyUsable, KeyDisabled, KeyQuarantined}, To: KeyDestroyed}
+	if _, err := s.ledger.Append(ctx, audit.Event(audit.OpKeyState, f), to); err != nil {
+		return fmt.Errorf("recording the end of key %q: %w", k.name, err)
+	}
+	k.setState(KeyDestroyed)
 	return nil
 }
 

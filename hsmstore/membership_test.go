@@ -58,7 +58,7 @@ func TestAddMemberUnderLoad(t *testing.T) {
 		t.Errorf("joining took %v", took)
 	}
 	for _, k := range c.store.Keys() {
-		if k.Purpose != audit.PurposeProbe && (len(k.Members) != 3 || len(k.Ready) != 3) {
+		if k.Purpose != audit.PurposeProbe && k.Purpose != audit.PurposeCheckpoint && (len(k.Members) != 3 || len(k.Ready) != 3) {
 			t.Errorf("key %s is on %v, ready on %v", k.Name, k.Members, k.Ready)
 		}
 	}
@@ -109,7 +109,7 @@ func TestAddMemberRefused(t *testing.T) {
 		want  error
 	}{
 		"no grant":              {m3, nil, admin.ErrNotGranted},
-		"grant for another":     {m3, granting(admin.AddMemberAct("m3", "0000000000000000"), cand.Acts[1]), admin.ErrNotGranted},
+		"grant for another":     {m3, granting(admin.AddMemberAct("m3", "0000000000000000", ""), cand.Acts[1], cand.Acts[2]), admin.ErrNotGranted},
 		"a name that is taken":  {twice, granting(cand.Acts...), audit.ErrExists},
 		"a token that is taken": {sameToken, granting(cand.Acts...), audit.ErrExists},
 		"a wrong PIN":           {wrongPIN, granting(cand.Acts...), hsmstore.ErrPIN},

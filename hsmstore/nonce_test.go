@@ -253,10 +253,10 @@ func nonceInDatabase(t *testing.T, url string, together bool) {
 	m.Module, m.Env = hsmfault.Build(t), append(m.Env[:1:1], ctl.Env()...)
 
 	a := startNode(t, url, "n1", m)
-	acts := a.store.GenesisActs(checkpointSpec)
+	acts := a.store.GenesisActs()
 	grant, err := admin.Genesis(a.ledger.Head(), acts)
 	must(err)
-	must(a.store.Genesis(ctx, grant, audit.Genesis{Random: [32]byte{3}, Dev: true, Domain: "ca.example", Acts: acts}, checkpointSpec))
+	must(a.store.Genesis(ctx, grant, audit.Genesis{Random: [32]byte{3}, Dev: true, Domain: "ca.example", Acts: acts}))
 	_, err = a.ledger.Append(ctx, audit.Event(audit.OpKeyGenerate, audit.Fields{}), hsmstore.PutKey{KeyRecord: known.rec})
 	must(err)
 	a.stop()

@@ -2,10 +2,7 @@ package hsmstore
 
 import (
 	"context"
-	"crypto"
-	"crypto/sha256"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"slices"
 	"sync/atomic"
@@ -122,73 +119,4 @@ func (s *Store) probeKey(member string) *Key {
 func (m *member) probe(k *Key) *signature {
 	text := probeText(m.current().Serial)
 	return &signature{key: k, intent: audit.NoIndex, message: text, digest: k.alg.digest(text), pinned: m, attempts: 1, exempt: kindProbe}
-}
-
-// checkpointSigner implements audit.CheckpointSigner.
-type checkpointSigner struct{ store *Store }
-
-// CheckpointSigner signs checkpoints with the key of purpose checkpoint, which it
-// looks up at each call. It needs no intent; every try is counted.
-func (s *Store) CheckpointSigner() audit.CheckpointSigner { return checkpointSigner{s} }
-
-func (c checkpointSigner) key() (*Key, error) {
-	c.store.mu.RLock()
-	defer c.store.mu.RUnlock()
-	var eldest *Key // the one of leaf 0
-	for _, k := range c.store.keys {
-		if k.purpose == audit.PurposeCheckpoint && k.usable() && (eldest == nil || k.birth < eldest.birth) {
-			eldest = k
-		}
-	}
-	if eldest == nil {
-		return nil, fmt.Errorf("%w: a proved key of purpose checkpoint", ErrNoKey)
-	}
-	return eldest, nil
-}
-
-// Public is nil while there is no proved checkpoint key.
-func (c checkpointSigner) Public() crypto.PublicKey {
-	k, err := c.key()
-	if err != nil {
-		return nil
-	}
-	return k.pub
-}
-
-func (c checkpointSigner) SignCheckpoint(ctx context.Context, body []byte) ([]byte, error) {
-	k, err := c.key()
-	if err != nil {
-		return nil, err
-	}
-	b := k.binding()
-	p, err := b.inspect(body)
-	if err != nil {
-		return nil, err
-	}
-	if p.kind != kindCheckpoint {
-		return nil, fmt.Errorf("%w: that is no checkpoint", ErrRefused)
-	}
-	if err := c.store.queue.acquire(ctx, ClassRevocation); err != nil {
-		return nil, fmt.Errorf("%w: waiting to sign a checkpoint: %w", ErrUnavailable, err)
-	}
-	defer c.store.queue.release(ClassRevocation)
-	sig, err := c.store.sign(ctx, &signature{key: k, intent: audit.NoIndex, message: body, digest: k.alg.digest(body), attempts: defaultAttempts, exempt: kindCheckpoint})
-	if errors.Is(err, ErrRefused) { // the worker has signed a later tree, or another one of that size
-		err = fmt.Errorf("%w: %w", audit.ErrTampered, err)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if n, ok := k.nonce(sig, sha256.Sum256(body)); ok {
-		if err = k.nonces.check(n.R, n.Message); err == nil {
-			err = c.store.ledger.Write(ctx, n)
-		}
-		if errors.Is(err, ErrNonceReused) {
-			c.store.quarantine(ctx, k)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("releasing a checkpoint: %w", err)
-		}
-	}
-	return sig, nil
 }

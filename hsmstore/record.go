@@ -55,6 +55,7 @@ type MemberRecord struct {
 	Serial      string // token serial number (PKCS#11 CK_TOKEN_INFO)
 	Label       string // token label
 	Replication Replication
+	Role        Role
 	Standing    Standing
 }
 
@@ -70,7 +71,7 @@ const (
 	StandingRetired Standing = "retired" // the officers ended the cluster: for good
 )
 
-// PutKey stores a new key with the leaf of its birth (the checkpoint key: with leaf 0), whose index becomes Birth.
+// PutKey stores a new key with the leaf of its birth (checkpoint keys of genesis: with leaf 0), whose index becomes Birth.
 // A key of that name or ID that is there already is audit.ErrExists.
 type PutKey struct{ KeyRecord }
 

@@ -35,7 +35,7 @@ type Restoration struct {
 // After a crash begin again with an empty database and journal; keys that are on the
 // token by then are taken as they are. Errors wrap admin.ErrNotGranted, ErrToken,
 // audit.ErrExists.
-func (s *Store) Restore(ctx context.Context, grant *admin.Grant, g audit.Genesis, checkpoint KeySpec, r Restoration) error {
+func (s *Store) Restore(ctx context.Context, grant *admin.Grant, g audit.Genesis, r Restoration) error {
 	if head := s.ledger.Head(); head.Size != 0 {
 		return fmt.Errorf("restore: %w: the ledger has %d leaves; restore into an empty database", audit.ErrExists, head.Size)
 	}
@@ -51,7 +51,7 @@ func (s *Store) Restore(ctx context.Context, grant *admin.Grant, g audit.Genesis
 	if err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}
-	for _, a := range s.RestoreActs(checkpoint, r.Manifest) {
+	for _, a := range s.RestoreActs(r.Manifest) {
 		if !slices.Contains(g.Acts, a) {
 			return fmt.Errorf("restore: %w: leaf 0 must list %q", admin.ErrNotGranted, a)
 		}
@@ -59,7 +59,7 @@ func (s *Store) Restore(ctx context.Context, grant *admin.Grant, g audit.Genesis
 	s.keysMu.Lock()
 	defer s.keysMu.Unlock()
 	// 1. What this ledger has of its own, while no warrant is needed for it.
-	births, own, err := s.prepare(grant, []KeySpec{checkpoint, s.probeSpec(m.cfg.Name)})
+	births, own, err := s.prepare(grant, append(s.checkpointSpecs(), s.probeSpec(m.cfg.Name)))
 	if err != nil {
 		return err
 	}
@@ -135,8 +135,8 @@ func (s *Store) completeRestore(ctx, under context.Context, m *member, act strin
 }
 
 // RestoreActs lists the acts of [Store.Restore].
-func (s *Store) RestoreActs(checkpoint KeySpec, manifest [32]byte) []string {
-	return append(s.GenesisActs(checkpoint), admin.RestoreAct(manifest))
+func (s *Store) RestoreActs(manifest [32]byte) []string {
+	return append(s.GenesisActs(), admin.RestoreAct(manifest))
 }
 
 // restoreMember is the recipient as the one member of the new cluster.
@@ -149,8 +149,11 @@ func (s *Store) restoreMember(r Restoration) (*member, error) {
 		}
 		return nil, fmt.Errorf("%w: a restore begins with one member, the recipient %s with token %s; hsm.members names %v. Name only it; others join afterwards by hsm add", ErrToken, r.Recipient.Name, r.Recipient.Serial, have)
 	}
-	if st := list[0].current(); st.State != Up {
+	switch st := list[0].current(); {
+	case st.State != Up:
 		return nil, fmt.Errorf("%w: member %s is %s", ErrUnavailable, st.Name, st.State)
+	case st.Role != RoleAll:
+		return nil, fmt.Errorf("%w: hsm.members gives %s role: %s, but the keys of the backup come back there; leave the role out", ErrToken, st.Name, st.Role)
 	}
 	for _, k := range r.Keys {
 		if k.State == KeyUsable || k.State == KeyDisabled || k.State == KeyQuarantined {

@@ -183,19 +183,25 @@ func (s *Store) anyUp() bool {
 	return slices.ContainsFunc(s.list(), func(m *member) bool { return m.current().State == Up })
 }
 
-// Ready tells whether every usable key can sign on at least one member.
+// Ready tells whether every usable key, and of the checkpoint keys one, can sign on at
+// least one member.
 func (s *Store) Ready() bool {
 	if s.retired.Load() || !s.anyUp() {
 		return false
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
+	checkpoints := false // one is enough
 	for _, k := range s.keys {
-		if k.usable() && k.purpose != audit.PurposeProbe && !s.available(k) {
+		switch {
+		case !k.usable() || k.purpose == audit.PurposeProbe:
+		case k.purpose == audit.PurposeCheckpoint:
+			checkpoints = checkpoints || s.available(k)
+		case !s.available(k):
 			return false
 		}
 	}
-	return !s.closed
+	return !s.closed && checkpoints
 }
 
 // Key returns a key that is proved and so may be used; else the error wraps ErrNoKey.

@@ -30,6 +30,7 @@ type loadRequest struct {
 	Native   bool     `json:"native,omitempty"`   // a vendor's cluster is behind the module: throttling and nodes that lag are no faults
 	Patience int      `json:"patience,omitempty"` // milliseconds that such refusals are met by another try
 	Weak     bool     `json:"weak,omitempty"`     // [MemberConfig].WeakUnwrap: attributes are as the module has them
+	Role     Role     `json:"role,omitempty"`     // pinned by the first load
 	Journal  string   `json:"journal,omitempty"`
 	Ledger   string   `json:"ledger,omitempty"` // hex; pinned by the first load that has it
 	Origin   string   `json:"origin,omitempty"`
@@ -61,6 +62,7 @@ type workerStatus struct {
 	JournalSeq  uint64 `json:"journal_seq"`
 	JournalHead []byte `json:"journal_head"`
 	Sessions    int    `json:"sessions"` // open sessions that sign
+	Edwards     bool   `json:"edwards"`  // the module makes Ed25519 keys and signs with them
 }
 
 // worker is the process that signs with the keys of one token.
@@ -71,6 +73,8 @@ type worker struct {
 	label    string
 	native   bool
 	weak     bool
+	role     Role
+	edwards  bool
 	patience time.Duration
 	out      chan []byte // frames to the store
 	jobs     chan job    // signing requests
@@ -177,6 +181,14 @@ func (w *worker) open(load loadRequest, userPIN string) error {
 	if w.journal, err = openJournal(load.Journal, w.serial); err != nil {
 		return &fault{exitJournal, err}
 	}
+	if err := w.takeRole(a, load.Role); err != nil {
+		return err
+	}
+	mechanisms, err := t.m.GetMechanismList(t.slot)
+	if err != nil {
+		return classify("C_GetMechanismList", err)
+	}
+	w.edwards = hasEdwards(mechanismNumbers(mechanisms))
 	if err := w.testRandom(); err != nil {
 		return err
 	}
@@ -357,7 +369,7 @@ func (w *worker) status() workerStatus {
 	w.jmu.Lock()
 	defer w.jmu.Unlock()
 	last := w.journal.last
-	return workerStatus{Serial: w.serial, Label: w.label, JournalSeq: last.Seq, JournalHead: last.Chain[:], Sessions: w.pool.size()}
+	return workerStatus{Serial: w.serial, Label: w.label, JournalSeq: last.Seq, JournalHead: last.Chain[:], Sessions: w.pool.size(), Edwards: w.edwards}
 }
 
 // load makes keys known and pins the ledger.
@@ -401,6 +413,39 @@ func (w *worker) load(id uint64, req loadRequest) {
 		w.mu.Unlock()
 	}
 	w.replyJSON(id, loadReply{Status: w.status(), Bad: bad})
+}
+
+// takeRole binds the token to a role, for good: the account of ceremonies keeps it. A
+// token whose role is checkpoint is one of its own: it has no other keys.
+func (w *worker) takeRole(a *account, role Role) error {
+	if a.role != "" && Role(a.role) != role {
+		return faultf(exitForeign, "%w: token %s was bound to role %s, now it is to have %s; correct hsm.members", ErrToken, w.serial, a.role, roleText(role))
+	}
+	if w.role = role; role == RoleAll {
+		return nil
+	}
+	for _, class := range []uint{pkcs11.CKO_PRIVATE_KEY, pkcs11.CKO_SECRET_KEY} {
+		hs, err := w.token.findEvery([]*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, class), attr(pkcs11.CKA_TOKEN, true)})
+		if err != nil {
+			return err
+		}
+		for _, h := range hs {
+			v, err := w.token.attributes(h, pkcs11.CKA_LABEL)
+			if err != nil {
+				return err
+			}
+			if p, err := labelPurpose(string(v[pkcs11.CKA_LABEL])); err != nil || !role.holds(p) {
+				return faultf(exitForeign, "%w: token %s holds a key with label %.100q; role %s wants a token of its own", ErrToken, w.serial, v[pkcs11.CKA_LABEL], role)
+			}
+		}
+	}
+	if a.role != "" {
+		return nil
+	}
+	if err := a.add("role %s", role); err != nil {
+		return &fault{exitJournal, err}
+	}
+	return nil
 }
 
 // pinLedger takes ledger id and origin once; they never change in a process.

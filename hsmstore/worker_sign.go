@@ -74,6 +74,9 @@ func (w *worker) findKey(p pin) (*workerKey, error) {
 	if err := w.bind(k, p); err != nil {
 		return nil, err
 	}
+	if !w.role.holds(k.binding.purpose) {
+		return nil, fmt.Errorf("it is for %s, the member has the role %s", k.binding.purpose, w.role)
+	}
 	if k.binding.purpose == audit.PurposeCheckpoint {
 		w.jmu.Lock()
 		last, ok, err := w.journal.lastCheckpoint(k.binding.spkiHash)

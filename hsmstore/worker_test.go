@@ -105,7 +105,7 @@ func TestAttack_HSM_07_08_WorkerPolicy(t *testing.T) {
 		{"key proof of another key", "issuing", proof("root", c.ledger.ID(), serial), false},
 		{"key proof of another token", "issuing", proof("issuing", c.ledger.ID(), "0000000000000000"), false},
 		{"checkpoint under a CA key", "issuing", checkpoint(origin, 1, 1), false},
-		{"TBSCertificate under the checkpoint key", "checkpoint", cert, false},
+		{"TBSCertificate under the checkpoint key", "checkpoint-m1", cert, false},
 	} {
 		t.Run(tc.key+"/"+tc.what, func(t *testing.T) {
 			_, err := c.store.SignOn(ctx, c.key(t, tc.key), "m1", 3, tc.message)
@@ -135,7 +135,7 @@ func TestWorkerDemandsIntent(t *testing.T) {
 	if !errors.Is(err, hsmstore.ErrRefused) {
 		t.Errorf("certificate without an intent: %v", err)
 	}
-	_, err = c.store.SignOn(t.Context(), c.key(t, "checkpoint"), "m1", 3, checkpoint(c.ledger.Origin(), 5, 1))
+	_, err = c.store.SignOn(t.Context(), c.key(t, "checkpoint-m1"), "m1", 3, checkpoint(c.ledger.Origin(), 5, 1))
 	if !errors.Is(err, hsmstore.ErrRefused) {
 		t.Errorf("checkpoint with an intent: %v", err)
 	}
@@ -145,7 +145,7 @@ func TestWorkerDemandsIntent(t *testing.T) {
 // worker does not make it forget.
 func TestCheckpointsGrow(t *testing.T) {
 	c := newCluster(t, func(cfg *hsmstore.Config) { cfg.Members = cfg.Members[:1] })
-	k, origin := c.key(t, "checkpoint"), c.ledger.Origin()
+	k, origin := c.key(t, "checkpoint-m1"), c.ledger.Origin()
 	sign := func(body []byte, ok bool) {
 		t.Helper()
 		if _, err := c.store.SignExempt(t.Context(), k, body); ok && err != nil || !ok && !errors.Is(err, hsmstore.ErrRefused) {

@@ -2,7 +2,6 @@ package test
 
 import (
 	"context"
-	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -14,6 +13,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"os"
@@ -487,10 +487,11 @@ func leftovers(t *testing.T, out string) {
 // softKey signs checkpoints of a ledger that nobody should believe.
 type softKey struct{ *ecdsa.PrivateKey }
 
-func (k softKey) Public() crypto.PublicKey { return k.PrivateKey.Public() }
-func (k softKey) SignCheckpoint(_ context.Context, body []byte) ([]byte, error) {
+func (k softKey) SignCheckpoint(_ context.Context, body []byte) ([]audit.CheckpointLine, error) {
 	h := sha256.Sum256(body)
-	return ecdsa.SignASN1(rand.Reader, k.PrivateKey, h[:])
+	sig, err := ecdsa.SignASN1(rand.Reader, k.PrivateKey, h[:])
+	spki, err2 := x509.MarshalPKIXPublicKey(k.PrivateKey.Public())
+	return []audit.CheckpointLine{{Key: "soft", SPKI: spki, Signature: sig}}, errors.Join(err, err2)
 }
 
 // forgedManifest is what somebody makes who has the files of a backup: a ledger with

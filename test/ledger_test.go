@@ -264,7 +264,7 @@ func (l *made) root() {
 }
 
 // genesisActs are what leaf 0 allows.
-var genesisActs = []string{"sign-root root", "restore " + hex.EncodeToString(restored[:])}
+var genesisActs = []string{"sign-root root", "generate-key checkpoint-gamma checkpoint Ed25519 on gamma", "restore " + hex.EncodeToString(restored[:])}
 
 func genesisGrant() [32]byte {
 	var f audit.Fields

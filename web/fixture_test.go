@@ -265,6 +265,15 @@ func newFixture(t testing.TB, edit ...func(*web.Config)) *fixture {
 			}
 			return nil, audit.ErrNotFound
 		},
+		Tile: func(_ context.Context, level int, n, w uint64) ([]byte, error) {
+			if level > 0 || n > 1234 {
+				return nil, audit.ErrNotFound
+			}
+			return make([]byte, 32*w), nil
+		},
+		Entries: func(_ context.Context, n, w uint64) ([]byte, error) {
+			return []byte(fmt.Sprint(n, " ", w)), nil
+		},
 		Documents: f.ca,
 		Approvals: &fakeBoard{fail: &f.ca.fail},
 		HSM:       fakeHSM{fail: &f.ca.fail},

@@ -46,6 +46,7 @@ type hsmMember struct {
 	Serial      string               `json:"serial"`
 	Label       string               `json:"label"`
 	Replication hsmstore.Replication `json:"replication"`
+	Role        hsmstore.Role        `json:"role,omitempty"`
 	Sessions    int64                `json:"sessions"`
 	InFlight    int64                `json:"in_flight"`
 	Signatures  uint64               `json:"signatures"` // asked for since the start, repeats included
@@ -67,7 +68,7 @@ func (s *Server) members(name string) (out []hsmMember) {
 		if name != "" && m.Name != name {
 			continue
 		}
-		v := hsmMember{Name: m.Name, State: m.State, Since: m.Since.UTC(), Serial: m.Serial, Label: m.Label, Replication: m.Replication, Sessions: m.Sessions, InFlight: m.Outstanding,
+		v := hsmMember{Name: m.Name, State: m.State, Since: m.Since.UTC(), Serial: m.Serial, Label: m.Label, Replication: m.Replication, Role: m.Role, Sessions: m.Sessions, InFlight: m.Outstanding,
 			Signatures: m.Calls, Starts: m.Starts, Bad: []string{}}
 		if m.Err != nil && m.State != hsmstore.Up {
 			v.Why = m.Err.Error()

@@ -71,7 +71,7 @@ func TestOpenAPIDescribesExactlyTheRoutes(t *testing.T) {
 
 func TestEveryRouteIsServedWhereTheTableSays(t *testing.T) {
 	f := newFixture(t)
-	fill := strings.NewReplacer("/members/{name}", "/members/alpha", "{serial}", f.leaf, "{issuer}", "issuing", "{slug}", "bad-csr", "{path}", "directory", "{index}", "7", "{id}", approvalID, "{name}", "issuing")
+	fill := strings.NewReplacer("/members/{name}", "/members/alpha", "{serial}", f.leaf, "{issuer}", "issuing", "{slug}", "bad-csr", "/tile/{path}", "/tile/0/000", "{path}", "directory", "{index}", "7", "{id}", approvalID, "{name}", "issuing")
 	for _, r := range f.Routes() {
 		for _, plain := range []bool{false, true} {
 			here := r.HTTPS && !plain || r.HTTP && plain
@@ -249,6 +249,8 @@ func TestAnswersMatchOpenAPI(t *testing.T) {
 		{"leaf proof beyond", call{path: "/ledger/proof/99"}, nil, 404, "not-found"},
 		{"leaf proof of nonsense", call{path: "/ledger/proof/07"}, nil, 404, "not-found"},
 		{"leaf proof without token", call{path: "/ledger/proof/7", noToken: true}, nil, 401, "unauthorized"},
+		{"no tile", call{path: "/ledger/tile/x"}, nil, 404, "not-found"},
+		{"tile without token", call{path: "/ledger/tile/x", noToken: true}, nil, 401, "unauthorized"},
 		{"openapi", call{path: "/api/v1/openapi.yaml", noToken: true}, nil, 200, ""},
 		{"checkpoint", call{path: "/ledger/checkpoint", noToken: true}, nil, 200, ""},
 		{"healthz", call{path: "/healthz", noToken: true}, nil, 200, ""},

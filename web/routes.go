@@ -90,6 +90,7 @@ func (s *Server) routes() []route {
 		{get, "/api/v1/openapi.yaml", doorHTTPS, public, s.openAPI},
 
 		{get, "/ledger/checkpoint", doorHTTPS, public, s.checkpoint},
+		{get, "/ledger/tile/{path}", doorHTTPS, tokenHolder, s.tile},
 		{get, "/ledger/proof/{index}", doorHTTPS, tokenHolder, s.leafProof},
 		{get, "/healthz", doorHTTPS | doorHTTP, public, s.healthz},
 		{get, "/readyz", doorHTTPS, public, s.readyz},
@@ -104,12 +105,10 @@ func (s *Server) routes() []route {
 	}
 }
 
-// echoPath writes the path as echo wants it: {x} is :x, and everything beneath /acme/ is one route.
+// echoPath writes the path as echo wants it: {x} is :x, and everything beneath a {path} is
+// one route.
 func (r route) echoPath() string {
-	if r.method == anyMethod {
-		return strings.Replace(r.path, "{path}", "*", 1)
-	}
-	return strings.NewReplacer("{", ":", "}", "").Replace(r.path)
+	return strings.NewReplacer("{path}", "*", "{", ":", "}", "").Replace(r.path)
 }
 
 // param is the value of {name} in the path, without the suffix that follows it there.

@@ -66,6 +66,10 @@ type Config struct {
 	Proof func(ctx context.Context, serial string) ([]byte, error)
 	// LeafProof is the inclusion proof of any entry: as Proof; audit.ErrNotFound beyond the end.
 	LeafProof func(ctx context.Context, index uint64) ([]byte, error)
+	// Tile is w hashes of a tile of the tree of the newest checkpoint, Entries w entries of
+	// it, both from n·256 on (C2SP tlog-tiles); audit.ErrNotFound for what it does not have.
+	Tile    func(ctx context.Context, level int, n, w uint64) ([]byte, error)
+	Entries func(ctx context.Context, n, w uint64) ([]byte, error)
 	// Documents signs documents.
 	Documents Documents
 	// Approvals is where officers decide.
@@ -120,8 +124,8 @@ func New(cfg Config) (*Server, error) {
 	if s.httpBase, err = baseURL(cfg.PublicHTTPURL, "http"); err != nil {
 		return nil, fmt.Errorf("web: PublicHTTPURL: %w", err)
 	}
-	if cfg.CA == nil || cfg.ACME == nil || cfg.Console == nil || cfg.Checkpoint == nil || cfg.Proof == nil || cfg.LeafProof == nil || cfg.Documents == nil || cfg.Approvals == nil || cfg.HSM == nil || cfg.Backup == nil || cfg.Candidate == nil || cfg.Ready == nil || cfg.AdminToken == nil {
-		return nil, errors.New("web: CA, ACME, Console, Checkpoint, Proof, LeafProof, Documents, Approvals, HSM, Backup, Candidate, Ready and AdminToken must be set")
+	if cfg.CA == nil || cfg.ACME == nil || cfg.Console == nil || cfg.Checkpoint == nil || cfg.Proof == nil || cfg.LeafProof == nil || cfg.Tile == nil || cfg.Entries == nil || cfg.Documents == nil || cfg.Approvals == nil || cfg.HSM == nil || cfg.Backup == nil || cfg.Candidate == nil || cfg.Ready == nil || cfg.AdminToken == nil {
+		return nil, errors.New("web: CA, ACME, Console, Checkpoint, Proof, LeafProof, Tile, Entries, Documents, Approvals, HSM, Backup, Candidate, Ready and AdminToken must be set")
 	}
 	if s.https, err = s.door(doorHTTPS); err != nil {
 		return nil, err

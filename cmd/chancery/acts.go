@@ -61,9 +61,10 @@ func (s *server) roster(ctx context.Context) (admin.Roster, error) {
 }
 
 // What a key that officers ask for may be. Issuer keys are bound to a subject at
-// birth; probe and checkpoint keys come with a member and with genesis.
+// birth; probe and checkpoint keys come with a member and with genesis. A member that came
+// before members bore checkpoint keys may get one this way.
 var (
-	keyPurposes   = []audit.Purpose{audit.PurposeDocument, audit.PurposeCode, audit.PurposeOCSP, audit.PurposeTimestamp, audit.PurposeSecret}
+	keyPurposes   = []audit.Purpose{audit.PurposeDocument, audit.PurposeCode, audit.PurposeOCSP, audit.PurposeTimestamp, audit.PurposeSecret, audit.PurposeCheckpoint}
 	keyAlgorithms = hsmstore.Algorithms()
 )
 
@@ -87,6 +88,9 @@ func keySpec(parameters []byte) (spec hsmstore.KeySpec, err error) {
 			return spec, err
 		}
 	}
+	if purpose == audit.PurposeCheckpoint && len(p.Members) != 1 {
+		return spec, errors.New("members: a checkpoint key never leaves its member; name the one that shall hold it")
+	}
 	return hsmstore.KeySpec{Name: p.Name, Purpose: purpose, Algorithm: p.Algorithm, Members: p.Members}, nil
 }
 
@@ -106,7 +110,11 @@ func actsOf(action string, parameters []byte) ([]string, error) {
 		return []string{spec.Act()}, err
 	case admin.AddMember:
 		p, err := parametersOf[admin.MemberParameters](parameters)
-		return []string{admin.AddMemberAct(p.Name, p.Serial), admin.GenerateKeyAct(p.ProbeKey, audit.PurposeProbe.String(), hsmstore.ProbeAlgorithm, nil, p.Name)}, err
+		acts := []string{admin.AddMemberAct(p.Name, p.Serial, p.Role), admin.GenerateKeyAct(p.ProbeKey, audit.PurposeProbe.String(), hsmstore.ProbeAlgorithm, nil, p.Name)}
+		if p.CheckpointKey != "" {
+			acts = append(acts, admin.GenerateKeyAct(p.CheckpointKey, audit.PurposeCheckpoint.String(), p.CheckpointAlgorithm, nil, p.Name))
+		}
+		return acts, err
 	case admin.RemoveMember:
 		p, err := parametersOf[admin.RemoveParameters](parameters)
 		return []string{admin.RemoveMemberAct(p.Name, p.Serial)}, err
@@ -182,11 +190,19 @@ func (s *server) candidate(ctx context.Context, name string) (admin.MemberParame
 	if err := s.hsm.NotRecipient(ctx, cand.Serial); err != nil {
 		return admin.MemberParameters{}, err
 	}
-	if cfg.SOPIN == nil && !cfg.SplitSO && !cfg.DeviceSO && !cfg.WeakUnwrap && cfg.Replication != hsmstore.ReplicateNative {
+	if cfg.Role == hsmstore.RoleAll && cfg.SOPIN == nil && !cfg.SplitSO && !cfg.DeviceSO && !cfg.WeakUnwrap && cfg.Replication != hsmstore.ReplicateNative {
 		return admin.MemberParameters{}, fmt.Errorf("%w: hsm.members of %s has no so_pin, which joining needs: give file:PATH, env:NAME, credential:NAME, or device, for the time of the ceremony", hsmstore.ErrStanding, name)
 	}
-	return admin.MemberParameters{Name: name, Serial: cand.Serial, Label: cand.Label, Manufacturer: cand.Manufacturer, Model: cand.Model, Firmware: cand.Firmware, ProbeKey: s.hsm.ProbeSpec(name).Name,
-		Module: cfg.Module, Replication: string(cfg.Replication), WeakUnwrap: cfg.WeakUnwrap}, nil
+	p := admin.MemberParameters{Name: name, Serial: cand.Serial, Label: cand.Label, Manufacturer: cand.Manufacturer, Model: cand.Model, Firmware: cand.Firmware,
+		Module: cfg.Module, Replication: string(cfg.Replication), Role: string(cand.Role), WeakUnwrap: cfg.WeakUnwrap}
+	for _, k := range cand.Own {
+		if k.Purpose == audit.PurposeProbe {
+			p.ProbeKey = k.Name
+		} else {
+			p.CheckpointKey, p.CheckpointAlgorithm = k.Name, k.Algorithm
+		}
+	}
+	return p, nil
 }
 
 func (s *server) inspect(ctx context.Context, name string) (hsmstore.MemberConfig, hsmstore.Candidate, error) {

@@ -166,13 +166,8 @@ func (e *export) begin(ctx context.Context) error {
 		return errors.New("the ledger is empty")
 	}
 	var keys [][]byte
-	err = e.st.Leaves(ctx, 0, 1, func(_ uint64, b []byte) error {
-		l, origin, spkis, err := audit.OpenGenesis(b)
-		e.id, e.origin, keys = l.Ledger, origin, spkis
+	if e.id, e.origin, keys, err = checkpointKeys(ctx, e.st); err != nil {
 		return err
-	})
-	if err != nil {
-		return fmt.Errorf("%w: leaf 0: %w", audit.ErrTampered, err)
 	}
 	err = e.st.Checkpoints(ctx, func(size uint64, _, note string) error {
 		if note == "" || size > head.Size {

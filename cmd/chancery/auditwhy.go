@@ -238,14 +238,11 @@ func (a *why) approvals(ctx context.Context, st *dbstore.Store, intent audit.Lea
 // prove computes the inclusion proof of the done entry and checks it against the newest
 // checkpoint, whose signature is checked too.
 func (a *why) prove(ctx context.Context, st *dbstore.Store, h tlog.Hash) error {
-	var keys [][]byte
-	err := st.Leaves(ctx, 0, 1, func(_ uint64, b []byte) (err error) {
-		_, a.Origin, keys, err = audit.OpenGenesis(b)
-		return err
-	})
+	_, origin, keys, err := checkpointKeys(ctx, st)
 	if err != nil {
 		return err
 	}
+	a.Origin = origin
 	note, err := st.LastCheckpoint(ctx)
 	if errors.Is(err, audit.ErrNotFound) {
 		return nil

@@ -46,8 +46,8 @@ func (c *Config) backups() ([]hsmstore.MemberConfig, error) {
 		switch {
 		case m.SOPIN == sharesPIN:
 			return nil, &exit{exitConfig, fmt.Errorf("%s: so_pin: the SO PIN of a backup token cannot be held in shares; allowed: file:PATH, env:NAME, credential:NAME, for the time of a ceremony", at)}
-		case m.Replication != "" || m.WeakUnwrap || m.Sessions != 0:
-			return nil, &exit{exitConfig, fmt.Errorf("%s: replication, sessions and weak_unwrap are for members; a backup token needs a module that keeps unwrap templates", at)}
+		case m.Replication != "" || m.Role != "" || m.WeakUnwrap || m.Sessions != 0:
+			return nil, &exit{exitConfig, fmt.Errorf("%s: replication, role, sessions and weak_unwrap are for members; a backup token needs a module that keeps unwrap templates", at)}
 		case slices.ContainsFunc(c.HSM.Backups[:i], func(o MemberConfig) bool { return o.Name == m.Name }):
 			return nil, &exit{exitConfig, fmt.Errorf("%s: the name is there twice", at)}
 		}

@@ -66,9 +66,12 @@ type MemberConfig struct {
 	Env    map[string]string `yaml:"env"`
 	// How keys get there: wrap (default), or native for a vendor's cluster behind one module.
 	Replication string `yaml:"replication,omitempty"`
-	Sessions    int    `yaml:"sessions,omitempty"`    // most sessions that sign at the same time; 0: 64
-	Reserved    string `yaml:"reserved,omitempty"`    // pReserved of C_Initialize (NSS)
-	WeakUnwrap  bool   `yaml:"weak_unwrap,omitempty"` // accept a module without CKA_UNWRAP_TEMPLATE (NSS)
+	// What the member is for: nothing said, keys of all purposes; checkpoint: its own
+	// checkpoint key alone, in a token and a PIN apart.
+	Role       string `yaml:"role,omitempty"`
+	Sessions   int    `yaml:"sessions,omitempty"`    // most sessions that sign at the same time; 0: 64
+	Reserved   string `yaml:"reserved,omitempty"`    // pReserved of C_Initialize (NSS)
+	WeakUnwrap bool   `yaml:"weak_unwrap,omitempty"` // accept a module without CKA_UNWRAP_TEMPLATE (NSS)
 }
 
 // sharesPIN says that a SO PIN is nowhere: officers hold it in shares.
@@ -176,7 +179,7 @@ func tokens(key string, list []MemberConfig, journal func(name string) string) (
 	for i, m := range list {
 		at := fmt.Sprintf("config: hsm.%s[%d] (%s)", key, i, m.Name)
 		h := hsmstore.MemberConfig{Name: m.Name, Module: m.Module, TokenLabel: m.Token, JournalPath: journal(m.Name),
-			Replication: hsmstore.Replication(m.Replication), Sessions: m.Sessions, Reserved: m.Reserved, WeakUnwrap: m.WeakUnwrap, SplitSO: m.SOPIN == sharesPIN, DeviceSO: m.SOPIN == devicePIN}
+			Replication: hsmstore.Replication(m.Replication), Role: hsmstore.Role(m.Role), Sessions: m.Sessions, Reserved: m.Reserved, WeakUnwrap: m.WeakUnwrap, SplitSO: m.SOPIN == sharesPIN, DeviceSO: m.SOPIN == devicePIN}
 		if m.URI != "" {
 			u, err := uri.ParseWithScheme("pkcs11", m.URI)
 			if err != nil {
@@ -186,6 +189,9 @@ func tokens(key string, list []MemberConfig, journal func(name string) string) (
 				return nil, &exit{exitConfig, fmt.Errorf("%s: uri holds a pin-value; PINs are named by pin: file:PATH, never written down", at)}
 			}
 			h.Module, h.TokenLabel, h.TokenSerial = u.Get("module-path"), u.Get("token"), u.Get("serial")
+		}
+		if r := hsmstore.Role(m.Role); r != hsmstore.RoleAll && r != hsmstore.RoleCheckpoint {
+			return nil, &exit{exitConfig, fmt.Errorf("%s: role %q is not known; write checkpoint for a token that holds its checkpoint key alone, or leave it out", at, m.Role)}
 		}
 		pin, err := secret(m.PIN)
 		if err != nil {

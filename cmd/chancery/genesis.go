@@ -21,19 +21,17 @@ const adminTokenSetting = "admin-token"
 const genesisSetting = "genesis-done"
 
 // plan is what genesis makes: it stands in leaf 0 as the list of acts, and a start
-// after a crash goes on where the ledger ends. Members and their probe keys are
-// added by the store.
+// after a crash goes on where the ledger ends. Members with their probe and checkpoint
+// keys are added by the store.
 type plan struct {
-	checkpoint hsmstore.KeySpec
-	keys       []hsmstore.KeySpec
-	issuers    []ca.IssuerSpec
+	keys    []hsmstore.KeySpec
+	issuers []ca.IssuerSpec
 }
 
 func (s *server) plan() (*plan, error) {
 	organization := "Chancery at " + s.cfg.domain()
 	subject := func(cn string) pkix.Name { return pkix.Name{Organization: []string{organization}, CommonName: cn} }
 	p := &plan{
-		checkpoint: hsmstore.KeySpec{Name: checkpointName, Purpose: audit.PurposeCheckpoint, Algorithm: "P-256"},
 		issuers: []ca.IssuerSpec{
 			{Name: rootName, Profile: "root", KeyName: rootName, Parent: rootName, Subject: subject("Chancery Root CA")},
 			{Name: issuingName, Profile: "issuing", KeyName: issuingName, Parent: rootName, Subject: subject("Chancery Issuing CA")},
@@ -58,7 +56,7 @@ func issuerAct(i ca.IssuerSpec) string {
 }
 
 func (s *server) acts(p *plan) []string {
-	acts := s.hsm.GenesisActs(p.checkpoint, p.keys...)
+	acts := s.hsm.GenesisActs(p.keys...)
 	for _, i := range p.issuers {
 		acts = append(acts, issuerAct(i))
 	}
@@ -78,7 +76,7 @@ func (s *server) genesis(ctx context.Context, roster admin.Roster, tokenHash [32
 			return err
 		}
 		leaf := audit.Genesis{Random: [32]byte(random(32)), Dev: s.dev, Domain: s.cfg.domain(), Roster: roster.Digest(), Acts: s.acts(p)}
-		if err := s.hsm.Genesis(ctx, g, leaf, p.checkpoint, p.keys...); err != nil {
+		if err := s.hsm.Genesis(ctx, g, leaf, p.keys...); err != nil {
 			return fmt.Errorf("genesis: %w", err)
 		}
 	} else {
@@ -99,7 +97,7 @@ func (s *server) genesis(ctx context.Context, roster admin.Roster, tokenHash [32
 		if g, err = admin.ResumeGenesis(leaf0, done); err != nil {
 			return err
 		}
-		if err := s.hsm.ResumeGenesis(ctx, g, p.checkpoint); err != nil {
+		if err := s.hsm.ResumeGenesis(ctx, g); err != nil {
 			return fmt.Errorf("resuming genesis: %w", err)
 		}
 	}
@@ -150,7 +148,7 @@ func (s *server) done(ctx context.Context, p *plan) (func(act string) bool, erro
 		return nil, err
 	}
 	for _, m := range members {
-		done[admin.AddMemberAct(m.Name, m.Serial)] = true
+		done[admin.AddMemberAct(m.Name, m.Serial, string(m.Role))] = true
 	}
 	issuers, err := s.db.Issuers(ctx)
 	if err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -95,7 +96,7 @@ func actCommand(use, short, what, base, act string) *cobra.Command {
 
 // memberView is a member as the server shows it.
 type memberView struct {
-	Name, State, Why, Serial, Label, Replication string
+	Name, State, Why, Serial, Label, Replication, Role string
 
 	Since      time.Time
 	Sessions   int
@@ -133,7 +134,7 @@ func hsmInfoCommand() *cobra.Command {
 		}
 		var m memberView
 		return v.show(c, memberPath(name), &m, func(w *tabwriter.Writer) {
-			for _, line := range [][2]string{{"name", m.Name}, {"state", m.State}, {"since", m.Since.Format(time.RFC3339)}, {"why", m.Why}, {"token", m.Label}, {"serial number", m.Serial}, {"replication", m.Replication},
+			for _, line := range [][2]string{{"name", m.Name}, {"state", m.State}, {"since", m.Since.Format(time.RFC3339)}, {"why", m.Why}, {"token", m.Label}, {"serial number", m.Serial}, {"replication", m.Replication}, {"role", cmp.Or(m.Role, "keys of all purposes")},
 				{"sessions", fmt.Sprint(m.Sessions)}, {"worker starts", fmt.Sprint(m.Starts)}, {"signatures", fmt.Sprint(m.Signatures)}, {"keys", fmt.Sprintf("%d held, %d ready", m.Keys, m.Ready)}, {"not usable", strings.Join(m.Bad, "; ")}} {
 				fmt.Fprintf(w, "%s\t%s\n", line[0], visible(line[1]))
 			}

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/mod/sumdb/note"
+
 	"chancery/admin"
 	"chancery/audit"
 	"chancery/ca"
@@ -144,7 +146,10 @@ func (s *server) makeManifest(ctx context.Context, name string) (out backedUp, e
 	}
 	out.Name = fmt.Sprintf("%s-%s-%x", name, m.Made.Format("20060102T150405Z"), sum[:4])
 	// What is written today must be readable on the day when it is needed.
-	if _, err := openManifest(out.Manifest, out.Proof); err != nil {
+	var unsigned *note.UnverifiedNoteError
+	if _, err := openManifest(out.Manifest, out.Proof); errors.As(err, &unsigned) {
+		return out, fmt.Errorf("%w: a manifest needs a checkpoint that a key of leaf 0 has signed, and no member with one is up (chancery audit keys)", hsmstore.ErrUnavailable)
+	} else if err != nil {
 		return out, fmt.Errorf("reading the manifest back: %w", err)
 	}
 	return out, nil

@@ -249,15 +249,14 @@ func (s *server) restore(ctx context.Context, m *openedManifest, w *admin.Warran
 	if err := s.begin(ctx); err != nil {
 		return err
 	}
-	checkpoint := hsmstore.KeySpec{Name: checkpointName, Purpose: audit.PurposeCheckpoint, Algorithm: "P-256"}
-	acts := s.hsm.RestoreActs(checkpoint, m.hash)
+	acts := s.hsm.RestoreActs(m.hash)
 	g, err := admin.Genesis(s.ledger.Head(), acts)
 	if err != nil {
 		return err
 	}
 	// 1. Leaf 0 and the keys.
 	leaf := audit.Genesis{Random: [32]byte(random(32)), Dev: s.dev, Domain: s.cfg.domain(), Previous: m.last, Roster: m.Roster.Digest(), Acts: acts}
-	err = s.hsm.Restore(ctx, g, leaf, checkpoint, hsmstore.Restoration{Manifest: m.hash, Ledger: m.ledger, Origin: m.Origin, Genesis: m.Genesis, Recipient: m.recipient(), Keys: m.keys, Warrant: w})
+	err = s.hsm.Restore(ctx, g, leaf, hsmstore.Restoration{Manifest: m.hash, Ledger: m.ledger, Origin: m.Origin, Genesis: m.Genesis, Recipient: m.recipient(), Keys: m.keys, Warrant: w})
 	if err != nil {
 		return err
 	}

@@ -30,10 +30,9 @@ import (
 
 // Names of what genesis makes.
 const (
-	rootName       = "root"
-	issuingName    = "issuing"
-	checkpointName = "checkpoint"
-	documentName   = "document"
+	rootName     = "root"
+	issuingName  = "issuing"
+	documentName = "document"
 )
 
 // server is the running CA: every room, built in order.
@@ -82,7 +81,11 @@ func (s *server) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	s.ledger, err = audit.Open(ctx, s.db, audit.Options{Node: s.cfg.NodeID, Build: build(), Journal: s.journal, Anchor: anchor, Log: s.log, Shared: s.db.Shared()})
+	keys, err := s.db.Keys(ctx)
+	if err != nil {
+		return err
+	}
+	s.ledger, err = audit.Open(ctx, s.db, audit.Options{Births: checkpointBirths(keys), Node: s.cfg.NodeID, Build: build(), Journal: s.journal, Anchor: anchor, Log: s.log, Shared: s.db.Shared()})
 	if err != nil {
 		return err
 	}
@@ -109,10 +112,6 @@ func (s *server) open(ctx context.Context) (err error) {
 			}
 		}
 		enrolled = nil // the ceremony goes on with the members of the configuration
-	}
-	keys, err := s.db.Keys(ctx)
-	if err != nil {
-		return err
 	}
 	var nodes *hsmstore.Nodes
 	if s.db.Shared() {
@@ -144,6 +143,16 @@ func (s *server) rows(ctx context.Context) ([]hsmstore.KeyRecord, []hsmstore.Mem
 	return keys, members, err
 }
 
+// checkpointBirths are the leaves in which checkpoint keys were born.
+func checkpointBirths(keys []hsmstore.KeyRecord) (out []uint64) {
+	for _, k := range keys {
+		if k.Purpose == audit.PurposeCheckpoint {
+			out = append(out, k.Birth)
+		}
+	}
+	return out
+}
+
 // officers are those in force.
 func (s *server) officers(ctx context.Context) ([]admin.Officer, error) {
 	r, err := s.db.Roster(ctx)
@@ -152,9 +161,6 @@ func (s *server) officers(ctx context.Context) ([]admin.Officer, error) {
 
 // keyInUse says what still needs a key, so that nobody destroys it.
 func (s *server) keyInUse(name string) string {
-	if name == checkpointName {
-		return "it signs the ledger's checkpoints"
-	}
 	if name == s.cfg.ACME.NonceSecret {
 		return "the key of ACME nonces comes from it (acme.nonce_secret)"
 	}
@@ -185,7 +191,7 @@ func (s *server) membersMissing(ctx context.Context, enrolled []hsmstore.MemberR
 		return false, err
 	}
 	// Rows of members stay when the members leave, so there are never fewer again.
-	joining := strings.Fields(admin.AddMemberAct("x", "x"))[0] + " "
+	joining := strings.Fields(admin.AddMemberAct("x", "x", ""))[0] + " "
 	n := 0
 	for _, a := range acts {
 		if strings.HasPrefix(string(a), joining) {
@@ -374,7 +380,7 @@ func (s *server) serve(ctx context.Context, l listeners, landing web.Landing, re
 	}
 	edge, err := web.New(web.Config{
 		Console: pages.Handler(),
-		CA:      s.authority, Documents: documents, Approvals: board, HSM: s.hsm, Candidate: s.candidate, LeafProof: s.leafProof, Backup: backups{s}, ACME: acmeServer.Handler(), PublicURL: s.cfg.PublicURL, PublicHTTPURL: s.cfg.PublicHTTPURL, Dev: s.dev, Landing: landing, Log: s.log,
+		CA:      s.authority, Documents: documents, Approvals: board, HSM: s.hsm, Candidate: s.candidate, LeafProof: s.leafProof, Tile: s.checkpoint.PublishedTile, Entries: s.checkpoint.PublishedEntries, Backup: backups{s}, ACME: acmeServer.Handler(), PublicURL: s.cfg.PublicURL, PublicHTTPURL: s.cfg.PublicHTTPURL, Dev: s.dev, Landing: landing, Log: s.log,
 		Checkpoint: s.checkpoint.Latest, Proof: s.proof, Ready: s.ready, GetCertificate: own.get,
 		AdminToken: tokenOK,
 	})

@@ -113,7 +113,8 @@ func (v *view) notices(members []hsmstore.MemberStatus, keys []hsmstore.KeyInfo)
 		case k.State == hsmstore.KeyDestroyed || k.State == hsmstore.KeyDisabled: // as people wanted it
 		case k.State == hsmstore.KeyQuarantined:
 			add("bad", "notice.quarantined", url.Keys(), foreign(k.Name))
-		case len(k.Ready) == 0 && k.Purpose != audit.PurposeProbe: // a probe key lives and goes with its member
+		case k.Purpose == audit.PurposeProbe || k.Purpose == audit.PurposeCheckpoint && len(k.Members) == 1: // it lives and goes with its member
+		case len(k.Ready) == 0:
 			add("bad", "notice.keyAway", url.Keys(), foreign(k.Name))
 		}
 	}

@@ -7,6 +7,7 @@
 package check
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -97,6 +98,7 @@ type verifier struct {
 	notary  notary
 	newest  checkpoint
 	marks   []checkpoint // to be reached, the smallest first
+	notes   []checkpoint // signed ones, to be judged when all keys are known
 	proved  uint64       // size at which tree and a checkpoint last agreed
 	s       *State
 	report  Report
@@ -109,9 +111,10 @@ type verifier struct {
 		der   []byte
 		any   bool
 	}
-	roster roster
-	before leaf.Hash    // root of the entries before the one at hand; of a recovery
-	beyond []checkpoint // larger than the ledger: only a recovery explains them
+	roster       roster
+	before       leaf.Hash    // root of the entries before the one at hand; of a recovery
+	beyond       []checkpoint // larger than the ledger: only a recovery explains them
+	genesisGrant leaf.Hash
 }
 
 // Run verifies the export in f. A broken promise is a [*Violation]; any other error says
@@ -187,12 +190,14 @@ func (v *verifier) begin() error {
 	if v.opt.Ledger != "" && v.opt.Ledger != g.Ledger.String() {
 		return bad(0, "it begins ledger %s, another than expected", g.Ledger)
 	}
+	v.genesisGrant = genesisGrant(&g)
 	if v.notary, err = newNotary(origin, keys); err != nil {
 		return bad(0, "%v", err)
 	}
 	if v.newest, err = v.notary.open(text, "the checkpoint"); err != nil {
 		return bad(claims, "its checkpoint is not signed by the ledger's key: %v", err)
 	}
+	v.notes = append(v.notes, v.newest)
 	if v.roster, err = readRoster(v.f, g); err != nil {
 		return err
 	}
@@ -207,6 +212,11 @@ func (v *verifier) begin() error {
 		return bad(0, "it begins ledger %s, the state is of %s", g.Ledger, v.s.Ledger)
 	case v.s.Edge.Size > v.newest.size:
 		return bad(v.newest.size, "%d entries were verified before, now the ledger ends here: entries were cut off", v.s.Edge.Size)
+	}
+	for _, k := range keys {
+		if !slices.ContainsFunc(v.s.Signers, func(s signer) bool { return bytes.Equal(s.SPKI, k) }) {
+			v.s.Signers = append(v.s.Signers, signer{SPKI: k})
+		}
 	}
 	v.report.From, v.proved = v.s.Edge.Size, v.s.Edge.Size
 	return nil
@@ -263,6 +273,7 @@ func (v *verifier) marked(text string, c checkpoint, err error) error {
 		return bad(min(sizeOf(text), v.newest.size), "%s is not signed by the ledger's key: %v", c.from, err)
 	}
 	v.report.Checkpoints++
+	v.notes = append(v.notes, c)
 	if c.size > v.newest.size && !c.kept {
 		return bad(v.newest.size, "%s has %d entries, but the ledger ends here: entries were cut off", c.from, c.size)
 	}
@@ -367,6 +378,9 @@ func (v *verifier) finish() error {
 				return err
 			}
 		}
+	}
+	if err := v.judgeNotes(); err != nil {
+		return err
 	}
 	if v.cert.any {
 		return bad(v.cert.index, "a certificate of the export names it as its done entry, which it is not")

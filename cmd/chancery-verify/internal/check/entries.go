@@ -238,6 +238,9 @@ func (v *verifier) event(index uint64, l *leaf.Leaf) error {
 	key, named := l.Hash(leaf.TagKey)
 	state := l.Text(leaf.TagState)
 	needs := false // a grant (P7)
+	if err := s.role(index, l); err != nil {
+		return err
+	}
 	switch l.Op {
 	case leaf.OpProposal, leaf.OpVote, leaf.OpGrant, leaf.OpGrantResult, leaf.OpProposalEnd:
 		return v.approval(index, l)
@@ -296,5 +299,8 @@ func (v *verifier) event(index uint64, l *leaf.Leaf) error {
 			return err
 		}
 	}
-	return s.granted(index, l, needs)
+	if err := s.granted(index, l, needs); err != nil {
+		return err
+	}
+	return v.signerEvent(index, l)
 }

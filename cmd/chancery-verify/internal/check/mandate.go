@@ -45,6 +45,7 @@ func (s *State) granted(index uint64, l *leaf.Leaf, needs bool) error {
 type act struct {
 	words []string
 	once  bool // a grant is for one of it
+	whole bool // nothing may follow the words
 }
 
 // actsOf lists the acts of which one has to stand in the grant; none: the grant need not
@@ -58,8 +59,12 @@ func actsOf(l *leaf.Leaf) []act {
 	}
 	key, named := l.Hash(leaf.TagKey)
 	manifest, _ := l.Hash(leaf.TagManifest)
-	once := func(words ...string) act { return act{words, true} }
-	any := func(words ...string) act { return act{words, false} }
+	once := func(words ...string) act { return act{words: words, once: true} }
+	any := func(words ...string) act { return act{words: words} }
+	joins := act{words: []string{"add-member", member, serial}, once: l.Op == leaf.OpMemberAdd, whole: true} // with a role it is another act
+	if role := l.Text(leaf.TagRole); role != "" && joins.once {
+		joins.words = append(joins.words, role)
+	}
 	switch l.Op {
 	case leaf.OpKeyGenerate:
 		return []act{once("generate-key", name, purpose)}
@@ -68,11 +73,11 @@ func actsOf(l *leaf.Leaf) []act {
 	case leaf.OpKeyImport:
 		return []act{once("import-key", name, purpose)}
 	case leaf.OpKeyReplicate:
-		return []act{any("generate-key", name), any("import-key", name), any("repair-key", name, member), any("add-member", member, serial)}
+		return []act{any("generate-key", name), any("import-key", name), any("repair-key", name, member), joins}
 	case leaf.OpKeyDestroy:
 		return []act{any("destroy-key", name, key.String())}
 	case leaf.OpMemberAdd:
-		return []act{once("add-member", member, serial)}
+		return []act{joins}
 	case leaf.OpRestore:
 		return []act{any("restore", manifest.String())}
 	case leaf.OpRecovery:
@@ -124,7 +129,7 @@ func (m *mandate) use(a act) bool {
 	}
 	want := strings.Join(a.words, " ")
 	for i, have := range m.Acts {
-		if (have == want || strings.HasPrefix(have, want+" ")) && !(a.once && m.Used[i]) {
+		if (have == want || !a.whole && strings.HasPrefix(have, want+" ")) && !(a.once && m.Used[i]) {
 			if a.once {
 				m.Used[i] = true
 			}

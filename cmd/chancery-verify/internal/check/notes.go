@@ -3,6 +3,7 @@ package check
 import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
+	"crypto/elliptic"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
@@ -11,6 +12,7 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,6 +29,9 @@ type checkpoint struct {
 	root   leaf.Hash
 	from   string // where it was found
 	kept   bool   // by the auditor: a recovery may have given up what it is of
+
+	by   []uint32 // IDs of the keys whose lines are verified
+	text string   // the note, if it has lines of keys that are not known yet
 }
 
 // noteKey verifies lines of a signed note (C2SP signed-note) with a checkpoint key.
@@ -56,31 +61,49 @@ type notary struct {
 	keys   note.Verifiers
 }
 
-// newNotary takes the checkpoint keys (SPKI DER) of leaf 0. The id of an ECDSA key is
-// SHA-256(SPKI)[:4], of an Ed25519 key SHA-256(name ‖ "\n" ‖ 0x01 ‖ key)[:4].
+// newNotary takes checkpoint keys (SPKI DER).
 func newNotary(origin string, spkis [][]byte) (n notary, err error) {
 	var all []note.Verifier
 	for _, spki := range spkis {
-		pub, err := x509.ParsePKIXPublicKey(spki)
+		k, err := newNoteKey(origin, spki)
 		if err != nil {
-			return n, fmt.Errorf("its checkpoint key: %w", err)
+			return n, err
 		}
-		sum := sha256.Sum256(spki)
-		switch k := pub.(type) {
-		case ed25519.PublicKey:
-			sum = sha256.Sum256(append([]byte(origin+"\n\x01"), k...))
-		case *ecdsa.PublicKey:
-		default:
-			return n, errors.New("its checkpoint key is neither ECDSA nor Ed25519")
-		}
-		all = append(all, noteKey{origin, binary.BigEndian.Uint32(sum[:]), pub})
+		all = append(all, k)
 	}
 	return notary{origin, note.VerifierList(all...)}, nil
 }
 
-// open verifies a signed note and reads it.
+// newNoteKey takes one checkpoint key. The id of an ECDSA P-256 key is SHA-256(SPKI)[:4], of
+// an Ed25519 key SHA-256(name ‖ "\n" ‖ 0x01 ‖ key)[:4].
+func newNoteKey(origin string, spki []byte) (noteKey, error) {
+	pub, err := x509.ParsePKIXPublicKey(spki)
+	if err != nil {
+		return noteKey{}, fmt.Errorf("its checkpoint key: %w", err)
+	}
+	sum := sha256.Sum256(spki)
+	switch k := pub.(type) {
+	case ed25519.PublicKey:
+		sum = sha256.Sum256(append([]byte(origin+"\n\x01"), k...))
+	case *ecdsa.PublicKey:
+		if k.Curve != elliptic.P256() {
+			return noteKey{}, errors.New("its checkpoint key is not on the curve P-256")
+		}
+	default:
+		return noteKey{}, errors.New("its checkpoint key is neither ECDSA nor Ed25519")
+	}
+	return noteKey{origin, binary.BigEndian.Uint32(sum[:]), pub}, nil
+}
+
+// open reads a signed note and verifies the lines of the keys that are known. One without
+// such a line is no error as long as it has others under the ledger's name: their keys may
+// become known.
 func (n notary) open(text, from string) (c checkpoint, err error) {
 	opened, err := note.Open([]byte(text), n.keys)
+	var unsigned *note.UnverifiedNoteError
+	if errors.As(err, &unsigned) {
+		opened, err = unsigned.Note, nil
+	}
 	if err != nil {
 		return checkpoint{from: from}, err
 	}
@@ -88,6 +111,16 @@ func (n notary) open(text, from string) (c checkpoint, err error) {
 		err = fmt.Errorf("its origin is %.100q, not %.100q", c.origin, n.origin)
 	}
 	c.from = from
+	for _, sig := range opened.Sigs {
+		c.by = append(c.by, sig.Hash)
+	}
+	switch {
+	case err != nil:
+	case slices.ContainsFunc(opened.UnverifiedSigs, func(sig note.Signature) bool { return sig.Name == n.origin }):
+		c.text = text
+	case unsigned != nil:
+		err = unsigned
+	}
 	return c, err
 }
 
@@ -100,17 +133,22 @@ type openedNote struct {
 // seconds in which something was signed.
 func (n notary) openAll(texts []string, from string) []openedNote {
 	out := make([]openedNote, len(texts))
+	onAll(len(texts), func(i int) { out[i].checkpoint, out[i].err = n.open(texts[i], from) })
+	return out
+}
+
+// onAll does n things on all processors.
+func onAll(n int, do func(i int)) {
 	var wg sync.WaitGroup
 	workers := runtime.GOMAXPROCS(0)
 	for w := range workers {
 		wg.Go(func() {
-			for i := w; i < len(texts); i += workers {
-				out[i].checkpoint, out[i].err = n.open(texts[i], from)
+			for i := w; i < n; i += workers {
+				do(i)
 			}
 		})
 	}
 	wg.Wait()
-	return out
 }
 
 func readCheckpoint(text string) (c checkpoint, err error) {

@@ -2,6 +2,7 @@ package check
 
 import (
 	"encoding/hex"
+	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -81,7 +82,10 @@ func (v *verifier) warrant(index uint64, l *leaf.Leaf) error {
 	}
 	n, err := newNotary(origin, keys)
 	if err == nil {
-		_, err = n.open(r.Previous, "")
+		var c checkpoint
+		if c, err = n.open(r.Previous, ""); err == nil && len(c.by) == 0 {
+			err = errors.New("none of them has signed it")
+		}
 	}
 	if err != nil {
 		return bad(0, "the checkpoint of the predecessor that it names is not signed by that ledger's keys: %v", err)

@@ -30,6 +30,9 @@ type State struct {
 	Roster     leaf.Hash                 `json:"roster"` // digest
 	Proposals  map[leaf.Hash]*proposal   `json:"proposals"`
 	Grants     map[leaf.Hash]*mandate    `json:"grants"`
+	Signers    []signer                  `json:"signers"` // keys of checkpoints
+	Roles      map[string]string         `json:"roles"`   // of tokens, by serial number
+	Others     map[string]bool           `json:"others"`  // tokens with keys that are not for checkpoints or probes
 	Members    map[string]string         `json:"members"` // what became of those that are not just active
 	Retired    bool                      `json:"retired"`
 	Restore    restore                   `json:"restore"`
@@ -88,6 +91,8 @@ func (s *State) make() {
 	def(&s.Destroyed)
 	def(&s.KeyStates)
 	def(&s.Members)
+	def(&s.Roles)
+	def(&s.Others)
 	def(&s.Proposals)
 	def(&s.Grants)
 	def(&s.numbers)
@@ -99,14 +104,12 @@ func def[K comparable, V any](m *map[K]V) {
 	}
 }
 
-// genesis notes the officers' digest, the predecessor, and the grant of leaf 0: its list
-// of acts as a proposal without votes.
+// genesis notes the officers' digest, the predecessor, and the grant of leaf 0.
 func (s *State) genesis(l *leaf.Leaf) {
 	s.Roster, _ = l.Hash(leaf.TagRoster)
 	s.Restore.Previous = l.Text(leaf.TagPrevious)
-	p := leaf.Digest("proposal", l.Get(leaf.TagActs))
 	acts, _ := leaf.List(l.Get(leaf.TagActs)) // a list that cannot be read allows nothing
-	s.Grants[leaf.Digest("grant", p[:])] = newMandate(acts)
+	s.Grants[genesisGrant(l)] = newMandate(acts)
 }
 
 // key holds a key to its one purpose.

@@ -184,6 +184,7 @@ const (
 	TagKnown          Tag = 111
 	TagCheckpoint     Tag = 112
 	TagCommon         Tag = 113
+	TagRole           Tag = 130
 )
 
 // shape is what a value must look like.
@@ -260,4 +261,5 @@ var shapes = map[Tag]shape{
 	TagKnown:          u64,
 	TagCheckpoint:     octets,
 	TagCommon:         u64,
+	TagRole:           text,
 }
