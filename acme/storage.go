@@ -137,6 +137,8 @@ type Ledger interface {
 	// process and power. Errors: audit.ErrConflict if a projection found another
 	// state than it expects, audit.ErrExists, audit.ErrUnavailable, audit.ErrBusy.
 	Write(ctx context.Context, p ...audit.Projection) error
+	// Refused counts what policy or authentication refused. It neither waits nor fails.
+	Refused(r audit.Refusal)
 }
 
 // Storage reads what is committed: whatever a Write that has returned had

@@ -52,6 +52,9 @@ const (
 	OpBackup       Op = 37 // keys were wrapped for a backup recipient
 	OpRestore      Op = 38 // keys of a predecessor came back from a backup
 	OpSecret       Op = 39 // a secret of the server was derived from an AES key, NIST SP 800-108r1
+	OpErase        Op = 48 // personal values of entries were erased
+	OpRefusals     Op = 49 // how often policy or authentication refused, per kind and minute
+	OpSession      Op = 50 // somebody signed in at the console, or out
 	OpProposal     Op = 16 // a sensitive act was asked for
 	OpVote         Op = 17 // an officer approved or rejected a proposal
 	OpGrant        Op = 18 // enough officers approved: the proposal is spent on a grant
@@ -65,6 +68,7 @@ var opNames = map[Op]string{
 	OpKeyReplicate: "key-replicate", OpKeyDestroy: "key-destroy", OpMemberAdd: "member-add",
 	OpRevoke: "revoke", OpCounts: "counts", OpConfig: "config",
 	OpMemberState: "member-state", OpKeyState: "key-state", OpKeyAdopt: "key-adopt", OpKeyImport: "key-import", OpKeyDrift: "key-drift", OpBackup: "backup", OpRestore: "restore", OpSecret: "secret",
+	OpErase: "erase", OpRefusals: "refusals", OpSession: "session",
 	OpProposal: "proposal", OpVote: "vote", OpGrant: "grant", OpGrantResult: "grant-result", OpProposalEnd: "proposal-end",
 }
 
@@ -168,6 +172,11 @@ const (
 	TagPredecessor    Tag = 108 // leaf 0 of the predecessor ledger
 	TagCount          Tag = 109 // u64: how many revocations a restore carried over
 	TagNotAfter       Tag = 110 // u64: seconds since 1970: end of a certificate that a predecessor issued
+	TagAddress        Tag = 120 // commitment: address of the client, or one a line
+	TagAsked          Tag = 121 // commitment: what a certificate was asked for, one a line: attributes of the subject, then the names in their order
+	TagErased         Tag = 122 // openings that were erased: (index u64, tag u16) each, by index
+	TagSince          Tag = 123 // u64: seconds since 1970: when counting began
+	TagRefusal        Tag = 124 // text: what kind of request was refused
 	TagProposal       Tag = 80  // proposal (ENCODINGS): TLV of its own
 	TagProposalHash   Tag = 81  // 32 octets: H("proposal", proposal)
 	TagOfficer        Tag = 82  // 32 octets: SHA-256 of an officer's SPKI DER
@@ -200,6 +209,7 @@ var tagShapes = map[Tag]shape{
 	TagCounts: shapeBytes, TagRevokedAt: shapeU64, TagAttributes: shapeBytes, TagSubject: shapeHash,
 	TagState: shapeText, TagAttestation: shapeBytes, TagManifest: shapeHash, TagRecipient: shapeText, TagWeak: shapeBytes, TagCopies: shapeBytes, TagFindings: shapeBytes, TagWarrant: shapeBytes,
 	TagPredecessor: shapeBytes, TagCount: shapeU64, TagNotAfter: shapeU64,
+	TagAddress: shapeHash, TagAsked: shapeHash, TagErased: shapeBytes, TagSince: shapeU64, TagRefusal: shapeText,
 	TagProposal: shapeBytes, TagProposalHash: shapeHash, TagOfficer: shapeHash, TagDecision: shapeU8, TagVote: shapeBytes,
 	TagVotes: shapeBytes, TagOutcome: shapeText,
 }

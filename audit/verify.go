@@ -71,6 +71,8 @@ type verifier struct {
 	marks  []Checkpoint // checkpoints not yet reached, smallest first
 	lastOK uint64       // size at which the tree last agreed with a checkpoint
 	rows   rows
+
+	openings openings
 }
 
 type openIntent struct {
@@ -88,7 +90,7 @@ type openIntent struct {
 // cut off, or a ledger that was rewritten with all that belongs to it, shows there.
 // A broken promise is a [*Violation].
 func Verify(ctx context.Context, src VerifySource, journal io.Reader, anchors ...io.Reader) (Report, error) {
-	v := &verifier{src: src, open: map[uint64]openIntent{}, rows: newRows()}
+	v := &verifier{src: src, open: map[uint64]openIntent{}, rows: newRows(), openings: openings{missing: map[OpeningRef]struct{}{}}}
 	head, err := src.Head(ctx)
 	if err != nil {
 		return v.report, fmt.Errorf("reading the head: %w", err)
@@ -224,6 +226,9 @@ func (v *verifier) page(ctx context.Context, from, to uint64) error {
 	if err != nil {
 		return err
 	}
+	if err := v.openings.read(ctx, v.src, from, to); err != nil {
+		return err
+	}
 	for _, l := range leaves {
 		if err := v.leaf(ctx, l, arts); err != nil {
 			return err
@@ -262,6 +267,9 @@ func (v *verifier) leaf(ctx context.Context, s StoredLeaf, arts map[uint64]Artef
 		v.report.Backward++
 	}
 	v.report.Last = l.Time
+	if err := v.openings.leaf(index, l); err != nil {
+		return err
+	}
 	if err := v.account(index, h, l, arts); err != nil {
 		return err
 	}
@@ -373,6 +381,9 @@ func (v *verifier) finish(ctx context.Context) error {
 		}
 	}
 	if err := v.openRows(ctx); err != nil {
+		return err
+	}
+	if err := v.openings.finish(ctx, v.src, v.head.Size); err != nil {
 		return err
 	}
 	err := v.rows.finish(ctx, v.src, v.keys)

@@ -62,6 +62,12 @@ func (m *memory) Tile(_ context.Context, level int, n uint64) ([]byte, error) {
 func (m *memory) PutCheckpoint(context.Context, uint64, string, string) error { return nil }
 func (m *memory) LastCheckpoint(context.Context) (string, error)              { return "", audit.ErrNotFound }
 
+// Nothing personal is kept here.
+func (m *memory) Openings(context.Context, audit.OpeningQuery, func(audit.StoredOpenings) error) error {
+	return nil
+}
+func (m *memory) Scrub(context.Context) error { return nil }
+
 func (m *memory) OpenIntents(_ context.Context, node string) (out []audit.StoredLeaf, _ error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
