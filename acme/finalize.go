@@ -182,7 +182,7 @@ func (s *Server) evidence(ctx context.Context, o Order) (audit.Evidence, error) 
 	if err != nil {
 		return nil, fmt.Errorf("reading authorizations: %w", err)
 	}
-	e := audit.Evidence{{Name: "request", Value: "ACME finalize, RFC 8555 §7.4"}, {Name: "order", Value: o.ID}, {Name: "account", Value: o.Account}}
+	e := audit.Evidence{{Name: "request", Value: "ACME finalize (RFC 8555)"}, {Name: "order", Value: o.ID}, {Name: "account", Value: o.Account}}
 	for i, a := range authzs {
 		if a.Name != o.Names[i] || a.Account != o.Account { // every name, never one name many times
 			return nil, fmt.Errorf("order %s: authorization %d is for another name", o.ID, i)

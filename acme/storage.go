@@ -47,7 +47,7 @@ type Order struct {
 	Authzs  []string // one per name, in their order; never changes
 	Created time.Time
 	Expires time.Time
-	CSR     []byte   // DER, from processing on
+	CSR     []byte   // DER, in processing only: what is personal in it shall not outlive its use
 	Serial  string   // of the attempt under way (processing) or the certificate (valid)
 	Error   *Problem // why it is invalid
 }

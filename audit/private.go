@@ -18,8 +18,8 @@ type Private struct {
 	Value string // "": nothing is committed
 }
 
-// privateTags are the tags whose value is a commitment.
-var privateTags = map[Tag]bool{TagAddress: true, TagAsked: true}
+// Committed tells whether the value of a tag is a commitment.
+func (t Tag) Committed() bool { return t == TagAddress || t == TagAsked }
 
 // Opening is what opens one commitment of a leaf.
 type Opening struct {
@@ -41,7 +41,7 @@ func (o Opening) Commitment(ledger LedgerID, op OpID) [32]byte {
 // Opens tells whether o opens the commitment that stands in l under its tag.
 func (o Opening) Opens(l Leaf) bool {
 	c, ok := l.Hash(o.Tag)
-	return ok && privateTags[o.Tag] && c == o.Commitment(l.Ledger, l.ID)
+	return ok && o.Tag.Committed() && c == o.Commitment(l.Ledger, l.ID)
 }
 
 // Is tells whether text is the value, a line of it, or what stands in a line behind the

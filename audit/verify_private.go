@@ -30,7 +30,7 @@ func (o *openings) leaf(index uint64, l Leaf) error {
 		}
 	}
 	for _, f := range l.Fields {
-		if privateTags[f.Tag] && !slices.ContainsFunc(stored, func(s Opening) bool { return s.Tag == f.Tag }) {
+		if f.Tag.Committed() && !slices.ContainsFunc(stored, func(s Opening) bool { return s.Tag == f.Tag }) {
 			o.missing[OpeningRef{index, f.Tag}] = struct{}{}
 		}
 	}

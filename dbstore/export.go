@@ -66,7 +66,7 @@ func (s *Store) OrderOfSerial(ctx context.Context, serial string) (order string,
 		}
 		csr, err = sha256.Sum256(der), nil
 		return nil
-	}, "SELECT id, csr FROM acme_order WHERE serial = ? AND status = 'valid'", serial)
+	}, "SELECT id, csr FROM acme_order WHERE serial = ? AND status = 'valid' AND csr IS NOT NULL", serial)
 	if qerr != nil {
 		err = qerr
 	}

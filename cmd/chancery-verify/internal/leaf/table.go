@@ -55,6 +55,9 @@ const (
 	OpBackup       Op = 37
 	OpRestore      Op = 38
 	OpSecret       Op = 39
+	OpErase        Op = 48
+	OpRefusals     Op = 49
+	OpSession      Op = 50
 )
 
 // ops has the name of each operation and the purpose that a key must have for it: 0 if
@@ -91,6 +94,9 @@ var ops = map[Op]struct {
 	OpBackup:       {"backup", 0},
 	OpRestore:      {"restore", 0},
 	OpSecret:       {"secret", 8},
+	OpErase:        {"erase", 0},
+	OpRefusals:     {"refusals", 0},
+	OpSession:      {"session", 0},
 }
 
 const any = 255
@@ -179,7 +185,15 @@ const (
 	TagPredecessor    Tag = 108
 	TagCount          Tag = 109
 	TagNotAfter       Tag = 110
+	TagAddress        Tag = 120
+	TagAsked          Tag = 121
+	TagErased         Tag = 122
+	TagSince          Tag = 123
+	TagRefusal        Tag = 124
 )
+
+// Committed tells whether a value is a commitment: H("commit", ledger_id ‖ op_id ‖ tag ‖ salt ‖ value).
+func (t Tag) Committed() bool { return t == TagAddress || t == TagAsked }
 
 // shape is what a value must look like.
 type shape uint8
@@ -252,4 +266,9 @@ var shapes = map[Tag]shape{
 	TagPredecessor:    octets,
 	TagCount:          u64,
 	TagNotAfter:       u64,
+	TagAddress:        hash,
+	TagAsked:          hash,
+	TagErased:         octets,
+	TagSince:          u64,
+	TagRefusal:        text,
 }
