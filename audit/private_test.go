@@ -12,6 +12,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -83,6 +84,36 @@ func TestCommitments(t *testing.T) {
 		if _, err := audit.DecodeOpenings(enc[:n]); err == nil {
 			t.Errorf("%d of %d octets are taken", n, len(enc))
 		}
+	}
+}
+
+// An entry that cannot be stored leaves no openings, nor takes those of its neighbours along.
+func TestOpeningsFailAlone(t *testing.T) {
+	b := newLedger(t)
+	ctx := context.Background()
+	o := must(b.ledger.Begin(ctx, intent(1)))
+	must(b.ledger.Failed(ctx, o, "a test", nil))
+	var wg sync.WaitGroup
+	for i := range 64 {
+		wg.Go(func() {
+			e := audit.Event(audit.OpSession, nil)
+			if i%8 == 0 { // it closes what is closed, which shows when its openings are stored
+				e = audit.Entry{Kind: audit.KindFailed, Op: audit.OpCRL, ID: o.Leaf.ID, Closes: o.Index}
+			}
+			e.Private = []audit.Private{{Tag: audit.TagAddress, Value: fmt.Sprint("192.0.2.", i)}}
+			a, err := b.ledger.Append(ctx, e)
+			switch {
+			case i%8 == 0 && !errors.Is(err, audit.ErrConflict), i%8 != 0 && err != nil:
+				t.Errorf("%d: %v", i, err)
+			case err == nil && len(b.stored(a.Index)) != 1:
+				t.Errorf("%d: its openings are not stored", i)
+			}
+		})
+	}
+	wg.Wait()
+	b.checkpoint()
+	if rep, err := b.verify(); err != nil || rep.Size != 59 {
+		t.Errorf("%+v %v", rep, err)
 	}
 }
 

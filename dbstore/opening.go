@@ -14,13 +14,45 @@ import (
 func (t *tx) applyOpening(p audit.Projection, at *audit.StoredLeaf) (handled bool, err error) {
 	switch p := p.(type) {
 	case audit.PutOpenings:
-		_, err = t.exec("INSERT INTO opening (idx, retain_until, data) VALUES (?, ?, ?)", int64(at.Index), p.RetainUntil.Unix(), audit.EncodeOpenings(p.Openings))
+		err = t.putOpenings(openingRow{int64(at.Index), p.RetainUntil.Unix(), audit.EncodeOpenings(p.Openings)})
 	case audit.EraseOpenings:
 		err = t.eraseOpenings(p)
 	default:
 		return false, nil
 	}
 	return true, err
+}
+
+// openingRow is a row of opening.
+type openingRow struct {
+	index, until int64
+	data         []byte
+}
+
+// putOpenings stores a row; on PostgreSQL together with the leaves, as a statement for each
+// would be a round trip for each.
+func (t *tx) putOpenings(r openingRow) error {
+	if t.s.name == "postgres" {
+		t.openings = append(t.openings, r)
+		return nil
+	}
+	_, err := t.exec("INSERT INTO opening (idx, retain_until, data) VALUES (?, ?, ?)", r.index, r.until, r.data)
+	return err
+}
+
+// storeOpenings stores what putOpenings has collected.
+func (t *tx) storeOpenings() error {
+	if len(t.openings) == 0 {
+		return nil
+	}
+	var index, until []int64
+	var data [][]byte
+	for _, r := range t.openings {
+		index, until, data = append(index, r.index), append(until, r.until), append(data, r.data)
+	}
+	t.openings = nil
+	_, err := t.exec("INSERT INTO opening (idx, retain_until, data) SELECT * FROM unnest(?::bigint[], ?::bigint[], ?::bytea[])", index, until, data)
+	return err
 }
 
 // eraseOpenings takes openings out of their rows. SQLite overwrites what it deletes here;

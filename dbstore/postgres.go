@@ -275,8 +275,8 @@ func connectionLost(err error) bool {
 		strings.Contains(err.Error(), "conn closed") // pgx has no sentinel for it
 }
 
-// storeLeaves adds the leaves of a transaction, and the open intents among them, in
-// two statements.
+// storeLeaves adds the leaves of a transaction, and the open intents and openings among
+// them, in a statement each.
 func (t *tx) storeLeaves() error {
 	if len(t.leaves) == 0 {
 		return nil
@@ -305,9 +305,10 @@ func (t *tx) storeLeaves() error {
 		}
 		return err
 	}
-	if len(openIndex) == 0 {
-		return nil
+	if len(openIndex) > 0 {
+		if _, err := t.exec("INSERT INTO ledger_open (idx, node) SELECT * FROM unnest(?::bigint[], ?::text[])", openIndex, openNode); err != nil {
+			return err
+		}
 	}
-	_, err := t.exec("INSERT INTO ledger_open (idx, node) SELECT * FROM unnest(?::bigint[], ?::text[])", openIndex, openNode)
-	return err
+	return t.storeOpenings()
 }

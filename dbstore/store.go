@@ -158,9 +158,12 @@ func (s *Store) Close() error {
 
 // tx is one write transaction on the writing connection.
 type tx struct {
-	ctx    context.Context
-	s      *Store
-	leaves []audit.StoredLeaf // of this transaction, where they are stored together
+	ctx context.Context
+	s   *Store
+
+	// of this transaction, where they are stored together
+	leaves   []audit.StoredLeaf
+	openings []openingRow
 }
 
 // stmt prepares a statement once for the life of the writing connection.

@@ -91,8 +91,8 @@ type why struct {
 	Requester string            `json:"requester"`
 	Order     string            `json:"order,omitempty"`      // ACME
 	CSR       string            `json:"csr_sha256,omitempty"` // of the order
-	Evidence  string            `json:"evidence,omitempty"` // digest, in the intent
-	Rests     []string          `json:"rests_on,omitempty"` // the record behind that digest, a line each
+	Evidence  string            `json:"evidence,omitempty"`   // digest, in the intent
+	Rests     []string          `json:"rests_on,omitempty"`   // the record behind that digest, a line each
 	Profile   string            `json:"profile"`
 	Version   string            `json:"profile_digest,omitempty"`
 	Linter    string            `json:"linter,omitempty"`
