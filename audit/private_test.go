@@ -445,3 +445,26 @@ func TestEvidence(t *testing.T) {
 		}
 	}
 }
+
+func FuzzDecodeOpenings(f *testing.F) {
+	f.Add(audit.EncodeOpenings([]audit.Opening{{Tag: audit.TagAddress, Salt: [32]byte{1}, Value: []byte("192.0.2.7")}, {Tag: audit.TagAsked}}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if open, err := audit.DecodeOpenings(b); err == nil && !bytes.Equal(audit.EncodeOpenings(open), b) {
+			t.Error("it is decoded to something else")
+		}
+	})
+}
+
+func FuzzParseEvidence(f *testing.F) {
+	f.Add(audit.Evidence{{Name: "order", Value: "x"}}.Record())
+	f.Fuzz(func(t *testing.T, b []byte) {
+		e, err := audit.ParseEvidence(b)
+		if err != nil {
+			return
+		}
+		again, err := audit.ParseEvidence(e.Record())
+		if err != nil || len(again) != len(e) {
+			t.Errorf("%q is read as %q and then as %q, %v", b, e, again, err)
+		}
+	})
+}
