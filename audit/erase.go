@@ -32,8 +32,9 @@ func OpeningsBefore(at time.Time) Selection {
 	return Selection{query: OpeningQuery{To: allEntries, Before: at}}
 }
 
-// erasePage is how many openings one entry erases: its list has to fit into a leaf.
-const erasePage = 4096
+// erasePage is how many openings one entry erases: its list has to fit into a leaf, and
+// whoever issues meanwhile waits for its transaction.
+const erasePage = 512
 
 // Erase erases openings for good: each page of them in one transaction with an entry that
 // names them and says why. It returns how many there were; 0 writes nothing. What was
@@ -66,6 +67,7 @@ func (l *Ledger) Erase(ctx context.Context, which Selection, reason, requester s
 			return erased, fmt.Errorf("erasing personal values: %w", err)
 		}
 		erased += len(refs)
+		which.query.From = refs[len(refs)-1].Index + 1
 	}
 	if erased > 0 {
 		if err := l.st.Scrub(ctx); err != nil {

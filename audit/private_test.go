@@ -193,6 +193,35 @@ func TestAttack_AUD_18(t *testing.T) {
 	b.absent(jane)
 }
 
+// Many are erased in pages, each by an entry of its own.
+func TestEraseMany(t *testing.T) {
+	b := newLedger(t)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for i := range 150 {
+				e := audit.Event(audit.OpSession, nil)
+				e.Private = []audit.Private{{Tag: audit.TagAddress, Value: fmt.Sprint("192.0.2.", i%2)}, {Tag: audit.TagAsked, Value: "CN=Jane Roe"}}
+				if _, err := b.ledger.Append(context.Background(), e); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	size := b.ledger.Head().Size
+	if n, err := b.ledger.Erase(context.Background(), audit.OpeningsOf("Jane Roe"), "a test", "test"); n != 1200 || err != nil || b.ledger.Head().Size != size+3 {
+		t.Errorf("%d erased by %d entries, %v", n, b.ledger.Head().Size-size, err)
+	}
+	if n, err := b.ledger.Erase(context.Background(), audit.OpeningsOf("192.0.2.1"), "a test", "test"); n != 600 || err != nil {
+		t.Errorf("%d erased, %v", n, err)
+	}
+	b.checkpoint()
+	if rep, err := b.verify(); err != nil || rep.Opened != 600 || rep.Erased != 1800 {
+		t.Errorf("%+v %v", rep, err)
+	}
+}
+
 // absent wants a value to be in no file of the database, or in no row of it.
 func (b *bench) absent(value string) {
 	b.Helper()

@@ -41,6 +41,8 @@ type Report struct {
 	Certificates uint64    `json:"certificates"`
 	Revocations  uint64    `json:"revocations"`
 	Grants       uint64    `json:"grants"`      // of the officers, each with its signatures
+	Opened       uint64    `json:"opened"`      // commitments that can be opened
+	Erased       uint64    `json:"erased"`      // and those that an entry says cannot any more
 	Checkpoints  uint64    `json:"checkpoints"` // signed ones in the database
 	Anchored     uint64    `json:"anchored"`    // signed ones outside of it
 	Journaled    uint64    `json:"journaled"`   // entries that the intent journal vouches for
@@ -393,6 +395,7 @@ func (v *verifier) finish(ctx context.Context) error {
 	}
 	root := v.head.Root()
 	v.report.Size, v.report.Open, v.report.Root = v.head.Size, uint64(len(v.open)), hex.EncodeToString(root[:])
+	v.report.Opened, v.report.Erased = v.openings.opened, v.openings.erased
 	v.report.Revocations, v.report.Grants = v.rows.revocations, v.rows.approvals.made
 	return nil
 }

@@ -12,6 +12,8 @@ import (
 type openings struct {
 	page    map[uint64][]Opening // of the leaves that are looked at
 	missing map[OpeningRef]struct{}
+
+	opened, erased uint64
 }
 
 func (o *openings) read(ctx context.Context, src VerifySource, from, to uint64) error {
@@ -29,6 +31,7 @@ func (o *openings) leaf(index uint64, l Leaf) error {
 			return violate(index, "what is stored to open its %s does not", s.Tag)
 		}
 	}
+	o.opened += uint64(len(stored))
 	for _, f := range l.Fields {
 		if f.Tag.Committed() && !slices.ContainsFunc(stored, func(s Opening) bool { return s.Tag == f.Tag }) {
 			o.missing[OpeningRef{index, f.Tag}] = struct{}{}
@@ -47,6 +50,7 @@ func (o *openings) leaf(index uint64, l Leaf) error {
 			return violate(index, "it says that %s of entry %d was erased, which is there still, or never was", r.Tag, r.Index)
 		}
 		delete(o.missing, r)
+		o.erased++
 	}
 	return nil
 }

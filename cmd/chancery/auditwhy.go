@@ -110,6 +110,7 @@ type why struct {
 	Intended  string            `json:"intended"`
 	Done      uint64            `json:"done"`
 	Recorded  string            `json:"recorded"`
+	Leaf      string            `json:"leaf_hash"` // of the done entry (RFC 6962 §2.1)
 	Revoked   string            `json:"revoked,omitempty"`
 	Origin    string            `json:"origin"`
 	TreeSize  uint64            `json:"tree_size,omitempty"` // of the checkpoint that proves the done entry; 0: none does yet
@@ -153,7 +154,7 @@ func whyOf(ctx context.Context, st *dbstore.Store, cert *x509.Certificate) (*why
 	}
 	a := &why{Serial: hex.EncodeToString(serial), SHA256: hex.EncodeToString(artefact[:]), Issuer: is.Name, Profile: row.Profile, Key: is.KeyName,
 		Lint:   "passed: nothing is signed that the linter refuses; no report was kept",
-		Intent: row.Intent, Intended: intent.Time.Format(lineTime), Done: row.Done, Recorded: done.Time.Format(lineTime)}
+		Intent: row.Intent, Intended: intent.Time.Format(lineTime), Done: row.Done, Recorded: done.Time.Format(lineTime), Leaf: hex.EncodeToString(dhash[:])}
 	for _, n := range row.Names {
 		a.Names = append(a.Names, n.String())
 	}
@@ -354,7 +355,7 @@ func (a *why) print(w io.Writer) error {
 	}
 	row("program", "%s on node %s", a.Build, a.Node)
 	row("intent", "entry %d, %s", a.Intent, a.Intended)
-	row("done", "entry %d, %s", a.Done, a.Recorded)
+	row("done", "entry %d, %s, leaf hash %s", a.Done, a.Recorded, a.Leaf)
 	if a.Revoked != "" {
 		row("revoked", "%s", a.Revoked)
 	}
