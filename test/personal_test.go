@@ -149,14 +149,14 @@ func erasing(t *testing.T, s *site) {
 	// Why they exist.
 	proof(janes.Serial)
 	account := cmd("audit", "why", janesFile)
-	for _, want := range []string{"api:admin-token", "127.0.0.1", "emailAddress=" + jane, "O=Roe Farms", "dns:farm.example.com", "POST /api/v1/certificates", "tls-server",
+	for _, want := range []string{"api:admin-token", "127.0.0.1", "emailAddress=" + jane, "O=Roe Farms", "dns:farm.example.com", "POST /api/v1/certificates", "CSR SHA-256", "tls-server",
 		"of what is shown here", "zlint v3.", "RFC5280", "0 errors, 0 warnings", "member", "checked"} {
 		if !strings.Contains(account, want) {
 			t.Errorf("audit why lacks %q:\n%s", want, account)
 		}
 	}
 	acmes := cmd("audit", "why", junesFile)
-	for _, want := range []string{"acme:", "order", "CSR", "authorization name 1", "proof name 1 http-01", "token", "dns:june.localhost", "127.0.0.1"} {
+	for _, want := range []string{"acme:", "ACME order", "CSR SHA-256", "authorization name 1", "proof name 1 http-01", "token", "dns:june.localhost", "127.0.0.1"} {
 		if !strings.Contains(acmes, want) {
 			t.Errorf("audit why of ACME's lacks %q:\n%s", want, acmes)
 		}

@@ -326,11 +326,11 @@ func (a *why) print(w io.Writer) error {
 	for _, p := range a.Personal {
 		row(p.Name, "%s", p.text())
 	}
-	if a.Order != "" {
-		row("order", "ACME order %s", a.Order)
-	}
-	if a.CSR != "" {
-		row("CSR", "SHA-256 %s", a.CSR)
+	switch {
+	case a.Order != "":
+		row("order", "ACME order %s, CSR SHA-256 %s", a.Order, a.CSR)
+	case a.CSR != "":
+		row("request", "CSR SHA-256 %s", a.CSR)
 	}
 	for _, fact := range a.Rests {
 		row("evidence", "%s", fact)
