@@ -44,15 +44,19 @@ func (o Opening) Opens(l Leaf) bool {
 	return ok && o.Tag.Committed() && c == o.Commitment(l.Ledger, l.ID)
 }
 
-// Is tells whether text is the value, a line of it, or what stands in a line behind the
-// name of an attribute ("CN=") or the kind of a name ("dns:").
+// Is tells whether text is a line of the value or, of what was asked for, what stands in a
+// line behind the name of an attribute ("CN=") or the kind of a name ("dns:").
 func (o Opening) Is(text string) bool {
+	if text == "" {
+		return false
+	}
 	for line := range strings.SplitSeq(string(o.Value), "\n") {
-		if i := strings.IndexAny(line, "=:"); line == text || i >= 0 && line[i+1:] == text {
-			return text != ""
+		i := strings.IndexAny(line, "=:")
+		if line == text || o.Tag == TagAsked && i >= 0 && line[i+1:] == text {
+			return true
 		}
 	}
-	return text != "" && string(o.Value) == text
+	return false
 }
 
 // PutOpenings commits with the leaf whose commitments it opens.

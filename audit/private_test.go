@@ -118,7 +118,7 @@ func TestOpeningsFailAlone(t *testing.T) {
 }
 
 func TestOpeningIs(t *testing.T) {
-	o := audit.Opening{Value: []byte("CN=Jane Roe\nO=Firm = 2\ndns:a.example\nip:2001:db8::1")}
+	o := audit.Opening{Tag: audit.TagAsked, Value: []byte("CN=Jane Roe\nO=Firm = 2\ndns:a.example\nip:2001:db8::1")}
 	for _, text := range []string{"Jane Roe", "CN=Jane Roe", "a.example", "dns:a.example", "2001:db8::1", "Firm = 2"} {
 		if !o.Is(text) {
 			t.Errorf("%q is not found", text)
@@ -129,6 +129,9 @@ func TestOpeningIs(t *testing.T) {
 			t.Errorf("%q is found", text)
 		}
 	}
+	if address := (audit.Opening{Tag: audit.TagAddress, Value: []byte("2001:db8::1\n192.0.2.7")}); !address.Is("192.0.2.7") || !address.Is("2001:db8::1") || address.Is("db8::1") || address.Is("2.7") {
+		t.Error("an address is not found, or a part of one is")
+	}
 }
 
 // TestAttack_AUD_18 erases what is personal: hashes, proofs and every check stay as they
@@ -138,7 +141,7 @@ func TestAttack_AUD_18(t *testing.T) {
 	h := newHouse(b)
 	const jane = "jane.roe@subject.example"
 	address := audit.Private{Tag: audit.TagAddress, Value: "198.51.100.23"}
-	asked := audit.Private{Tag: audit.TagAsked, Value: "emailAddress=" + jane + "\ndns:x.example"}
+	asked := audit.Private{Tag: audit.TagAsked, Value: "emailAddress=" + jane + strings.Repeat("\ndns:long.names.example", 1000) + "\nCN=the end of " + jane} // more than a page of SQLite
 	var of []audit.Appended
 	for range 5 {
 		of = append(of, b.appended(address, asked))
@@ -213,7 +216,7 @@ func TestEraseMany(t *testing.T) {
 	if n, err := b.ledger.Erase(context.Background(), audit.OpeningsOf("Jane Roe"), "a test", "test"); n != 1200 || err != nil || b.ledger.Head().Size != size+3 {
 		t.Errorf("%d erased by %d entries, %v", n, b.ledger.Head().Size-size, err)
 	}
-	if n, err := b.ledger.Erase(context.Background(), audit.OpeningsOf("192.0.2.1"), "a test", "test"); n != 600 || err != nil {
+	if n, err := b.ledger.Erase(context.Background(), audit.OpeningsOf("::ffff:192.0.2.1"), "a test", "test"); n != 600 || err != nil {
 		t.Errorf("%d erased, %v", n, err)
 	}
 	b.checkpoint()

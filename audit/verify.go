@@ -85,7 +85,9 @@ type openIntent struct {
 // Verify recomputes the tree from the leaves and holds it against tiles, head and
 // signed checkpoints; it checks that every intent is closed at most once and in
 // time, and that the rows of the database – certificates, serials, revocations,
-// CRLs, keys, members, officers' decisions – are what the leaves say, no more and no less.
+// CRLs, keys, members, officers' decisions – are what the leaves say, no more and no less;
+// that evidence has the digest of its intent, and that every commitment is opened by what is
+// stored for it, or was erased by an entry.
 //
 // The witnesses outside the database are its intent journal and anchors; nil or none
 // if there are not any. They vouch for the entries that they name: a tail that was
