@@ -7,7 +7,10 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
+
+	"chancery/audit"
 )
 
 // answer writes a reply.
@@ -57,6 +60,7 @@ func (s *Server) headers(h http.Header) {
 // fail writes a problem document.
 func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	p, internal := problemFor(err)
+	s.note(r, p)
 	if internal {
 		s.log.Error("acme request failed", "path", r.URL.Path, "status", p.Status, "err", err)
 	}
@@ -69,6 +73,26 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		rep.links = []string{p.link}
 	}
 	s.answer(w, rep)
+}
+
+// counted are the problems that policy or authentication ends with. All others are of
+// form or state.
+var counted = map[ProblemType]bool{Unauthorized: true, RateLimited: true, RejectedIdentifier: true, BadCSR: true, BadPublicKey: true, UserActionRequired: true}
+
+// note has the ledger count a refusal, by its type and the resource that it was asked of.
+func (s *Server) note(r *http.Request, p *Problem) {
+	if !counted[p.Type] {
+		return
+	}
+	parts := strings.Split(strings.TrimPrefix(r.URL.EscapedPath(), "/acme/"), "/")
+	if len(parts) > 1 {
+		parts[1] = "{id}"
+	}
+	at := strings.Join(parts, "/")
+	if _, known := s.routes[at]; !known {
+		at = ""
+	}
+	s.cfg.Ledger.Refused(audit.Refusal{Kind: "acme:" + strings.TrimPrefix(string(p.Type), errorNS), Detail: at, Client: clientOf(r)})
 }
 
 // seconds is a Retry-After as whole seconds: the date form breaks clients.

@@ -3,7 +3,6 @@ package acme
 import (
 	"context"
 	"crypto/x509"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/http"
@@ -98,7 +97,7 @@ func (s *Server) finalize(ctx context.Context, q *request) (*reply, error) {
 			s.leave(o.ID)
 		}
 	}()
-	serial, failed := s.issue(detached, o, der)
+	serial, failed := s.issue(detached, o, der, clientOf(q.http))
 	settled = true
 	if failed == nil {
 		return s.orderOr(s.ownOrder(detached, q))
@@ -146,15 +145,16 @@ func (s *Server) readyOrder(o Order) error {
 }
 
 // issue makes the certificate of an order that is ready or, with a serial, processing.
-// It returns the serial that it tried.
-func (s *Server) issue(ctx context.Context, o Order, csr []byte) (serial string, err error) {
+// client is the address of who asks, "" if nobody does any more. It returns the serial
+// that it tried.
+func (s *Server) issue(ctx context.Context, o Order, csr []byte, client string) (serial string, err error) {
 	evidence, err := s.evidence(ctx, o)
 	if err != nil {
 		return "", err
 	}
 	var p Prepared
 	for try := 0; ; try++ {
-		p, err = s.cfg.Authority.Prepare(ctx, ca.Request{Profile: s.cfg.Profile, CSR: csr, Names: o.Names, Requester: requester(o.Account), Evidence: evidence})
+		p, err = s.cfg.Authority.Prepare(ctx, ca.Request{Profile: s.cfg.Profile, CSR: csr, Names: o.Names, Requester: requester(o.Account), Client: client, Evidence: evidence})
 		if err != nil {
 			return "", fmt.Errorf("preparing certificate: %w", err)
 		}
@@ -174,33 +174,27 @@ func (s *Server) issue(ctx context.Context, o Order, csr []byte) (serial string,
 
 func requester(account string) string { return "acme:" + account }
 
-// evidence is the digest, for the ledger, of what entitles the account to the names:
-// the order and, for each name, the authorization and the challenge that proved it.
-func (s *Server) evidence(ctx context.Context, o Order) ([32]byte, error) {
+// evidence is what entitles the account to the names: the order and, for each name by its
+// number in the order, the authorization and the challenge that proved it. The names
+// themselves are committed to (audit.TagAsked), in the same order.
+func (s *Server) evidence(ctx context.Context, o Order) (audit.Evidence, error) {
 	authzs, err := s.cfg.Storage.ACMEAuthzs(ctx, o.Authzs...)
 	if err != nil {
-		return [32]byte{}, fmt.Errorf("reading authorizations: %w", err)
+		return nil, fmt.Errorf("reading authorizations: %w", err)
 	}
-	var b []byte
-	put := func(text string) { b = append(binary.BigEndian.AppendUint32(b, uint32(len(text))), text...) }
-	put(o.ID)
-	put(o.Account)
+	e := audit.Evidence{{Name: "request", Value: "ACME finalize (RFC 8555)"}, {Name: "order", Value: o.ID}, {Name: "account", Value: o.Account}}
 	for i, a := range authzs {
 		if a.Name != o.Names[i] || a.Account != o.Account { // every name, never one name many times
-			return [32]byte{}, fmt.Errorf("order %s: authorization %d is for another name", o.ID, i)
+			return nil, fmt.Errorf("order %s: authorization %d is for another name", o.ID, i)
 		}
-		put(a.ID)
-		put(a.Name.String())
+		e = append(e, audit.Fact{Name: "authorization", Value: fmt.Sprintf("name %d %s", i+1, a.ID)})
 		for _, c := range a.Challenges {
 			if c.Status == Valid {
-				put(c.ID)
-				put(c.Type)
-				put(c.Token)
-				b = binary.BigEndian.AppendUint64(b, uint64(c.Validated.UnixMicro()))
+				e = append(e, audit.Fact{Name: "proof", Value: fmt.Sprintf("name %d %s %s token %s at %s", i+1, c.Type, c.ID, c.Token, c.Validated.UTC().Format(time.RFC3339Nano))})
 			}
 		}
 	}
-	return audit.Digest("acme-evidence", b), nil
+	return e, nil
 }
 
 func badCSR(format string, args ...any) *Problem {

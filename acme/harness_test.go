@@ -136,6 +136,24 @@ func run(t testing.TB, f func(context.Context), after func()) {
 type faultyLedger struct {
 	*audit.Ledger
 	fail atomic.Pointer[func(audit.Projection) error]
+
+	mu      sync.Mutex
+	refused []audit.Refusal
+}
+
+func (l *faultyLedger) Refused(r audit.Refusal) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.refused = append(l.refused, r)
+}
+
+// counted are the refusals since the last call.
+func (l *faultyLedger) counted() []audit.Refusal {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := l.refused
+	l.refused = nil
+	return out
 }
 
 func (l *faultyLedger) failOn(f func(audit.Projection) error) { l.fail.Store(&f) }

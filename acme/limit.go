@@ -21,6 +21,15 @@ func sourceOf(r *http.Request) string {
 	return netip.PrefixFrom(ip, 64).Masked().String()
 }
 
+// clientOf is the address that a request came from; no header can change it.
+func clientOf(r *http.Request) string {
+	ap, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return ""
+	}
+	return ap.Addr().Unmap().String()
+}
+
 const (
 	arrivalWindow = time.Hour
 	maxSources    = 1 << 16 // those counted apart; all further ones share a count

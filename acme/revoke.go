@@ -41,7 +41,7 @@ func (s *Server) revokeCert(ctx context.Context, q *request) (*reply, error) {
 		return nil, err
 	}
 	// Once asked for, a revocation is not given up because the client hangs up.
-	ask := ca.RevokeRequest{Issuer: c.Issuer, Serial: c.Serial, Reason: ca.Reason(in.Reason), Requester: who}
+	ask := ca.RevokeRequest{Issuer: c.Issuer, Serial: c.Serial, Reason: ca.Reason(in.Reason), Requester: who, Client: clientOf(q.http)}
 	if c.Predecessor {
 		ask.Certificate = c.DER
 	}

@@ -166,7 +166,7 @@ func (s *Server) resumeOrder(ctx context.Context, id string) error {
 	if o.Status != Processing {
 		return nil
 	}
-	failed := s.protect("resuming order", func() error { _, err := s.issue(ctx, o, o.CSR); return err })
+	failed := s.protect("resuming order", func() error { _, err := s.issue(ctx, o, o.CSR, ""); return err })
 	if failed == nil {
 		s.log.Info("acme order resumed", "order", id)
 		return nil

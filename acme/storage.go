@@ -47,7 +47,7 @@ type Order struct {
 	Authzs  []string // one per name, in their order; never changes
 	Created time.Time
 	Expires time.Time
-	CSR     []byte   // DER, from processing on
+	CSR     []byte   // DER, in processing only: what is personal in it shall not outlive its use
 	Serial  string   // of the attempt under way (processing) or the certificate (valid)
 	Error   *Problem // why it is invalid
 }
@@ -137,6 +137,8 @@ type Ledger interface {
 	// process and power. Errors: audit.ErrConflict if a projection found another
 	// state than it expects, audit.ErrExists, audit.ErrUnavailable, audit.ErrBusy.
 	Write(ctx context.Context, p ...audit.Projection) error
+	// Refused counts what policy or authentication refused. It neither waits nor fails.
+	Refused(r audit.Refusal)
 }
 
 // Storage reads what is committed: whatever a Write that has returned had

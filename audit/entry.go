@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"context"
 	"encoding/binary"
 	"time"
 )
@@ -13,7 +14,8 @@ type Entry struct {
 	Closes uint64 // NoIndex if none; see [Event]
 	Fields Fields
 
-	still func() error // see Intent.Still
+	still   func() error // see Intent.Still
+	Private []Private    // the ledger adds their commitments to Fields
 }
 
 // Event makes an entry for an act that uses no key.
@@ -42,6 +44,7 @@ type Intent struct {
 	MaxAttempts uint8
 	CRL         *CRLScope // for OpCRL
 	Member      string    // for OpKeyProof: token serial number
+	Private     []Private
 
 	// Still is asked in the moment of the commit, when all entries before it are known,
 	// also those of other nodes; its error keeps the intent off the ledger. It must not
@@ -78,7 +81,7 @@ func (in Intent) entry(node, build string) Entry {
 		f.Uint64(TagCovers, in.CRL.Covers)
 	}
 	f.Text(TagSerialNumber, in.Member)
-	return Entry{Kind: KindIntent, Op: in.Op, Closes: NoIndex, Fields: f, still: in.Still}
+	return Entry{Kind: KindIntent, Op: in.Op, Closes: NoIndex, Fields: f, Private: in.Private, still: in.Still}
 }
 
 // Attempt counts the tries of one member for one signature.
@@ -140,4 +143,28 @@ type Receipt struct {
 	Index    uint64 `json:"index"`
 	Leaf     []byte `json:"leaf"`      // the done leaf; base64 in JSON
 	ProofURL string `json:"proof_url"` // C2SP tlog-proof
+}
+
+// Session is a sign-in at the console, or the end of one.
+type Session struct {
+	ID        OpID // the same for both
+	Requester string
+	Client    string // its address, or ""
+	Out       bool
+}
+
+// Session records that somebody signed in or out. Nobody is let in before it returns nil.
+func (l *Ledger) Session(ctx context.Context, s Session) error {
+	outcome := "signed in"
+	if s.Out {
+		outcome = "signed out"
+	}
+	var f Fields
+	f.Text(TagRequester, s.Requester)
+	f.Text(TagOutcome, outcome)
+	f.Text(TagNode, l.opt.Node)
+	e := Event(OpSession, f)
+	e.ID, e.Private = s.ID, []Private{{TagAddress, s.Client}}
+	_, err := l.Append(ctx, e)
+	return err
 }

@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"context"
 	"os"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -31,3 +32,6 @@ var (
 	ReadJournal = readJournal
 	ReadAnchor  = readAnchor
 )
+
+// FlushRefusals is what a window ends with.
+func (l *Ledger) FlushRefusals(ctx context.Context) error { return l.flushRefusals(ctx) }

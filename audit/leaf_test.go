@@ -37,6 +37,11 @@ type vectors struct {
 		Size uint64
 		Root string
 	}
+	Commitments []struct {
+		Ledger, ID, Salt, Value, Commitment string
+		Tag                                 audit.Tag
+	}
+	Evidence []struct{ Record, Digest string }
 }
 
 func readVectors(t testing.TB) (v vectors) {
@@ -66,6 +71,20 @@ func TestVectors(t *testing.T) {
 		if got := audit.Digest(d.Name, unhex(t, d.Input)); hex.EncodeToString(got[:]) != d.Digest {
 			t.Errorf("Digest(%q) = %x, want %s", d.Name, got, d.Digest)
 		}
+	}
+	for _, c := range v.Commitments {
+		o := audit.Opening{Tag: c.Tag, Salt: [32]byte(unhex(t, c.Salt)), Value: unhex(t, c.Value)}
+		if got := o.Commitment(audit.LedgerID(unhex(t, c.Ledger)), audit.OpID(unhex(t, c.ID))); hex.EncodeToString(got[:]) != c.Commitment {
+			t.Errorf("commitment %x, want %s", got, c.Commitment)
+		}
+	}
+	for _, c := range v.Evidence {
+		if got := audit.EvidenceDigest(unhex(t, c.Record)); hex.EncodeToString(got[:]) != c.Digest {
+			t.Errorf("digest of evidence %x, want %s", got, c.Digest)
+		}
+	}
+	if len(v.Commitments) == 0 || len(v.Evidence) == 0 {
+		t.Error("vectors are missing")
 	}
 	for _, c := range v.Leaves {
 		closes, err := strconv.ParseUint(c.Closes, 10, 64)

@@ -28,6 +28,7 @@ type Options struct {
 	Batch   int              // entries of one transaction at most; 0: 1,024
 	Shared  bool             // other nodes write to the same database
 	Recover bool             // entries are lost, and the officers have decided to go on: journal and anchor are not compared
+	Retain  time.Duration    // how long personal values are kept; 0: DefaultRetain
 }
 
 // Ledger is the one writer of the process: see the package comment.
@@ -51,6 +52,8 @@ type Ledger struct {
 	edge    *edge     // only the sequencer
 	newest  time.Time // of the newest entry; only the sequencer
 	changed chan struct{}
+
+	refused *refusals
 }
 
 type item struct {
@@ -77,7 +80,10 @@ func Open(ctx context.Context, st Storage, opt Options) (*Ledger, error) {
 	if opt.Log == nil {
 		opt.Log = slog.Default()
 	}
-	l := &Ledger{st: st, opt: opt, queue: make(chan *item, opt.Queue), stop: make(chan struct{}), changed: make(chan struct{}, 1)}
+	if opt.Retain == 0 {
+		opt.Retain = DefaultRetain
+	}
+	l := &Ledger{st: st, opt: opt, queue: make(chan *item, opt.Queue), stop: make(chan struct{}), changed: make(chan struct{}, 1), refused: newRefusals()}
 	head, err := st.Head(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("reading the ledger's head: %w", err)
@@ -487,7 +493,7 @@ func (l *Ledger) drained(mine *item) bool {
 // Append makes a leaf durable together with its projections, or does nothing.
 // Errors: ErrUnavailable, ErrBusy, ErrLeaf, and what a projection returns.
 func (l *Ledger) Append(ctx context.Context, e Entry, p ...Projection) (Appended, error) {
-	leaf := Leaf{Kind: e.Kind, Op: e.Op, Ledger: l.ID(), ID: e.ID, Time: l.opt.Now().UTC().Truncate(time.Microsecond), Closes: e.Closes, Fields: e.Fields.sorted()}
+	leaf := Leaf{Kind: e.Kind, Op: e.Op, Ledger: l.ID(), ID: e.ID, Time: l.opt.Now().UTC().Truncate(time.Microsecond), Closes: e.Closes}
 	switch {
 	case e.Kind == KindGenesis:
 		return Appended{}, fmt.Errorf("%w: a genesis leaf comes from Genesis alone", ErrLeaf)
@@ -497,6 +503,8 @@ func (l *Ledger) Append(ctx context.Context, e Entry, p ...Projection) (Appended
 	if leaf.ID == (OpID{}) {
 		leaf.ID = NewOpID()
 	}
+	p = append(p[:len(p):len(p)], l.commitTo(&e.Fields, leaf, e.Private)...)
+	leaf.Fields = e.Fields.sorted()
 	b, err := leaf.Encode()
 	if err != nil {
 		return Appended{}, err

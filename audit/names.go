@@ -20,6 +20,7 @@ var tagNames = map[Tag]string{
 	TagRevokedAt: "revoked_at", TagAttributes: "attributes", TagSubject: "subject", TagProposal: "proposal", TagProposalHash: "proposal_hash",
 	TagOfficer: "officer", TagDecision: "decision", TagVote: "vote", TagVotes: "votes", TagOutcome: "outcome", TagState: "state",
 	TagAttestation: "attestation", TagManifest: "manifest", TagRecipient: "recipient", TagWeak: "weak", TagCopies: "copies",
+	TagAddress: "address", TagAsked: "asked", TagErased: "erased", TagSince: "since", TagRefusal: "refusal",
 	TagFindings: "findings", TagWarrant: "warrant", TagPredecessor: "predecessor", TagCount: "count", TagNotAfter: "not_after", TagRole: "role",
 }
 
@@ -54,6 +55,14 @@ func (f Field) Show() any {
 			out = append(out, binary.BigEndian.Uint64(b))
 		}
 		return out
+	case f.Tag == TagErased:
+		if refs, err := erasedRefs(f.Value); err == nil {
+			out := make([]string, len(refs))
+			for i, r := range refs {
+				out[i] = fmt.Sprintf("%d %s", r.Index, r.Tag)
+			}
+			return out
+		}
 	case textLists[f.Tag]:
 		if items, err := ParseList(f.Value); err == nil {
 			out := make([]string, len(items))

@@ -86,6 +86,11 @@ type Storage interface {
 	Recoveries(ctx context.Context) ([]uint64, error)
 	// LastCheckpoint returns the signed note with the largest size, or ErrNotFound.
 	LastCheckpoint(ctx context.Context) (note string, err error)
+	// Openings calls fn for the openings of each entry that a query selects, in the order
+	// of entries. An error of fn ends it and is returned.
+	Openings(ctx context.Context, q OpeningQuery, fn func(StoredOpenings) error) error
+	// Scrub takes what was erased out of the files of the database as far as it can.
+	Scrub(ctx context.Context) error
 }
 
 // Tx is one write transaction of [Storage.Update].

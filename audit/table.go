@@ -53,6 +53,9 @@ const (
 	OpRestore      Op = 38 // keys of a predecessor came back from a backup
 	OpSecret       Op = 39 // a secret of the server was derived from an AES key, NIST SP 800-108r1
 	OpRecovery     Op = 40 // the ledger goes on from an older database, as the officers decided
+	OpErase        Op = 48 // personal values of entries were erased
+	OpRefusals     Op = 49 // how often policy or authentication refused, per kind and minute
+	OpSession      Op = 50 // somebody signed in at the console, or out
 	OpProposal     Op = 16 // a sensitive act was asked for
 	OpVote         Op = 17 // an officer approved or rejected a proposal
 	OpGrant        Op = 18 // enough officers approved: the proposal is spent on a grant
@@ -66,6 +69,7 @@ var opNames = map[Op]string{
 	OpKeyReplicate: "key-replicate", OpKeyDestroy: "key-destroy", OpMemberAdd: "member-add",
 	OpRevoke: "revoke", OpCounts: "counts", OpConfig: "config",
 	OpMemberState: "member-state", OpKeyState: "key-state", OpKeyAdopt: "key-adopt", OpKeyImport: "key-import", OpKeyDrift: "key-drift", OpBackup: "backup", OpRestore: "restore", OpSecret: "secret", OpRecovery: "recovery",
+	OpErase: "erase", OpRefusals: "refusals", OpSession: "session",
 	OpProposal: "proposal", OpVote: "vote", OpGrant: "grant", OpGrantResult: "grant-result", OpProposalEnd: "proposal-end",
 }
 
@@ -173,6 +177,11 @@ const (
 	TagKnown          Tag = 111 // u64: size of the ledger that journal and anchors knew before a recovery
 	TagCheckpoint     Tag = 112 // the newest anchored checkpoint, a signed note, of what a recovery gave up
 	TagCommon         Tag = 113 // u64: entries below this one were not given up by a recovery
+	TagAddress        Tag = 120 // commitment: address of the client, or one a line
+	TagAsked          Tag = 121 // commitment: what a certificate was asked for, one a line: attributes of the subject, then the names in their order
+	TagErased         Tag = 122 // openings that were erased: (index u64, tag u16) each, by index
+	TagSince          Tag = 123 // u64: seconds since 1970: when counting began
+	TagRefusal        Tag = 124 // text: what kind of request was refused
 	TagProposal       Tag = 80  // proposal (ENCODINGS): TLV of its own
 	TagProposalHash   Tag = 81  // 32 octets: H("proposal", proposal)
 	TagOfficer        Tag = 82  // 32 octets: SHA-256 of an officer's SPKI DER
@@ -205,6 +214,7 @@ var tagShapes = map[Tag]shape{
 	TagCounts: shapeBytes, TagRevokedAt: shapeU64, TagAttributes: shapeBytes, TagSubject: shapeHash,
 	TagState: shapeText, TagAttestation: shapeBytes, TagManifest: shapeHash, TagRecipient: shapeText, TagWeak: shapeBytes, TagCopies: shapeBytes, TagFindings: shapeBytes, TagWarrant: shapeBytes,
 	TagPredecessor: shapeBytes, TagCount: shapeU64, TagNotAfter: shapeU64, TagKnown: shapeU64, TagCommon: shapeU64, TagCheckpoint: shapeBytes, TagRole: shapeText,
+	TagAddress: shapeHash, TagAsked: shapeHash, TagErased: shapeBytes, TagSince: shapeU64, TagRefusal: shapeText,
 	TagProposal: shapeBytes, TagProposalHash: shapeHash, TagOfficer: shapeHash, TagDecision: shapeU8, TagVote: shapeBytes,
 	TagVotes: shapeBytes, TagOutcome: shapeText,
 }

@@ -41,6 +41,8 @@ type Report struct {
 	Certificates uint64    `json:"certificates"`
 	Revocations  uint64    `json:"revocations"`
 	Grants       uint64    `json:"grants"`      // of the officers, each with its signatures
+	Opened       uint64    `json:"opened"`      // commitments that can be opened
+	Erased       uint64    `json:"erased"`      // and those that an entry says cannot any more
 	Checkpoints  uint64    `json:"checkpoints"` // signed ones in the database
 	Anchored     uint64    `json:"anchored"`    // signed ones outside of it
 	Journaled    uint64    `json:"journaled"`   // entries that the intent journal vouches for
@@ -74,6 +76,8 @@ type verifier struct {
 	lastOK uint64 // size at which the tree last agreed with a checkpoint
 	rows   rows
 
+	openings openings
+
 	recovered []Recovered // as the database lists them; each is found again among the leaves
 }
 
@@ -92,14 +96,16 @@ type openIntent struct {
 // Verify recomputes the tree from the leaves and holds it against tiles, head and
 // signed checkpoints; it checks that every intent is closed at most once and in
 // time, and that the rows of the database – certificates, serials, revocations,
-// CRLs, keys, members, officers' decisions – are what the leaves say, no more and no less.
+// CRLs, keys, members, officers' decisions – are what the leaves say, no more and no less;
+// that evidence has the digest of its intent, and that every commitment is opened by what is
+// stored for it, or was erased by an entry.
 //
 // The witnesses outside the database are its intent journal and anchors; nil or none
 // if there are not any. They vouch for the entries that they name: a tail that was
 // cut off, or a ledger that was rewritten with all that belongs to it, shows there.
 // A broken promise is a [*Violation].
 func Verify(ctx context.Context, src VerifySource, journal io.Reader, anchors ...io.Reader) (Report, error) {
-	v := &verifier{src: src, open: map[uint64]openIntent{}, rows: newRows()}
+	v := &verifier{src: src, open: map[uint64]openIntent{}, rows: newRows(), openings: openings{missing: map[OpeningRef]struct{}{}}}
 	head, err := src.Head(ctx)
 	if err != nil {
 		return v.report, fmt.Errorf("reading the head: %w", err)
@@ -251,6 +257,9 @@ func (v *verifier) page(ctx context.Context, from, to uint64) error {
 	if err != nil {
 		return err
 	}
+	if err := v.openings.read(ctx, v.src, from, to); err != nil {
+		return err
+	}
 	for _, l := range leaves {
 		if err := v.leaf(ctx, l, arts); err != nil {
 			return err
@@ -292,6 +301,9 @@ func (v *verifier) leaf(ctx context.Context, s StoredLeaf, arts map[uint64]Artef
 		v.report.Backward++
 	}
 	v.report.Last = l.Time
+	if err := v.openings.leaf(index, l); err != nil {
+		return err
+	}
 	if err := v.account(index, h, l, arts); err != nil {
 		return err
 	}
@@ -411,6 +423,9 @@ func (v *verifier) finish(ctx context.Context) error {
 	if err := v.openRows(ctx); err != nil {
 		return err
 	}
+	if err := v.openings.finish(ctx, v.src, v.head.Size); err != nil {
+		return err
+	}
 	err := v.rows.finish(ctx, v.src, v.keys)
 	v.report.Succeeds, v.report.Recovered = v.rows.approvals.succeeds, len(v.rows.approvals.recoveries)
 	if err != nil {
@@ -423,6 +438,7 @@ func (v *verifier) finish(ctx context.Context) error {
 	}
 	root := v.head.Root()
 	v.report.Size, v.report.Open, v.report.Root = v.head.Size, uint64(len(v.open)), hex.EncodeToString(root[:])
+	v.report.Opened, v.report.Erased = v.openings.opened, v.openings.erased
 	v.report.Revocations, v.report.Grants = v.rows.revocations, v.rows.approvals.made
 	return nil
 }

@@ -22,7 +22,7 @@ type VerifySource interface {
 	Checkpoints(ctx context.Context, fn func(size uint64, body, note string) error) error
 	// Artefacts calls fn for each certificate whose done leaf is in from..to-1, in that order.
 	Artefacts(ctx context.Context, from, to uint64, fn func(Artefact) error) error
-	SerialRows(ctx context.Context, fn func(issuer [32]byte, serial []byte, intent uint64) error) error
+	SerialRows(ctx context.Context, fn func(SerialRow) error) error
 	RevocationRows(ctx context.Context, fn func(RevocationRow) error) error
 	IssuerRows(ctx context.Context, fn func(IssuerRow) error) error
 	KeyRows(ctx context.Context, fn func(KeyRow) error) error
@@ -33,6 +33,8 @@ type VerifySource interface {
 	RosterRows(ctx context.Context) (officers []OfficerRow, quorum int, err error)
 	ProposalRows(ctx context.Context, fn func(ProposalRow) error) error
 	VoteRows(ctx context.Context, fn func(VoteRow) error) error
+	// Openings is that of [Storage].
+	Openings(ctx context.Context, q OpeningQuery, fn func(StoredOpenings) error) error
 	// Beyond counts leaves and tiles that do not belong to a tree of a size.
 	Beyond(ctx context.Context, size uint64) (int, error)
 }
@@ -48,6 +50,14 @@ type Artefact struct {
 	TBS       [32]byte // SHA-256 of its TBSCertificate
 	CA        bool     // it is one for a CA (RFC 5280 §4.2.1.9)
 	Odd       string   // a column that contradicts the certificate itself, or ""
+}
+
+// SerialRow is a reserved serial as its row shows it.
+type SerialRow struct {
+	Issuer   [32]byte
+	Serial   []byte
+	Intent   uint64
+	Evidence []byte // record, see [Evidence]; nil if none was kept
 }
 
 // RevocationRow is a revoked serial as its row shows it.
@@ -82,7 +92,7 @@ type KeyRow struct {
 
 // rows is what the leaves say that the rows of the database must be.
 type rows struct {
-	serials     map[uint64][16]byte // by intent: digest of issuer and serial
+	serials     map[uint64]reserved // by intent
 	revoked     map[string]revoked  // by issuer and serial
 	scopes      map[[32]byte]CRLScope
 	crls        map[[32]byte]recordedCRL
@@ -91,6 +101,9 @@ type rows struct {
 	approvals   approvals
 	revocations uint64
 }
+
+// reserved is what an intent says of its serial and its evidence, cut to 16 octets each.
+type reserved struct{ serial, evidence [16]byte }
 
 type revoked struct {
 	leaf    uint64
@@ -107,7 +120,7 @@ type recordedCRL struct {
 }
 
 func newRows() rows {
-	return rows{serials: map[uint64][16]byte{}, revoked: map[string]revoked{}, scopes: map[[32]byte]CRLScope{}, crls: map[[32]byte]recordedCRL{},
+	return rows{serials: map[uint64]reserved{}, revoked: map[string]revoked{}, scopes: map[[32]byte]CRLScope{}, crls: map[[32]byte]recordedCRL{},
 		issuers: map[[32]byte]bool{}, cluster: newCluster(), approvals: newApprovals()}
 }
 
@@ -137,7 +150,8 @@ func (r *rows) intent(index uint64, l Leaf) error {
 	}
 	issuer, _ := l.Hash(TagIssuer)
 	if serial, ok := l.Get(TagSerial); ok && l.Op == OpCertificate {
-		r.serials[index] = serialDigest(issuer, serial)
+		evidence, _ := l.Hash(TagEvidence)
+		r.serials[index] = reserved{serialDigest(issuer, serial), [16]byte(evidence[:16])}
 	}
 	number, ok := l.Uint(TagCRLNumber)
 	if !ok || l.Op != OpCRL {
@@ -239,11 +253,16 @@ func (r *rows) crl(index uint64, in, done Leaf) {
 
 // finish holds the rows against what the leaves have said.
 func (r *rows) finish(ctx context.Context, src VerifySource, checkpointKeys [][]byte) error {
-	err := src.SerialRows(ctx, func(issuer [32]byte, serial []byte, intent uint64) error {
-		if want, ok := r.serials[intent]; ok && want == serialDigest(issuer, serial) {
-			delete(r.serials, intent)
+	err := src.SerialRows(ctx, func(s SerialRow) error {
+		want, ok := r.serials[s.Intent]
+		if !ok || want.serial != serialDigest(s.Issuer, s.Serial) {
+			return nil // one that no entry names blocks a serial and does no other harm
 		}
-		return nil // one that no entry names blocks a serial and does no other harm
+		if d := EvidenceDigest(s.Evidence); s.Evidence != nil && want.evidence != [16]byte(d[:16]) {
+			return violate(s.Intent, "the evidence that is stored for it is not what it rests on")
+		}
+		delete(r.serials, s.Intent)
+		return nil
 	})
 	if err != nil {
 		return err

@@ -32,7 +32,7 @@ func BenchmarkIssue(b *testing.B) {
 	b.SetParallelism(16)
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			p, err := h.authority.Prepare(context.Background(), ca.Request{Profile: "tls-server", CSR: csr, Requester: "bench"})
+			p, err := h.authority.Prepare(context.Background(), ca.Request{Profile: "tls-server", CSR: csr, Requester: "bench", Client: "192.0.2.1"})
 			if err != nil {
 				b.Error(err)
 				return

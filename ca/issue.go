@@ -100,10 +100,11 @@ func (p *Prepared) parent(self *x509.Certificate) *x509.Certificate {
 // so the caller must prepare again.
 func (a *Authority) begin(ctx context.Context, p *Prepared, with Projections) (*hsmstore.Operation, error) {
 	for try := 1; ; try++ {
-		reserve := ReserveSerial{Issuer: p.issuer.spki, Serial: p.serial, NotAfter: p.NotAfter()}
+		record := p.evidence().Record()
+		reserve := ReserveSerial{Issuer: p.issuer.spki, Serial: p.serial, NotAfter: p.NotAfter(), Evidence: record}
 		op, err := p.issuer.key.Begin(ctx, hsmstore.SignRequest{
 			Op: audit.OpCertificate, Message: p.tbs, Issuer: p.issuer.spki, Serial: p.serial, Profile: p.profile.digest(),
-			Evidence: p.req.Evidence, Requester: p.req.Requester, Grant: p.grant, Class: hsmstore.ClassAPI,
+			Evidence: audit.EvidenceDigest(record), Requester: p.req.Requester, Private: p.private(), Grant: p.grant, Class: hsmstore.ClassAPI,
 			Projections: append([]audit.Projection{reserve}, with.Intent...),
 		})
 		switch {

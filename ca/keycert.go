@@ -85,7 +85,8 @@ func (a *Authority) prepareKey(name, profile string) (*Prepared, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Prepared{issuer: is, profile: prof, pub: key.Public(), req: Request{Profile: profile, Requester: "key:" + name}}
+	p := &Prepared{issuer: is, profile: prof, pub: key.Public(), req: Request{Profile: profile, Requester: "key:" + name,
+		Evidence: audit.Evidence{{Name: "request", Value: "certificate of a key of the cluster, whose possession its birth proves"}}}}
 	p.tmpl = a.template(prof, is.cert, key.SPKI())
 	p.tmpl.CRLDistributionPoints = []string{a.crlURL(is.name)}
 	p.tmpl.IssuingCertificateURL = []string{a.issuerURL(is.name)}

@@ -36,6 +36,8 @@ type Prepared struct {
 	req     Request
 	grant   [32]byte
 	becomes *IssuerSpec // set when the certificate makes an issuer
+	asked   string      // what the request asks for, see audit.TagAsked
+	lint    lintReport
 	spent   atomic.Bool
 }
 
@@ -85,7 +87,7 @@ func (a *Authority) Prepare(_ context.Context, r Request) (*Prepared, error) {
 		}
 	}
 	// 4. Validity, within the issuer's.
-	p := &Prepared{issuer: is, profile: prof, pub: req.PublicKey, names: names, req: r}
+	p := &Prepared{issuer: is, profile: prof, pub: req.PublicKey, names: names, req: r, asked: req.asked(names)}
 	p.tmpl = a.template(prof, is.cert, req.RawSubjectPublicKeyInfo)
 	for _, n := range names {
 		if n.Kind == IP {
@@ -122,7 +124,8 @@ func (a *Authority) PrepareIssuer(_ context.Context, g *admin.Grant, spec Issuer
 	if err != nil {
 		return nil, err
 	}
-	p := &Prepared{profile: prof, pub: key.Public(), becomes: &spec, grant: g.Hash(), req: Request{Profile: spec.Profile, Requester: "ceremony"}}
+	p := &Prepared{profile: prof, pub: key.Public(), becomes: &spec, grant: g.Hash(), req: Request{Profile: spec.Profile, Requester: "ceremony",
+		Evidence: audit.Evidence{{Name: "request", Value: "an issuer, by the grant of the intent"}}}}
 	act := admin.SignCAAct(spec.Parent, spec.Name)
 	if spec.Parent == spec.Name {
 		act = admin.SignRootAct(spec.Name)
@@ -296,7 +299,8 @@ func (p *Prepared) seal() error {
 	if err := p.compare(der, parent.RawSubject); err != nil {
 		return err
 	}
-	return lintCertificate(der)
+	p.lint, err = lintCertificate(der)
+	return err
 }
 
 // rehearse makes of tbs what the cluster will make of it, but signed by the throw-away key.

@@ -13,6 +13,7 @@ type ReserveSerial struct {
 	Issuer   [32]byte // SHA-256 of the issuer's SPKI
 	Serial   []byte
 	NotAfter time.Time
+	Evidence []byte // record whose digest the intent carries, see [audit.Evidence]
 }
 
 // PutCertificate commits with the done leaf of a certificate.

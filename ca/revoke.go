@@ -33,7 +33,12 @@ func (a *Authority) Revoke(ctx context.Context, r RevokeRequest) error {
 	f.Text(audit.TagReason, r.Reason.String())
 	f.Uint64(audit.TagRevokedAt, uint64(at.Unix()))
 	f.Text(audit.TagRequester, r.Requester)
-	_, err = a.cfg.Ledger.Append(ctx, audit.Event(audit.OpRevoke, f), RevokeSerial{Issuer: is.spki, Serial: serial, Reason: r.Reason, At: at})
+	event := func() audit.Entry {
+		e := audit.Event(audit.OpRevoke, f)
+		e.Private = []audit.Private{{Tag: audit.TagAddress, Value: r.Client}}
+		return e
+	}
+	_, err = a.cfg.Ledger.Append(ctx, event(), RevokeSerial{Issuer: is.spki, Serial: serial, Reason: r.Reason, At: at})
 	if errors.Is(err, audit.ErrNotFound) && r.Certificate != nil {
 		// The certificates of the ledger before this one are not in this database.
 		cert, perr := x509.ParseCertificate(r.Certificate)
@@ -42,7 +47,7 @@ func (a *Authority) Revoke(ctx context.Context, r RevokeRequest) error {
 		}
 		f.Text(audit.TagSource, a.cfg.Predecessor)
 		f.Uint64(audit.TagNotAfter, uint64(cert.NotAfter.Unix()))
-		_, err = a.cfg.Ledger.Append(ctx, audit.Event(audit.OpRevoke, f), CarryRevocation{Issuer: is.spki, Serial: serial, Reason: r.Reason, At: at, NotAfter: cert.NotAfter})
+		_, err = a.cfg.Ledger.Append(ctx, event(), CarryRevocation{Issuer: is.spki, Serial: serial, Reason: r.Reason, At: at, NotAfter: cert.NotAfter})
 	}
 	switch {
 	case errors.Is(err, audit.ErrExists):

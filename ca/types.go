@@ -32,11 +32,15 @@ func (n Name) Addr() netip.Addr { a, _ := netip.ParseAddr(n.Value); return a }
 
 // Request is what is asked of the CA.
 type Request struct {
-	Profile   string   // name of a profile, e.g. "tls-server"
-	CSR       []byte   // PKCS#10 DER (RFC 2986); of it only the public key and the names are looked at
-	Names     []Name   // what the requester is entitled to; nil: the CSR's own names. The CSR must ask for exactly these
-	Requester string   // pseudonym, stands in the ledger: "acme:<account>", "api:admin-token"
-	Evidence  [32]byte // digest of what entitles the requester (order and authorizations)
+	Profile   string // name of a profile, e.g. "tls-server"
+	CSR       []byte // PKCS#10 DER (RFC 2986); of it only the public key and the names are looked at
+	Names     []Name // what the requester is entitled to; nil: the CSR's own names. The CSR must ask for exactly these
+	Requester string // pseudonym, stands in the ledger: "acme:<account>", "api:admin-token"
+	Client    string // address of who asks, or ""; the ledger commits to it
+
+	// Evidence is what entitles the requester: how it was asked for, order and
+	// authorizations. What the CA itself decided on is added to it.
+	Evidence audit.Evidence
 }
 
 // Projections are the caller's row changes that commit with the certificate.
@@ -101,6 +105,7 @@ type RevokeRequest struct {
 	Serial    string // lower-case hex
 	Reason    Reason
 	Requester string // pseudonym, stands in the ledger
+	Client    string // address of who asks, or ""; the ledger commits to it
 
 	// Certificate is the DER of one that a predecessor's ledger issued: this one does not
 	// have it. Issuer and Serial must be its own.

@@ -47,9 +47,9 @@ func (t *tx) applyACME(p audit.Projection) (handled bool, err error) {
 	case acme.OrderProcessing:
 		err = t.orderProcessing(p)
 	case acme.OrderValid:
-		err = t.cas("UPDATE acme_order SET status = 'valid' WHERE id = ? AND status = 'processing' AND serial = ?", p.ID, p.Serial)
+		err = t.cas("UPDATE acme_order SET status = 'valid', csr = NULL WHERE id = ? AND status = 'processing' AND serial = ?", p.ID, p.Serial)
 	case acme.OrderInvalid:
-		err = t.cas("UPDATE acme_order SET status = 'invalid', error = ? WHERE id = ? AND status = 'processing' AND serial = ?",
+		err = t.cas("UPDATE acme_order SET status = 'invalid', error = ?, csr = NULL WHERE id = ? AND status = 'processing' AND serial = ?",
 			toJSON(p.Error), p.ID, p.Serial)
 	default:
 		return false, nil

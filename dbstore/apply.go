@@ -11,6 +11,9 @@ func (t *tx) Apply(p audit.Projection, at *audit.StoredLeaf) error {
 	if ok, err := t.applyCA(p, at); ok {
 		return err
 	}
+	if ok, err := t.applyOpening(p, at); ok {
+		return err
+	}
 	if ok, err := t.applyKeys(p, at); ok {
 		return err
 	}

@@ -20,7 +20,7 @@ var _ ca.Storage = (*Store)(nil)
 func (t *tx) applyCA(p audit.Projection, at *audit.StoredLeaf) (handled bool, err error) {
 	switch p := p.(type) {
 	case ca.ReserveSerial:
-		_, err = t.exec("INSERT INTO serial (issuer, serial, intent, not_after) VALUES (?, ?, ?, ?)", p.Issuer[:], p.Serial, int64(at.Index), p.NotAfter.Unix())
+		_, err = t.exec("INSERT INTO serial (issuer, serial, intent, not_after, evidence) VALUES (?, ?, ?, ?, ?)", p.Issuer[:], p.Serial, int64(at.Index), p.NotAfter.Unix(), p.Evidence)
 		if errors.Is(err, audit.ErrExists) {
 			err = fmt.Errorf("%w: %w", ca.ErrSerialTaken, err)
 		}

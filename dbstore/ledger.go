@@ -106,8 +106,10 @@ func (t *tx) Item(fn func() error) error {
 	if _, err := t.exec("SAVEPOINT item"); err != nil {
 		return unavailable(err)
 	}
+	waiting := len(t.openings)
 	ferr := fn()
 	if ferr != nil {
+		t.openings = t.openings[:waiting]
 		if _, err := t.exec("ROLLBACK TO item"); err != nil {
 			return unavailable(err)
 		}

@@ -37,7 +37,8 @@ func openSQLite(ctx context.Context, path string) (*Store, error) {
 		return nil, fmt.Errorf("database: %w", err)
 	}
 	// synchronous(FULL): a commit is on the disk when it returns, P1 rests on it.
-	const common = "_journal_mode=WAL&_synchronous=FULL&_busy_timeout=10000&_foreign_keys=on"
+	// secure_delete(FAST): what is deleted inside a page that is written anyway is overwritten.
+	const common = "_journal_mode=WAL&_synchronous=FULL&_busy_timeout=10000&_foreign_keys=on&_secure_delete=fast"
 	rwdb, err := sql.Open("sqlite3", sqliteFile(path)+"?"+common+"&_txlock=immediate")
 	if err != nil {
 		return nil, fmt.Errorf("database: %w", err)

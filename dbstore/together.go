@@ -12,10 +12,11 @@ import (
 // for each would be a round trip for each: it is stored at the end, for all at once. If one
 // cannot be, audit.ErrTogether says so, and the batch comes again, one by one.
 type together struct {
-	fast   bool
-	leaves []audit.StoredLeaf
-	closed []int64 // intents
-	nonces []hsmstore.SeenNonce
+	fast     bool
+	leaves   []audit.StoredLeaf
+	closed   []int64 // intents
+	nonces   []hsmstore.SeenNonce
+	openings []openingRow
 }
 
 // Apart implements [audit.Tx].
@@ -61,8 +62,8 @@ func (t *tx) storeNonces() error {
 	return nil
 }
 
-// storeLeaves adds the leaves of a transaction, and the open intents among them, in two
-// statements.
+// storeLeaves adds the leaves of a transaction, and the open intents and openings among
+// them, in a statement each.
 func (t *tx) storeLeaves() error {
 	if len(t.leaves) == 0 {
 		return nil
@@ -91,9 +92,10 @@ func (t *tx) storeLeaves() error {
 		}
 		return err
 	}
-	if len(openIndex) == 0 {
-		return nil
+	if len(openIndex) > 0 {
+		if _, err := t.exec("INSERT INTO ledger_open (idx, node) SELECT * FROM unnest(?::bigint[], ?::text[])", openIndex, openNode); err != nil {
+			return err
+		}
 	}
-	_, err := t.exec("INSERT INTO ledger_open (idx, node) SELECT * FROM unnest(?::bigint[], ?::text[])", openIndex, openNode)
-	return err
+	return t.storeOpenings()
 }

@@ -117,15 +117,16 @@ func oddColumn(r certificateRow, c *x509.Certificate) string {
 }
 
 // SerialRows implements [audit.VerifySource].
-func (s *Store) SerialRows(ctx context.Context, fn func([32]byte, []byte, uint64) error) error {
+func (s *Store) SerialRows(ctx context.Context, fn func(audit.SerialRow) error) error {
 	return s.each(ctx, func(r *sql.Rows) error {
-		var issuer, serial []byte
-		var intent int64
-		if err := r.Scan(&issuer, &serial, &intent); err != nil {
+		var row audit.SerialRow
+		var issuer []byte
+		if err := r.Scan(&issuer, &row.Serial, &row.Intent, &row.Evidence); err != nil {
 			return err
 		}
-		return fn(hash32(issuer), serial, uint64(intent))
-	}, "SELECT issuer, serial, intent FROM serial")
+		row.Issuer = hash32(issuer)
+		return fn(row)
+	}, "SELECT issuer, serial, intent, evidence FROM serial")
 }
 
 // RevocationRows implements [audit.VerifySource].

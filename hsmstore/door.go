@@ -28,6 +28,7 @@ type SignRequest struct {
 	Class       Class
 	MaxAttempts uint8 // 0: 3
 	Projections []audit.Projection
+	Private     []audit.Private
 }
 
 const defaultAttempts = 3
@@ -65,6 +66,7 @@ func (k *Key) begin(ctx context.Context, req SignRequest, pinned *member) (*Oper
 	was := k.State()
 	req.Message = bytes.Clone(req.Message) // whatever the caller does with its own later
 	if err := k.fits(req); err != nil {
+		s.ledger.Refused(audit.Refusal{Kind: "hsm:door", Detail: fmt.Sprintf("%s with a key for %s", req.Op, k.purpose)})
 		return nil, err
 	}
 	if req.MaxAttempts == 0 {
@@ -86,7 +88,7 @@ func (k *Key) begin(ctx context.Context, req SignRequest, pinned *member) (*Oper
 		return nil, err
 	}
 	in := audit.Intent{Op: req.Op, Key: k.spkiHash, Purpose: k.purpose, Algorithm: k.alg.ident, TBSHash: sha256.Sum256(req.Message), TBSLength: uint64(len(req.Message)),
-		Issuer: req.Issuer, Serial: req.Serial, Profile: req.Profile, Evidence: req.Evidence, Requester: req.Requester, Grant: req.Grant, MaxAttempts: req.MaxAttempts, CRL: req.CRL}
+		Issuer: req.Issuer, Serial: req.Serial, Profile: req.Profile, Evidence: req.Evidence, Requester: req.Requester, Grant: req.Grant, MaxAttempts: req.MaxAttempts, CRL: req.CRL, Private: req.Private}
 	in.Still = func() error {
 		if s.retired.Load() {
 			return errRetired

@@ -160,7 +160,7 @@ func TestCloseWithoutSignature(t *testing.T) {
 	}
 }
 
-// What Begin refuses leaves nothing in the ledger.
+// What Begin refuses leaves no intent in the ledger; it is counted there.
 func TestBeginRefuses(t *testing.T) {
 	c := newCluster(t)
 	issuing, document := c.key(t, "issuing"), c.key(t, "document")
@@ -185,6 +185,19 @@ func TestBeginRefuses(t *testing.T) {
 	}
 	if c.db.size() != size {
 		t.Errorf("%d leaves were written", c.db.size()-size)
+	}
+	ended, end := context.WithCancel(t.Context())
+	end()
+	if err := c.ledger.RunRefusals(ended); err != nil { // writes what is counted
+		t.Fatal(err)
+	}
+	l, err := c.ledger.Leaf(t.Context(), size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kind, _ := l.Get(audit.TagRefusal)
+	if n, _ := l.Uint(audit.TagCount); l.Op != audit.OpRefusals || string(kind) != "hsm:door" || n != 7 {
+		t.Errorf("counted %d of %s by a leaf of %s", n, kind, l.Op)
 	}
 }
 

@@ -68,6 +68,12 @@ func (m *memory) OpenNodes(context.Context) ([]string, error) { return nil, nil 
 
 func (m *memory) LockDead(context.Context, string) (func(), bool, error) { return nil, false, nil }
 
+// Nothing personal is kept here.
+func (m *memory) Openings(context.Context, audit.OpeningQuery, func(audit.StoredOpenings) error) error {
+	return nil
+}
+func (m *memory) Scrub(context.Context) error { return nil }
+
 func (m *memory) OpenIntents(_ context.Context, node string) (out []audit.StoredLeaf, _ error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

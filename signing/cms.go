@@ -62,6 +62,7 @@ type Request struct {
 	Key       string   // name of a document key
 	Digest    [32]byte // SHA-256 of the document
 	Requester string   // pseudonym, stands in the ledger
+	Client    string   // address of who asks, or ""; the ledger commits to it
 }
 
 // Signature is a finished signature.
@@ -116,7 +117,8 @@ func (s *Signer) SignCMS(ctx context.Context, r Request) (*Signature, error) {
 		return nil, err
 	}
 	// 3. Through the door.
-	op, err := key.Begin(ctx, hsmstore.SignRequest{Op: audit.OpCMS, Message: attrs, Evidence: r.Digest, Requester: r.Requester, Class: hsmstore.ClassBulk})
+	op, err := key.Begin(ctx, hsmstore.SignRequest{Op: audit.OpCMS, Message: attrs, Evidence: r.Digest, Requester: r.Requester, Class: hsmstore.ClassBulk,
+		Private: []audit.Private{{Tag: audit.TagAddress, Value: r.Client}}})
 	if err != nil {
 		return nil, err
 	}

@@ -225,16 +225,22 @@ func newResponder(t testing.TB, port int) *responder {
 
 // order gets one certificate.
 func (r *responder) order(c *acme.Client, name string) error {
+	_, err := r.certificate(c, name, &x509.CertificateRequest{DNSNames: []string{name}})
+	return err
+}
+
+// certificate gets one for a request; it returns the chain.
+func (r *responder) certificate(c *acme.Client, name string, request *x509.CertificateRequest) ([][]byte, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	o, err := c.AuthorizeOrder(ctx, acme.DomainIDs(name))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, u := range o.AuthzURLs {
 		a, err := c.GetAuthorization(ctx, u)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		for _, ch := range a.Challenges {
 			if ch.Type != "http-01" {
@@ -242,30 +248,30 @@ func (r *responder) order(c *acme.Client, name string) error {
 			}
 			text, err := c.HTTP01ChallengeResponse(ch.Token)
 			if err != nil {
-				return err
+				return nil, err
 			}
 			r.mu.Lock()
 			r.keys[c.HTTP01ChallengePath(ch.Token)] = text
 			r.mu.Unlock()
 			if _, err := c.Accept(ctx, ch); err != nil {
-				return err
+				return nil, err
 			}
 		}
 		if _, err := c.WaitAuthorization(ctx, u); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{DNSNames: []string{name}}, k)
+	csr, err := x509.CreateCertificateRequest(rand.Reader, request, k)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	chain, _, err := c.CreateOrderCert(ctx, o.FinalizeURL, csr, true)
 	if err == nil && len(chain) != 2 {
 		err = errors.New("the chain has not two certificates")
 	}
-	return err
+	return chain, err
 }

@@ -46,7 +46,7 @@ type verified struct {
 	}
 	Origin, Ledger, Root, Succeeds                             string
 	Size, From, Intents, Done, Certificates, CRLs, Revocations uint64
-	Grants, Checkpoints                                        uint64
+	Grants, Checkpoints, Evidence, Openings                    uint64
 	Files                                                      []struct{ Index uint64 }
 	Notes                                                      []string
 	Recoveries                                                 []struct{ Entry, Known uint64 }

@@ -526,6 +526,23 @@ func TestVerifyCheats(t *testing.T) {
 		do   func(l *made) uint64
 	}{
 		"all is well": {"", func(l *made) uint64 { return none }},
+		"something personal erased": {"", func(l *made) uint64 {
+			i := l.event(audit.OpSession, func(f *audit.Fields) { f.Hash(audit.TagAddress, [32]byte{1}) })
+			l.event(audit.OpErase, erased(1, i, audit.TagAddress))
+			return none
+		}},
+		"what is no commitment is erased": {"holds nothing that could be erased", func(l *made) uint64 {
+			return l.event(audit.OpErase, erased(1, 1, audit.TagRequester))
+		}},
+		"an erasure of what comes later": {"holds nothing that could be erased", func(l *made) uint64 {
+			return l.event(audit.OpErase, erased(1, 4711, audit.TagAddress))
+		}},
+		"an erasure that counts wrongly": {"not one of 2", func(l *made) uint64 {
+			return l.event(audit.OpErase, erased(2, 1, audit.TagAddress))
+		}},
+		"an erasure of nothing": {"list of erased openings", func(l *made) uint64 {
+			return l.event(audit.OpErase, func(f *audit.Fields) { f.Uint64(audit.TagCount, 0) })
+		}},
 		"an intent never closed": {"never closed", func(l *made) uint64 {
 			i := l.intent(audit.OpCMS, audit.PurposeDocument, docs, []byte("x"), nil)
 			l.now = l.now.Add(2 * time.Minute)
@@ -955,6 +972,14 @@ func TestVerifyCheats(t *testing.T) {
 			}
 			broken(t, index, story.says, "--signatures", dir)
 		})
+	}
+}
+
+// erased fills an entry about the erasure of one opening.
+func erased(count, index uint64, tag audit.Tag) func(*audit.Fields) {
+	return func(f *audit.Fields) {
+		f.Uint64(audit.TagCount, count)
+		f.Bytes(audit.TagErased, binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint64(nil, index), uint16(tag)))
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"github.com/labstack/echo/v4"
 
+	"chancery/audit"
 	"chancery/ca"
 )
 
@@ -117,7 +118,8 @@ func (s *Server) issue(c echo.Context) error {
 	}
 	ctx, cancel := carryThrough(c)
 	defer cancel()
-	prepared, err := s.cfg.CA.Prepare(ctx, ca.Request{Profile: body.Profile, CSR: csr, Requester: requester})
+	prepared, err := s.cfg.CA.Prepare(ctx, ca.Request{Profile: body.Profile, CSR: csr, Requester: requester, Client: client(c),
+		Evidence: audit.Evidence{{Name: "request", Value: "POST /api/v1/certificates with the admin token"}}})
 	if err != nil {
 		return err
 	}
@@ -267,7 +269,7 @@ func (s *Server) revoke(c echo.Context) error {
 	if err := endEntity(found); err != nil {
 		return err
 	}
-	err = s.cfg.CA.Revoke(ctx, ca.RevokeRequest{Issuer: found.Issuer, Serial: found.Serial, Reason: reason, Requester: requester})
+	err = s.cfg.CA.Revoke(ctx, ca.RevokeRequest{Issuer: found.Issuer, Serial: found.Serial, Reason: reason, Requester: requester, Client: client(c)})
 	if err != nil && !(errors.As(err, &refusal) && refusal.Code == ca.AlreadyRevoked) {
 		return err
 	}
@@ -294,7 +296,7 @@ func (s *Server) revokePredecessors(c echo.Context, ctx context.Context, serial,
 	if err := endEntity(found); err != nil {
 		return err
 	}
-	err = s.cfg.CA.Revoke(ctx, ca.RevokeRequest{Issuer: found.Issuer, Serial: found.Serial, Reason: reason, Requester: requester, Certificate: found.DER})
+	err = s.cfg.CA.Revoke(ctx, ca.RevokeRequest{Issuer: found.Issuer, Serial: found.Serial, Reason: reason, Requester: requester, Client: client(c), Certificate: found.DER})
 	var refusal *ca.Refusal
 	if err != nil && !(errors.As(err, &refusal) && refusal.Code == ca.AlreadyRevoked) {
 		return err

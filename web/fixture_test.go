@@ -47,9 +47,16 @@ type fakeCA struct {
 	asked    ca.Request
 	query    ca.Query
 	revoked  []ca.RevokeRequest
+	refused  []audit.Refusal
 	fail     error // of the next calls, if set
 	onIssue  func(context.Context)
 	onPrepay func()
+}
+
+func (f *fakeCA) note(r audit.Refusal) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.refused = append(f.refused, r)
 }
 
 func (f *fakeCA) Prepare(_ context.Context, r ca.Request) (*ca.Prepared, error) {
@@ -286,7 +293,14 @@ func newFixture(t testing.TB, edit ...func(*web.Config)) *fixture {
 		},
 		Ready:      func(context.Context) error { return nil },
 		AdminToken: func(s string) bool { return s == token },
-		PublicURL:  publicURL, PublicHTTPURL: publicHTTP,
+		Refused:    f.ca.note,
+		Erase: func(_ context.Context, _ audit.Selection, reason, _ string) (int, error) {
+			if reason == "nothing there" {
+				return 0, nil
+			}
+			return 2, f.ca.fail
+		},
+		PublicURL: publicURL, PublicHTTPURL: publicHTTP,
 		Landing: web.Landing{Name: "Example CA", RootFingerprint: "AB:CD", CertbotLine: "certbot certonly --server " + publicURL + "/acme/directory", Issuers: []string{"issuing"}},
 		Log:     slog.New(slog.NewTextHandler(f.logged, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}

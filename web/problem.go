@@ -269,6 +269,7 @@ var acmeTypes = map[slug]string{internal: "urn:ietf:params:acme:error:serverInte
 // fail is the one place where an error becomes an answer; it is echo's HTTPErrorHandler.
 func (s *Server) fail(err error, c echo.Context) {
 	p := *problemFor(err)
+	s.note(c, err, p.slug)
 	k := kindOf(p.slug)
 	if k.status >= 500 {
 		level := slog.LevelError

@@ -87,6 +87,7 @@ func (s *Server) routes() []route {
 		{get, "/api/v1/approvals/{id}", doorHTTPS, tokenHolder, s.approval},
 		{post, "/api/v1/approvals/{id}/votes", doorHTTPS, tokenHolder, s.vote},
 		{post, "/api/v1/approvals/{id}/cancel", doorHTTPS, tokenHolder, s.cancelApproval},
+		{post, "/api/v1/ledger/erase", doorHTTPS, tokenHolder, s.erase},
 		{get, "/api/v1/openapi.yaml", doorHTTPS, public, s.openAPI},
 
 		{get, "/ledger/checkpoint", doorHTTPS, public, s.checkpoint},

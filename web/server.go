@@ -16,7 +16,7 @@ import (
 	"github.com/labstack/echo/v4"
 
 	"chancery/admin"
-
+	"chancery/audit"
 	"chancery/ca"
 )
 
@@ -86,6 +86,10 @@ type Config struct {
 	Ready func(ctx context.Context) error
 	// AdminToken compares a token with the stored hash in constant time.
 	AdminToken func(token string) bool
+	// Refused counts for the ledger what was refused. It neither waits nor fails.
+	Refused func(audit.Refusal)
+	// Erase erases the personal values of one entry, or of all entries that hold a value.
+	Erase func(ctx context.Context, which audit.Selection, reason, requester string) (erased int, err error)
 
 	PublicURL     string // https://ca.example:8443, without a path
 	PublicHTTPURL string // http://ca.example:8080, without a path
@@ -124,8 +128,8 @@ func New(cfg Config) (*Server, error) {
 	if s.httpBase, err = baseURL(cfg.PublicHTTPURL, "http"); err != nil {
 		return nil, fmt.Errorf("web: PublicHTTPURL: %w", err)
 	}
-	if cfg.CA == nil || cfg.ACME == nil || cfg.Console == nil || cfg.Checkpoint == nil || cfg.Proof == nil || cfg.LeafProof == nil || cfg.Tile == nil || cfg.Entries == nil || cfg.Documents == nil || cfg.Approvals == nil || cfg.HSM == nil || cfg.Backup == nil || cfg.Candidate == nil || cfg.Ready == nil || cfg.AdminToken == nil {
-		return nil, errors.New("web: CA, ACME, Console, Checkpoint, Proof, LeafProof, Tile, Entries, Documents, Approvals, HSM, Backup, Candidate, Ready and AdminToken must be set")
+	if cfg.CA == nil || cfg.ACME == nil || cfg.Console == nil || cfg.Checkpoint == nil || cfg.Proof == nil || cfg.LeafProof == nil || cfg.Tile == nil || cfg.Entries == nil || cfg.Documents == nil || cfg.Approvals == nil || cfg.HSM == nil || cfg.Backup == nil || cfg.Candidate == nil || cfg.Ready == nil || cfg.AdminToken == nil || cfg.Refused == nil || cfg.Erase == nil {
+		return nil, errors.New("web: CA, ACME, Console, Checkpoint, Proof, LeafProof, Tile, Entries, Documents, Approvals, HSM, Backup, Candidate, Ready, AdminToken, Refused and Erase must be set")
 	}
 	if s.https, err = s.door(doorHTTPS); err != nil {
 		return nil, err

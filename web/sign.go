@@ -10,6 +10,7 @@ import (
 
 	"github.com/labstack/echo/v4"
 
+	"chancery/audit"
 	"chancery/signing"
 )
 
@@ -50,8 +51,9 @@ func (s *Server) signCMS(c echo.Context) error {
 	}
 	ctx, cancel := carryThrough(c)
 	defer cancel()
-	sig, err := s.cfg.Documents.SignCMS(ctx, signing.Request{Key: body.Key, Digest: [32]byte(digest), Requester: requester})
+	sig, err := s.cfg.Documents.SignCMS(ctx, signing.Request{Key: body.Key, Digest: [32]byte(digest), Requester: requester, Client: client(c)})
 	if errors.Is(err, signing.ErrNoKey) {
+		s.cfg.Refused(audit.Refusal{Kind: "api:no-key", Detail: "/key", Client: client(c)})
 		return problemf(notFound, "there is no document key %s; leave key out to use the default one", quote(body.Key)).at("/key", "")
 	}
 	if err != nil {

@@ -57,6 +57,12 @@ lid = H("ledger", z)
 b = leaf(g[0], g[1], lid, *g[3:])
 out["genesis"] = {"random": h(9).hex(), "domain": "ca.example", "keys": [b"spki-one".hex(), b"spki-two".hex()], "roster": h(10).hex(),
     "acts": ["generate-key root issuer P-384"], "time_us": g[4], "ledger": lid.hex(), "leaf": b.hex(), "origin": "ca.example/ledger/" + lid[:8].hex()}
+out["commitments"] = []
+for tag, salt, value in [(120, h(11), b"192.0.2.7"), (121, h(12), "emailAddress=b\u00fccher@ca.example\ndns:a.example".encode()), (120, bytes(32), b"x")]:
+    out["commitments"].append({"ledger": L.hex(), "id": O.hex(), "tag": tag, "salt": salt.hex(), "value": value.hex(),
+        "commitment": H("commit", L + O + struct.pack(">H", tag) + salt + value).hex()})
+r = b"chancery/evidence/v1\nrequest a test\norder x\n"
+out["evidence"] = [{"record": r.hex(), "digest": H("evidence", r).hex()}]
 hs = [lh(struct.pack(">Q", i)) for i in range(600)]
 for n in (0, 1, 2, 3, 7, 8, 255, 256, 257, 511, 512, 513, 600):
     out["roots"].append({"size": n, "root": root(hs[:n]).hex()})

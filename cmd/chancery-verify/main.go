@@ -229,6 +229,9 @@ func show(out io.Writer, r check.Report) {
 	fmt.Fprintf(out, "intents      %d: %d done, %d failed, %d orphaned, %d in flight\n", r.Intents, r.Done, r.Failed, r.Orphans, r.Open)
 	fmt.Fprintf(out, "certificates %d, each with its own done entry; %d revocations; %d CRLs hold what they must\n", r.Certificates, r.Revocations, r.CRLs)
 	fmt.Fprintf(out, "grants       %d by officers, each with their signatures\n", r.Grants)
+	if r.Evidence+r.Openings > 0 {
+		fmt.Fprintf(out, "evidence     of %d intents, each what it rests on; %d commitments opened\n", r.Evidence, r.Openings)
+	}
 	fmt.Fprintf(out, "checkpoints  %d older ones agree with the newest\n", r.Checkpoints)
 	for _, f := range r.Files {
 		fmt.Fprintf(out, "recorded     %s by entry %d\n", printable(f.Name), f.Index)

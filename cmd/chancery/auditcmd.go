@@ -16,7 +16,7 @@ import (
 
 func auditCommand() *cobra.Command {
 	c := &cobra.Command{Use: "audit", Short: "Check, export and explain the ledger"}
-	c.AddCommand(auditVerifyCommand(), auditExportCommand(), auditWhyCommand(), auditKeysCommand(), auditRecoverCommand())
+	c.AddCommand(auditVerifyCommand(), auditExportCommand(), auditWhyCommand(), auditOpenCommand(), auditEraseCommand(), auditKeysCommand(), auditRecoverCommand())
 	return c
 }
 
@@ -73,10 +73,11 @@ entries      %d, root %s
 intents      %d: %d done, %d failed, %d orphaned, %d in flight
 certificates %d, each with its own done entry; %d revocations, each with its entry
 grants       %d by officers, each with their signatures
+personal     %d values open their commitments, %d were erased
 checkpoints  %d, the newest covers %d entries
 witnesses    %d entries of the intent journal and %d anchored checkpoints agree
 OK
-`, rep.Origin, rep.Ledger, rep.Size, rep.Root, rep.Intents, rep.Done, rep.Failed, rep.Orphans, rep.Open, rep.Certificates, rep.Revocations, rep.Grants, rep.Checkpoints, rep.Signed, rep.Journaled, rep.Anchored)
+`, rep.Origin, rep.Ledger, rep.Size, rep.Root, rep.Intents, rep.Done, rep.Failed, rep.Orphans, rep.Open, rep.Certificates, rep.Revocations, rep.Grants, rep.Opened, rep.Erased, rep.Checkpoints, rep.Signed, rep.Journaled, rep.Anchored)
 			if rep.Succeeds != "" {
 				fmt.Fprintf(c.OutOrStdout(), "succeeds     ledger %s: compare with what you know of it\n", rep.Succeeds)
 			}

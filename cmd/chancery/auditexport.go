@@ -53,13 +53,16 @@ func auditExportCommand() *cobra.Command {
 	var at snapshotFlags
 	var out, format string
 	var from uint64
+	var openings bool
 	c := &cobra.Command{
 		Use: "export [--dir DIR | --config FILE] --out FOLDER", Short: "Write the ledger for chancery-verify, or as lines for a SIEM",
 		Long: "Reads one moment of the database, beside a running server too, and writes the entries up to the newest\n" +
 			"signed checkpoint to FOLDER in the layout of C2SP tlog-tiles, with certificates, CRLs and officers' public\n" +
 			"keys, so that chancery-verify can check them elsewhere. An export that was interrupted, or an older one, is\n" +
 			"continued in the same folder. With --format jsonl or syslog (RFC 5424) one line per entry goes to standard\n" +
-			"output or the file --out instead.",
+			"output or the file --out instead.\n\n" +
+			"Personal values (clients' addresses, what certificates were asked for) stand in the entries as commitments and\n" +
+			"are not exported; with --with-openings they are, to chancery/openings.bin. Treat such a folder accordingly.",
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			usage := func(text string) error { return &exit{exitUsage, errors.New(text)} }
@@ -68,6 +71,8 @@ func auditExportCommand() *cobra.Command {
 				return usage("--format is tiles, jsonl or syslog")
 			case format == formatTiles && out == "":
 				return usage("--out FOLDER is needed; see chancery audit export --help")
+			case format != formatTiles && openings:
+				return usage("--with-openings goes with --format tiles")
 			case format == formatTiles && c.Flags().Changed("from"):
 				return usage("--from goes with --format jsonl or syslog; a folder is always whole")
 			}
@@ -82,6 +87,7 @@ func auditExportCommand() *cobra.Command {
 				return fmt.Errorf("ledger of %s: %w", at.name(c), err)
 			}
 			defer e.st.Close()
+			e.withOpenings = openings
 			if format != formatTiles {
 				return e.lines(c, format, out, from)
 			}
@@ -99,6 +105,7 @@ func auditExportCommand() *cobra.Command {
 	at.flags(c)
 	c.Flags().StringVar(&out, "out", "", "folder to write to; with --format jsonl or syslog: file, default standard output")
 	c.Flags().StringVar(&format, "format", formatTiles, "tiles: a folder for chancery-verify; jsonl or syslog: a line per entry")
+	c.Flags().BoolVar(&openings, "with-openings", false, "export personal values too")
 	c.Flags().Uint64Var(&from, "from", 0, "first entry, with --format jsonl or syslog")
 	return c
 }
@@ -113,6 +120,8 @@ type export struct {
 	size   uint64 // that it covers
 	head   uint64 // entries in the database
 	older  []string
+
+	withOpenings bool // personal values too
 
 	crls         map[[32]byte]bool   // artefacts of CRLs' done entries
 	withCRL      map[[32]byte]bool   // issuers that have one, by SPKI
@@ -215,7 +224,7 @@ func (e *export) folder(ctx context.Context, dir string) error {
 	if err := x.sync(); err != nil {
 		return err
 	}
-	for _, step := range []func(context.Context, tree) error{e.wantIssuers, e.bundles, e.tiles, e.writeCertificates, e.writeOrphans, e.writeIssuers, e.writeRoster, e.writeCheckpoints} {
+	for _, step := range []func(context.Context, tree) error{e.wantIssuers, e.bundles, e.tiles, e.writeCertificates, e.writeOrphans, e.writeEvidence, e.writeOpenings, e.writeIssuers, e.writeRoster, e.writeCheckpoints} {
 		if err := step(ctx, x); err != nil {
 			return err
 		}
@@ -424,6 +433,30 @@ func (e *export) writeOrphans(ctx context.Context, x tree) error {
 	return x.stream("chancery/orphans.bin", func(w io.Writer) error {
 		return e.st.ExportOrphans(ctx, e.size, func(intent uint64, notAfter int64) error {
 			return record(w, &intent, binary.BigEndian.AppendUint64(nil, uint64(notAfter)))
+		})
+	})
+}
+
+// writeEvidence writes what the intents to sign certificates rest on.
+func (e *export) writeEvidence(ctx context.Context, x tree) error {
+	return x.stream("chancery/evidence.bin", func(w io.Writer) error {
+		return e.st.ExportEvidence(ctx, e.size, func(intent uint64, b []byte) error { return record(w, &intent, b) })
+	})
+}
+
+// writeOpenings writes personal values if they are asked for. Else it takes away those of
+// an older export: some may have been erased since.
+func (e *export) writeOpenings(ctx context.Context, x tree) error {
+	const name = "chancery/openings.bin"
+	if !e.withOpenings {
+		if err := os.Remove(x.path(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		return nil
+	}
+	return writeStreamAs(x.path(name), 0o600, func(w io.Writer) error {
+		return e.st.Openings(ctx, audit.OpeningQuery{To: e.size}, func(s audit.StoredOpenings) error {
+			return record(w, &s.Index, audit.EncodeOpenings(s.Openings))
 		})
 	})
 }

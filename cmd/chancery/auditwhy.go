@@ -91,10 +91,14 @@ type why struct {
 	Requester string            `json:"requester"`
 	Order     string            `json:"order,omitempty"`      // ACME
 	CSR       string            `json:"csr_sha256,omitempty"` // of the order
-	Evidence  string            `json:"evidence,omitempty"`
+	Evidence  string            `json:"evidence,omitempty"`   // digest, in the intent
+	Rests     []string          `json:"rests_on,omitempty"`   // the record behind that digest, a line each
 	Profile   string            `json:"profile"`
 	Version   string            `json:"profile_digest,omitempty"`
+	Linter    string            `json:"linter,omitempty"`
 	Lint      string            `json:"lint"`
+	Notices   []string          `json:"lint_notices,omitempty"`
+	Personal  []personal        `json:"personal,omitempty"`
 	Grant     string            `json:"grant,omitempty"`
 	Approvals []string          `json:"approvals,omitempty"`
 	Key       string            `json:"key"`
@@ -106,6 +110,7 @@ type why struct {
 	Intended  string            `json:"intended"`
 	Done      uint64            `json:"done"`
 	Recorded  string            `json:"recorded"`
+	Leaf      string            `json:"leaf_hash"` // of the done entry (RFC 6962 §2.1)
 	Revoked   string            `json:"revoked,omitempty"`
 	Origin    string            `json:"origin"`
 	TreeSize  uint64            `json:"tree_size,omitempty"` // of the checkpoint that proves the done entry; 0: none does yet
@@ -148,8 +153,8 @@ func whyOf(ctx context.Context, st *dbstore.Store, cert *x509.Certificate) (*why
 		return nil, fmt.Errorf("%w: entries %d and %d do not record the certificate that is stored for them", audit.ErrTampered, row.Intent, row.Done)
 	}
 	a := &why{Serial: hex.EncodeToString(serial), SHA256: hex.EncodeToString(artefact[:]), Issuer: is.Name, Profile: row.Profile, Key: is.KeyName,
-		Lint:   "passed: nothing is signed that the linter refuses; its report is not kept",
-		Intent: row.Intent, Intended: intent.Time.Format(lineTime), Done: row.Done, Recorded: done.Time.Format(lineTime)}
+		Lint:   "passed: nothing is signed that the linter refuses; no report was kept",
+		Intent: row.Intent, Intended: intent.Time.Format(lineTime), Done: row.Done, Recorded: done.Time.Format(lineTime), Leaf: hex.EncodeToString(dhash[:])}
 	for _, n := range row.Names {
 		a.Names = append(a.Names, n.String())
 	}
@@ -157,11 +162,10 @@ func whyOf(ctx context.Context, st *dbstore.Store, cert *x509.Certificate) (*why
 		a.Revoked = fmt.Sprintf("%s, %s", row.Revoked.At.Format(lineTime), row.Revoked.Reason)
 	}
 	a.fromLeaves(intent, done)
-	order, csr, err := st.OrderOfSerial(ctx, a.Serial)
-	switch {
-	case err == nil:
-		a.Order, a.CSR = order, hex.EncodeToString(csr[:])
-	case !errors.Is(err, audit.ErrNotFound):
+	if err := a.evidence(ctx, st, row.Intent, is.SPKI, serial); err != nil {
+		return nil, err
+	}
+	if a.Personal, err = openedAt(ctx, st, row.Intent, intent); err != nil {
 		return nil, err
 	}
 	if err := a.approvals(ctx, st, intent); err != nil {
@@ -182,6 +186,43 @@ func (a *why) fromLeaves(intent, done audit.Leaf) {
 	for ; err == nil && len(items) >= 2 && len(items[1]) == 4; items = items[2:] {
 		a.Members[string(items[0])] += uint64(binary.BigEndian.Uint32(items[1]))
 	}
+}
+
+// evidence shows what the decision rests on, if that was kept, and holds it against the intent.
+func (a *why) evidence(ctx context.Context, st *dbstore.Store, intent uint64, issuer [32]byte, serial []byte) error {
+	record, err := st.Evidence(ctx, issuer, serial)
+	if errors.Is(err, audit.ErrNotFound) {
+		return a.oldOrder(ctx, st)
+	}
+	if err != nil {
+		return err
+	}
+	facts, err := audit.ParseEvidence(record)
+	if err != nil {
+		return fmt.Errorf("%w: the evidence of entry %d: %w", audit.ErrTampered, intent, err)
+	}
+	if d := audit.EvidenceDigest(record); a.Evidence != hex.EncodeToString(d[:]) {
+		return fmt.Errorf("%w: the evidence that is stored for entry %d is not what it rests on", audit.ErrTampered, intent)
+	}
+	one := func(name string) string { return strings.Join(facts.All(name), "; ") }
+	a.Order, a.CSR, a.Linter, a.Lint, a.Notices = one("order"), one("csr-sha256"), one("linter"), one("lint"), facts.All("lint-notice")
+	for _, f := range facts {
+		switch f.Name {
+		case "request", "account", "authorization", "proof":
+			a.Rests = append(a.Rests, f.Name+" "+f.Value)
+		}
+	}
+	return nil
+}
+
+// oldOrder finds the ACME order of a certificate from the time before evidence was kept.
+func (a *why) oldOrder(ctx context.Context, st *dbstore.Store) error {
+	order, csr, err := st.OrderOfSerial(ctx, a.Serial)
+	if errors.Is(err, audit.ErrNotFound) {
+		return nil
+	}
+	a.Order, a.CSR = order, hex.EncodeToString(csr[:])
+	return err
 }
 
 // issuerOf finds the issuer whose key signed the certificate.
@@ -279,14 +320,29 @@ func (a *why) print(w io.Writer) error {
 	row("certificate", "serial %s by issuer %s, SHA-256 %s", a.Serial, a.Issuer, a.SHA256)
 	row("names", "%s", strings.Join(a.Names, " "))
 	row("requester", "%s", a.Requester)
-	if a.Order != "" {
+	for _, p := range a.Personal {
+		row(p.Name, "%s", p.text())
+	}
+	switch {
+	case a.Order != "":
 		row("order", "ACME order %s, CSR SHA-256 %s", a.Order, a.CSR)
+	case a.CSR != "":
+		row("request", "CSR SHA-256 %s", a.CSR)
+	}
+	for _, fact := range a.Rests {
+		row("evidence", "%s", fact)
 	}
 	if a.Evidence != "" {
-		row("evidence", "digest %s", a.Evidence)
+		row("evidence", "digest %s%s", a.Evidence, map[bool]string{true: ", of what is shown here", false: "; what it is of was not kept"}[len(a.Rests) > 0])
 	}
 	row("profile", "%s, digest %s", a.Profile, a.Version)
 	row("lint", "%s", a.Lint)
+	for _, n := range a.Notices {
+		row("lint", "notice %s", n)
+	}
+	if a.Linter != "" {
+		row("linter", "%s", a.Linter)
+	}
 	if a.Grant != "" {
 		row("grant", "%s: %s", a.Grant, strings.Join(a.Approvals, "; "))
 	}
@@ -296,7 +352,7 @@ func (a *why) print(w io.Writer) error {
 	}
 	row("program", "%s on node %s", a.Build, a.Node)
 	row("intent", "entry %d, %s", a.Intent, a.Intended)
-	row("done", "entry %d, %s", a.Done, a.Recorded)
+	row("done", "entry %d, %s, leaf hash %s", a.Done, a.Recorded, a.Leaf)
 	if a.Revoked != "" {
 		row("revoked", "%s", a.Revoked)
 	}

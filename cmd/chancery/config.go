@@ -11,7 +11,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/goccy/go-yaml"
 	"go.step.sm/crypto/kms/uri"
@@ -53,6 +55,24 @@ type LedgerConfig struct {
 	Domain  string   `yaml:"domain"`  // operator domain; default: host of public_url
 	Journal string   `yaml:"journal"` // intent journal, on another disk than the database
 	Anchors []string `yaml:"anchors"` // file:PATH, append-only; syslog:unix:/dev/log, syslog:udp:HOST:PORT, syslog:tcp:HOST:PORT
+	// How long clients' addresses and what they asked for can be read: 7y (default), 90d, 36h.
+	RetainPersonal string `yaml:"retain_personal,omitempty"`
+}
+
+// retain is the typed form of retain_personal.
+func (c *LedgerConfig) retain() (time.Duration, error) {
+	text := c.RetainPersonal
+	if text == "" {
+		return audit.DefaultRetain, nil
+	}
+	units := map[byte]time.Duration{'h': time.Hour, 'd': 24 * time.Hour, 'y': 365 * 24 * time.Hour}
+	unit, known := units[text[len(text)-1]]
+	n, err := strconv.ParseUint(text[:len(text)-1], 10, 32)
+	const most = 100 * 365 * 24 * time.Hour
+	if !known || err != nil || n == 0 || n > uint64(most/unit) {
+		return 0, fmt.Errorf("ledger.retain_personal: %q is no time from 1h to 100y; write a whole number with h, d or y, e.g. 7y or 90d", text)
+	}
+	return time.Duration(n) * unit, nil
 }
 
 // MemberConfig is one HSM member.
@@ -293,6 +313,9 @@ func (c *Config) check() error {
 		return err
 	}
 	if _, _, err := c.anchors(); err != nil {
+		return bad("%v", err)
+	}
+	if _, err := c.Ledger.retain(); err != nil {
 		return bad("%v", err)
 	}
 	return nil

@@ -5,6 +5,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"chancery/audit"
 )
 
 // The example that the package installs is a configuration that this program takes.
@@ -32,6 +35,17 @@ func TestExampleConfig(t *testing.T) {
 	}
 	if err := c.check(); err != nil || c.Listen.Metrics == "" || len(c.ACME.Validation.Resolvers) != 1 || c.HSM.Members[0].SOPIN == "" {
 		t.Errorf("with comments: %+v, %v", c, err)
+	}
+}
+
+func TestRetainPersonal(t *testing.T) {
+	const day = 24 * time.Hour
+	for text, want := range map[string]time.Duration{"": audit.DefaultRetain, "7y": 7 * 365 * day, "90d": 90 * day, "36h": 36 * time.Hour, "100y": 36500 * day,
+		"0d": 0, "101y": 0, "y": 0, "7": 0, "1.5y": 0, "-7d": 0, "10m": 0, "7 y": 0, "99999999999999d": 0, "7Y": 0} {
+		c := LedgerConfig{RetainPersonal: text}
+		if got, err := c.retain(); got != want || (err != nil) != (want == 0) || err != nil && !strings.Contains(err.Error(), "ledger.retain_personal") {
+			t.Errorf("%q: %v, %v; want %v", text, got, err, want)
+		}
 	}
 }
 

@@ -96,7 +96,9 @@ func (x tree) dropPartial(size uint64) {
 }
 
 // writeStream writes a file beside its place and moves it there once it is whole.
-func writeStream(path string, fn func(io.Writer) error) error {
+func writeStream(path string, fn func(io.Writer) error) error { return writeStreamAs(path, 0o644, fn) }
+
+func writeStreamAs(path string, mode fs.FileMode, fn func(io.Writer) error) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
 		return err
@@ -105,7 +107,7 @@ func writeStream(path string, fn func(io.Writer) error) error {
 	if err = fn(w); err == nil {
 		err = w.Flush()
 	}
-	if err = errors.Join(err, f.Chmod(0o644), f.Close()); err == nil {
+	if err = errors.Join(err, f.Chmod(mode), f.Close()); err == nil {
 		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {

@@ -81,11 +81,15 @@ func (s *server) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	retain, err := s.cfg.Ledger.retain()
+	if err != nil {
+		return err
+	}
 	keys, err := s.db.Keys(ctx)
 	if err != nil {
 		return err
 	}
-	s.ledger, err = audit.Open(ctx, s.db, audit.Options{Births: checkpointBirths(keys), Node: s.cfg.NodeID, Build: build(), Journal: s.journal, Anchor: anchor, Log: s.log, Shared: s.db.Shared()})
+	s.ledger, err = audit.Open(ctx, s.db, audit.Options{Births: checkpointBirths(keys), Node: s.cfg.NodeID, Build: build(), Journal: s.journal, Anchor: anchor, Log: s.log, Shared: s.db.Shared(), Retain: retain})
 	if err != nil {
 		return err
 	}
@@ -372,6 +376,7 @@ func (s *server) serve(ctx context.Context, l listeners, landing web.Landing, re
 	}
 	pages, err := console.New(console.Config{
 		Certificates: s.authority, Members: s.hsm.Members, Keys: s.hsm.Keys, AdminToken: tokenOK, Dev: s.dev, Log: s.log,
+		Session: s.ledger.Session, Refused: s.ledger.Refused,
 		ACMEDirectory: s.cfg.PublicURL + "/acme/directory", CertbotLine: landing.CertbotLine, PublicURL: s.cfg.PublicURL,
 		Ledger: console.Ledger{Head: s.ledger.Head, Entries: s.db.Leaves, Checkpoint: s.checkpoint.Latest, Proof: s.checkpoint.ProofText},
 	})
@@ -382,7 +387,7 @@ func (s *server) serve(ctx context.Context, l listeners, landing web.Landing, re
 		Console: pages.Handler(),
 		CA:      s.authority, Documents: documents, Approvals: board, HSM: s.hsm, Candidate: s.candidate, LeafProof: s.leafProof, Tile: s.checkpoint.PublishedTile, Entries: s.checkpoint.PublishedEntries, Backup: backups{s}, ACME: acmeServer.Handler(), PublicURL: s.cfg.PublicURL, PublicHTTPURL: s.cfg.PublicHTTPURL, Dev: s.dev, Landing: landing, Log: s.log,
 		Checkpoint: s.checkpoint.Latest, Proof: s.proof, Ready: s.ready, GetCertificate: own.get,
-		AdminToken: tokenOK,
+		AdminToken: tokenOK, Refused: s.ledger.Refused, Erase: s.ledger.Erase,
 	})
 	if err != nil {
 		return err
@@ -396,6 +401,8 @@ func (s *server) serve(ctx context.Context, l listeners, landing web.Landing, re
 	g.Go(func() error { return acmeServer.Run(back) })
 	g.Go(func() error { return board.Run(back) })
 	g.Go(func() error { return s.checkpoint.Run(back) })
+	g.Go(func() error { return s.ledger.RunRefusals(back) })
+	g.Go(func() error { return s.ledger.RunRetention(back) })
 	if l.metrics != nil {
 		g.Go(func() error { return serveMetrics(back, l.metrics, s.hsm.Stats, s.log) })
 	}

@@ -18,6 +18,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"chancery/audit"
 	"chancery/ca"
 )
 
@@ -163,7 +164,8 @@ func (o *ownCert) renew(ctx context.Context, s *server) error {
 	if err != nil {
 		return fmt.Errorf("HTTPS certificate: %w", err)
 	}
-	p, err := s.authority.Prepare(ctx, ca.Request{Profile: "tls-server", CSR: csr, Names: names, Requester: "server:" + s.cfg.NodeID})
+	p, err := s.authority.Prepare(ctx, ca.Request{Profile: "tls-server", CSR: csr, Names: names, Requester: "server:" + s.cfg.NodeID,
+		Evidence: audit.Evidence{{Name: "request", Value: "the server's own TLS certificate"}}})
 	if err != nil {
 		return fmt.Errorf("HTTPS certificate: %w", err)
 	}

@@ -336,7 +336,7 @@ func (c *Console) revoke(w http.ResponseWriter, r *request) error {
 	if i < 0 {
 		return c.showRevoke(w, r, http.StatusUnprocessableEntity, found, true)
 	}
-	err = c.cfg.Certificates.Revoke(ctx, ca.RevokeRequest{Issuer: found.Issuer, Serial: found.Serial, Reason: allowedReasons[i], Requester: requester})
+	err = c.cfg.Certificates.Revoke(ctx, ca.RevokeRequest{Issuer: found.Issuer, Serial: found.Serial, Reason: allowedReasons[i], Requester: requester, Client: r.client()})
 	var refusal *ca.Refusal
 	if errors.As(err, &refusal) && refusal.Code == ca.AlreadyRevoked {
 		return redirect(w, url.Certificate(found.Serial))

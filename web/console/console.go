@@ -66,6 +66,10 @@ type Config struct {
 
 	// AdminToken compares a token with the stored hash in constant time.
 	AdminToken func(token string) bool
+	// Session records a sign-in or sign-out; nobody is signed in before it returns nil.
+	Session func(ctx context.Context, s audit.Session) error
+	// Refused counts what was refused. It neither waits nor fails.
+	Refused func(audit.Refusal)
 
 	ACMEDirectory string // URL
 	CertbotLine   string // ready to be pasted into a shell
@@ -90,8 +94,8 @@ type Console struct {
 // New checks cfg and builds the console. Sessions live in memory: they end with it.
 func New(cfg Config) (*Console, error) {
 	l := cfg.Ledger
-	if cfg.Certificates == nil || cfg.Members == nil || cfg.Keys == nil || l.Head == nil || l.Entries == nil || l.Checkpoint == nil || l.Proof == nil || cfg.AdminToken == nil {
-		return nil, errors.New("console: Certificates, Members, Keys, all of Ledger and AdminToken must be set")
+	if cfg.Certificates == nil || cfg.Members == nil || cfg.Keys == nil || l.Head == nil || l.Entries == nil || l.Checkpoint == nil || l.Proof == nil || cfg.AdminToken == nil || cfg.Session == nil || cfg.Refused == nil {
+		return nil, errors.New("console: Certificates, Members, Keys, all of Ledger, AdminToken, Session and Refused must be set")
 	}
 	if cfg.ACMEDirectory == "" || cfg.CertbotLine == "" || cfg.PublicURL == "" {
 		return nil, errors.New("console: ACMEDirectory, CertbotLine and PublicURL must be set")

@@ -191,6 +191,9 @@ type fixture struct {
 	mu      sync.Mutex
 	now     time.Time
 	asked   int // how often the token was compared
+	signed  []audit.Session
+	away    error // of the ledger
+	refused []audit.Refusal
 	handler http.Handler
 }
 
@@ -214,6 +217,15 @@ func (f *fixture) clock() time.Time { f.mu.Lock(); defer f.mu.Unlock(); return f
 
 func (f *fixture) pass(d time.Duration) { f.mu.Lock(); defer f.mu.Unlock(); f.now = f.now.Add(d) }
 
+func (f *fixture) recordSession(_ context.Context, s audit.Session) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.away == nil {
+		f.signed = append(f.signed, s)
+	}
+	return f.away
+}
+
 // newFixture makes a console on an empty backend.
 func newFixture(t testing.TB, edit ...func(*fixture, *console.Config)) *fixture {
 	t.Helper()
@@ -224,6 +236,8 @@ func newFixture(t testing.TB, edit ...func(*fixture, *console.Config)) *fixture 
 		Keys:          func() []hsmstore.KeyInfo { return f.keys },
 		Ledger:        console.Ledger{Head: f.led.head, Entries: f.led.entries, Checkpoint: f.led.checkpoint, Proof: f.led.proof},
 		AdminToken:    func(s string) bool { f.mu.Lock(); f.asked++; f.mu.Unlock(); return s == token },
+		Session:       f.recordSession,
+		Refused:       func(r audit.Refusal) { f.mu.Lock(); defer f.mu.Unlock(); f.refused = append(f.refused, r) },
 		ACMEDirectory: "https://ca.example:8443/acme/directory",
 		CertbotLine:   "certbot certonly --standalone --http-01-port 5002 --server https://ca.example:8443/acme/directory -d app.localhost",
 		PublicURL:     "https://ca.example:8443",

@@ -293,7 +293,7 @@ func TestRevocation(t *testing.T) {
 	if w.Code != 303 || w.Header().Get("Location") != path+"?done=revoked" {
 		t.Fatalf("%d %s %s", w.Code, w.Header().Get("Location"), w.Body)
 	}
-	want := ca.RevokeRequest{Issuer: "issuing", Serial: c.Serial, Reason: ca.KeyCompromise, Requester: "console:admin-token"}
+	want := ca.RevokeRequest{Issuer: "issuing", Serial: c.Serial, Reason: ca.KeyCompromise, Requester: "console:admin-token", Client: "192.0.2.7"}
 	if got := f.ca.revocations(); len(got) != 1 || !reflect.DeepEqual(got[0], want) {
 		t.Errorf("asked for %+v", got)
 	}

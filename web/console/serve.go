@@ -47,6 +47,14 @@ func (r *request) address() netip.Addr {
 	return ap.Addr().Unmap()
 }
 
+// client is address as text, "" if there is none.
+func (r *request) client() string {
+	if a := r.address(); a.IsValid() {
+		return a.String()
+	}
+	return ""
+}
+
 // serve finds the route. A path that is not in its one form is no path: the mux would
 // redirect it.
 func (c *Console) serve(w http.ResponseWriter, hr *http.Request) {

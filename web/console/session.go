@@ -1,15 +1,19 @@
 package console
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/netip"
 	"strconv"
 	"sync"
 	"time"
+
+	"chancery/audit"
 )
 
 // The limits of a session, and how many there are at a time.
@@ -27,7 +31,8 @@ const cookieName = "__Host-chancery"
 // browser alone: the table holds SHA-256 of it.
 type session struct {
 	created, seen time.Time
-	form          string // token of its forms
+	form          string     // token of its forms
+	op            audit.OpID // of its entries in the ledger
 }
 
 type sessions struct {
@@ -49,7 +54,7 @@ func secret() string {
 }
 
 // open makes a session and returns its id. A full table loses who was away longest.
-func (s *sessions) open() string {
+func (s *sessions) open(op audit.OpID) string {
 	id, now := secret(), s.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -65,7 +70,7 @@ func (s *sessions) open() string {
 	if len(s.byHash) >= maxSessions {
 		delete(s.byHash, oldest)
 	}
-	s.byHash[sha256.Sum256([]byte(id))] = &session{created: now, seen: now, form: secret()}
+	s.byHash[sha256.Sum256([]byte(id))] = &session{created: now, seen: now, form: secret(), op: op}
 	return id
 }
 
@@ -233,15 +238,23 @@ func (c *Console) signIn(w http.ResponseWriter, r *request) error {
 	if wait, ok := c.attempts.take(r.address()); !ok {
 		w.Header().Set("Retry-After", strconv.Itoa(int(wait/time.Second)+1))
 		c.log.Warn("too many failed sign-ins", "id", r.id, "remote", r.address())
+		c.cfg.Refused(audit.Refusal{Kind: "console:sign-in", Detail: "too many wrong tokens", Client: r.client()})
 		return c.showSignIn(w, r, http.StatusTooManyRequests, signInData{To: to, Problem: "signin.wait", Minutes: int(wait/time.Minute) + 1})
 	}
 	if token := r.form.Get("token"); token == "" || !c.cfg.AdminToken(token) {
 		c.log.Warn("failed sign-in", "id", r.id, "remote", r.address())
+		c.cfg.Refused(audit.Refusal{Kind: "console:sign-in", Detail: "wrong token", Client: r.client()})
 		return c.showSignIn(w, r, http.StatusUnauthorized, signInData{To: to, Problem: "signin.wrong"})
 	}
 	c.attempts.giveBack(r.address())
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), actTime)
+	defer cancel()
+	op := audit.NewOpID()
+	if err := c.cfg.Session(ctx, audit.Session{ID: op, Requester: requester, Client: r.client()}); err != nil {
+		return fmt.Errorf("recording a sign-in: %w", err)
+	}
 	c.sessions.close(sessionID(r.Request))
-	http.SetCookie(w, sessionCookie(c.sessions.open(), 0))
+	http.SetCookie(w, sessionCookie(c.sessions.open(op), 0))
 	c.log.Info("signed in", "id", r.id, "remote", r.address())
 	return redirect(w, url.SignedIn(to))
 }
@@ -256,7 +269,7 @@ func (c *Console) signedInCheck(w http.ResponseWriter, r *request) error {
 	return redirect(w, to.Path())
 }
 
-// signOut is POST /console/sign-out.
+// signOut is POST /console/sign-out. The session ends whether that can be recorded or not.
 func (c *Console) signOut(w http.ResponseWriter, r *request) error {
 	id := sessionID(r.Request)
 	if id == "" {
@@ -264,5 +277,10 @@ func (c *Console) signOut(w http.ResponseWriter, r *request) error {
 	}
 	c.sessions.close(id)
 	http.SetCookie(w, sessionCookie("", -1))
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), actTime)
+	defer cancel()
+	if err := c.cfg.Session(ctx, audit.Session{ID: r.session.op, Requester: requester, Client: r.client(), Out: true}); err != nil {
+		c.log.Error("a sign-out could not be recorded", "id", r.id, "err", err)
+	}
 	return redirect(w, url.SignIn(place{}))
 }

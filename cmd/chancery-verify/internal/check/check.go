@@ -77,6 +77,8 @@ type Report struct {
 	Revocations  int        `json:"revocations"`
 	CRLs         int        `json:"crls"`
 	Grants       uint64     `json:"grants"`
+	Evidence     uint64     `json:"evidence"` // intents whose evidence is in the export
+	Openings     uint64     `json:"openings"` // commitments that the export opens
 	Backward     uint64     `json:"backward"` // entries more than 2 s before their predecessor
 	Last         time.Time  `json:"last"`
 	Succeeds     string     `json:"succeeds,omitempty"`
@@ -115,12 +117,15 @@ type verifier struct {
 	before       leaf.Hash    // root of the entries before the one at hand; of a recovery
 	beyond       []checkpoint // larger than the ledger: only a recovery explains them
 	genesisGrant leaf.Hash
+
+	evidence, openings beside
+	erased             map[erased]uint64 // by which entry; only if the export opens anything
 }
 
 // Run verifies the export in f. A broken promise is a [*Violation]; any other error says
 // that the export cannot be read. State returns what the next verification goes on from.
 func Run(f *folder.Folder, opt Options) (Report, *State, error) {
-	v := &verifier{f: f, opt: opt, files: map[leaf.Hash][]*File{}}
+	v := &verifier{f: f, opt: opt, files: map[leaf.Hash][]*File{}, erased: map[erased]uint64{}}
 	for i := range opt.Files {
 		file := &v.opt.Files[i]
 		v.files[file.Hash] = append(v.files[file.Hash], file)
@@ -152,6 +157,11 @@ func (v *verifier) run() (err error) {
 	}
 	defer v.certs.Close()
 	if err := v.nextCertificate(0); err != nil {
+		return err
+	}
+	defer v.evidence.close()
+	defer v.openings.close()
+	if err := v.openBeside(); err != nil {
 		return err
 	}
 	for n := v.s.Edge.Size / folder.Width; n*folder.Width < v.newest.size; n++ {
@@ -386,6 +396,9 @@ func (v *verifier) finish() error {
 		return bad(v.cert.index, "a certificate of the export names it as its done entry, which it is not")
 	}
 	if _, _, err := v.certs.Next(); err != io.EOF {
+		return err
+	}
+	if err := v.besidesEnd(); err != nil {
 		return err
 	}
 	var first *Violation

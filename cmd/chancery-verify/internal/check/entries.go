@@ -86,6 +86,9 @@ func (v *verifier) entry(index uint64, h leaf.Hash, raw []byte) error {
 		s.Counts.Backward++
 	}
 	s.Last = l.Time
+	if err := v.besides(index, l); err != nil {
+		return err
+	}
 	switch l.Kind {
 	case leaf.Genesis:
 		s.genesis(l)
@@ -281,6 +284,10 @@ func (v *verifier) event(index uint64, l *leaf.Leaf) error {
 	case leaf.OpRestore:
 		needs = true
 		if err := v.restored(index, l); err != nil {
+			return err
+		}
+	case leaf.OpErase:
+		if err := v.erasure(index, l); err != nil {
 			return err
 		}
 	case leaf.OpRecovery:

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -40,9 +41,14 @@ func FuzzRun(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(entries, seed("chancery/certificates.bin"), seed("chancery/crls.bin"), seed("chancery/issuers.bin"), seed("chancery/orphans.bin"), seed("chancery/roster.json"), seed("chancery/checkpoints"), []byte(`{}`))
+	f.Add(entries, seed("chancery/certificates.bin"), seed("chancery/crls.bin"), seed("chancery/issuers.bin"), seed("chancery/orphans.bin"), seed("chancery/roster.json"), seed("chancery/checkpoints"), []byte(`{}`), []byte{}, []byte{})
+	record := func(index byte, value string) []byte {
+		return append([]byte{0, 0, 0, 0, 0, 0, 0, index, 0, 0, 0, byte(len(value))}, value...)
+	}
+	f.Add(entries, seed("chancery/certificates.bin"), seed("chancery/crls.bin"), seed("chancery/issuers.bin"), seed("chancery/orphans.bin"), seed("chancery/roster.json"), seed("chancery/checkpoints"), []byte(`{}`),
+		record(3, "chancery/evidence/v1\n"), record(3, "\x00\x78"+strings.Repeat("\x00", 35)+"\x01x"))
 	key := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)) // the same content has the same seal, as fuzzing wants
-	f.Fuzz(func(t *testing.T, entries, certs, crls, issuers, orphans, roster, notes, state []byte) {
+	f.Fuzz(func(t *testing.T, entries, certs, crls, issuers, orphans, roster, notes, state, evidence, openings []byte) {
 		dir := t.TempDir()
 		put := func(name string, b []byte) {
 			path := filepath.Join(dir, name)
@@ -53,6 +59,11 @@ func FuzzRun(f *testing.F) {
 		origin, size := seal(t, key, entries, put)
 		for name, b := range map[string][]byte{"certificates.bin": certs, "crls.bin": crls, "issuers.bin": issuers, "orphans.bin": orphans, "roster.json": roster, "checkpoints": notes} {
 			put("chancery/"+name, b)
+		}
+		for name, b := range map[string][]byte{"evidence.bin": evidence, "openings.bin": openings} { // which need not be there
+			if len(b) > 0 {
+				put("chancery/"+name, b)
+			}
 		}
 		put("chancery/export.json", fmt.Appendf(nil, `{"version":1,"complete":true,"origin":%q,"size":%d}`, origin, size))
 		fo, err := folder.Open(dir)

@@ -211,6 +211,12 @@ func (f *Folder) Certificates() (*Records, error) {
 // u64 seconds since 1970 each. Nothing but the word of the exporter stands behind them.
 func (f *Folder) Orphans() (*Records, error) { return f.records("chancery/orphans.bin", true) }
 
+// Evidence are the records of what intents rest on, by their index; ErrMissing in older exports.
+func (f *Folder) Evidence() (*Records, error) { return f.records("chancery/evidence.bin", true) }
+
+// Openings open commitments of entries, by their index; ErrMissing unless they were asked for.
+func (f *Folder) Openings() (*Records, error) { return f.records("chancery/openings.bin", true) }
+
 // CRLs are those of chancery/crls.bin, the newest of each issuer.
 func (f *Folder) CRLs() (*Records, error) { return f.records("chancery/crls.bin", false) }
 

@@ -33,6 +33,11 @@ type vectors struct {
 		Domain, Roster, Ledger, Leaf, Origin string
 		Keys                                 []string
 	}
+	Commitments []struct {
+		Ledger, ID, Salt, Value, Commitment string
+		Tag                                 leaf.Tag
+	}
+	Evidence []struct{ Record, Digest string }
 }
 
 func readVectors(t testing.TB) (v vectors) {
@@ -61,6 +66,18 @@ func TestVectors(t *testing.T) {
 	for _, d := range v.Digests {
 		if got := leaf.Digest(d.Name, unhex(t, d.Input)); got.String() != d.Digest {
 			t.Errorf("digest %s: %s, want %s", d.Name, got, d.Digest)
+		}
+	}
+	for _, c := range v.Commitments {
+		tag := []byte{byte(c.Tag >> 8), byte(c.Tag)}
+		got := leaf.Digest("commit", unhex(t, c.Ledger), unhex(t, c.ID), tag, unhex(t, c.Salt), unhex(t, c.Value))
+		if got.String() != c.Commitment || !c.Tag.Committed() {
+			t.Errorf("commitment %s, want %s", got, c.Commitment)
+		}
+	}
+	for _, c := range v.Evidence {
+		if got := leaf.Digest("evidence", unhex(t, c.Record)); got.String() != c.Digest {
+			t.Errorf("digest of evidence %s, want %s", got, c.Digest)
 		}
 	}
 	for _, c := range v.Leaves {

@@ -56,6 +56,9 @@ const (
 	OpRestore      Op = 38
 	OpSecret       Op = 39
 	OpRecovery     Op = 40
+	OpErase        Op = 48
+	OpRefusals     Op = 49
+	OpSession      Op = 50
 )
 
 // ops has the name of each operation and the purpose that a key must have for it: 0 if
@@ -93,6 +96,9 @@ var ops = map[Op]struct {
 	OpRestore:      {"restore", 0},
 	OpSecret:       {"secret", 8},
 	OpRecovery:     {"recovery", 0},
+	OpErase:        {"erase", 0},
+	OpRefusals:     {"refusals", 0},
+	OpSession:      {"session", 0},
 }
 
 const any = 255
@@ -185,7 +191,15 @@ const (
 	TagCheckpoint     Tag = 112
 	TagCommon         Tag = 113
 	TagRole           Tag = 130
+	TagAddress        Tag = 120
+	TagAsked          Tag = 121
+	TagErased         Tag = 122
+	TagSince          Tag = 123
+	TagRefusal        Tag = 124
 )
+
+// Committed tells whether a value is a commitment: H("commit", ledger_id ‖ op_id ‖ tag ‖ salt ‖ value).
+func (t Tag) Committed() bool { return t == TagAddress || t == TagAsked }
 
 // shape is what a value must look like.
 type shape uint8
@@ -262,4 +276,9 @@ var shapes = map[Tag]shape{
 	TagCheckpoint:     octets,
 	TagCommon:         u64,
 	TagRole:           text,
+	TagAddress:        hash,
+	TagAsked:          hash,
+	TagErased:         octets,
+	TagSince:          u64,
+	TagRefusal:        text,
 }
