@@ -44,12 +44,12 @@ func TestNodes(t *testing.T) {
 	la, lb := a.load(8), b.load(8)
 	<-la.started
 	<-lb.started
-	a.await(30*time.Second, func() bool { return len(la.snapshot()) > 100 && len(lb.snapshot()) > 100 })
+	a.await(60*time.Second, func() bool { return len(la.snapshot()) > 100 && len(lb.snapshot()) > 100 })
 
 	// One dies under load, and stays away.
 	a.kill()
 	la.end()
-	a.await(30*time.Second, func() bool { return strings.Contains(b.log.String(), "a node ended and left intents open") })
+	a.await(90*time.Second, func() bool { return strings.Contains(b.log.String(), "a node ended and left intents open") })
 	lb.end()
 	for _, err := range lb.errors {
 		t.Errorf("a request to the node that lived failed: %v", err)

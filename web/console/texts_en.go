@@ -216,6 +216,7 @@ var textsEN = map[string]string{
 	"op.key-drift":                "Check of keys changed",
 	"op.backup":                   "Backup",
 	"op.restore":                  "Restored from a backup",
+	"op.recovery":                 "Recovery from an older database",
 	"op.secret":                   "Secret derived",
 	"op.erase":                    "Personal values erased",
 	"op.refusals":                 "Refusals counted",

@@ -216,6 +216,7 @@ var textsJA = map[string]string{
 	"op.key-drift":                "鍵の検査結果の変化",
 	"op.backup":                   "バックアップ",
 	"op.restore":                  "バックアップからの復元",
+	"op.recovery":                 "古いデータベースからの復旧",
 	"op.secret":                   "秘密値の導出",
 	"op.erase":                    "個人情報の消去",
 	"op.refusals":                 "拒否の集計",
