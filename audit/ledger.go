@@ -37,6 +37,7 @@ type Ledger struct {
 	keys   [][]byte // checkpoint keys of the genesis leaf, SPKI DER
 	head   Head     // last committed by this process
 	broken error
+	halted bool // by the sweeper: the sequencer stays and refuses
 
 	edge    *edge     // only the sequencer
 	newest  time.Time // of the newest entry; only the sequencer
@@ -185,6 +186,12 @@ func (it *item) fail(err error) { it.err = err; close(it.finished) }
 // its outcome only after COMMIT and the intent journal are both on disk. An error
 // ends the sequencer.
 func (l *Ledger) commit(batch []*item) error {
+	if l.isHalted() {
+		for _, it := range batch {
+			it.fail(fmt.Errorf("%w: %w", ErrUnavailable, l.Broken()))
+		}
+		return nil
+	}
 	next, err := l.write(batch)
 	switch {
 	case err == nil:
@@ -342,6 +349,21 @@ func (l *Ledger) fence(err error) {
 		default:
 		}
 	}
+}
+
+// halt is fence for the sweeper: the sequencer goes on and refuses whatever comes, so
+// that the server stays up to show why.
+func (l *Ledger) halt(err error) {
+	l.mu.Lock()
+	l.halted = true
+	l.mu.Unlock()
+	l.fence(err)
+}
+
+func (l *Ledger) isHalted() bool {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.halted
 }
 
 // apply carries out the projections and appends the leaf. A projection that panics

@@ -16,7 +16,7 @@ import (
 
 func auditCommand() *cobra.Command {
 	c := &cobra.Command{Use: "audit", Short: "Check, export and explain the ledger"}
-	c.AddCommand(auditVerifyCommand(), auditExportCommand(), auditWhyCommand())
+	c.AddCommand(auditVerifyCommand(), auditExportCommand(), auditWhyCommand(), auditSurplusCommand())
 	return c
 }
 
