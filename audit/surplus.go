@@ -154,11 +154,14 @@ func (c *clock) add(t time.Time, n uint64) {
 	}
 }
 
-// upTo is the sum of all up to and with the second of t.
-func (c *clock) upTo(t time.Time) uint64 {
-	n := c.base
+// upTo is the sum of all up to and with the second of t, or without it.
+func (c *clock) upTo(t time.Time, with bool) uint64 {
+	n, end := c.base, t.Unix()
+	if with {
+		end++
+	}
 	for sec, v := range c.at {
-		if sec <= t.Unix() {
+		if sec < end {
 			n += v
 		}
 	}
@@ -189,8 +192,18 @@ type Tally struct {
 	token map[string]string // of a member or backup recipient, by name
 	names map[[32]byte]string
 	kinds map[[32]byte]Purpose
+	nodes map[string]bool // that had intents
+	lost  map[uint64]lostUse
 	last  time.Time // of the newest entry
 	full  time.Time // trimmed last
+}
+
+// lostUse is an intent that a crash left open: the ledger does not know how often it was tried.
+type lostUse struct {
+	key           [32]byte
+	token         string // "": any
+	begun, closed time.Time
+	max           uint64
 }
 
 // tallyKeep is how old a count may be to be compared to the second in a running server.
@@ -198,7 +211,7 @@ const tallyKeep = 2 * time.Hour
 
 // NewTally begins before entry 0.
 func NewTally() *Tally {
-	return &Tally{open: map[uint64]Leaf{}, uses: map[use]*uses{}, token: map[string]string{}, names: map[[32]byte]string{}, kinds: map[[32]byte]Purpose{}}
+	return &Tally{open: map[uint64]Leaf{}, uses: map[use]*uses{}, token: map[string]string{}, names: map[[32]byte]string{}, kinds: map[[32]byte]Purpose{}, nodes: map[string]bool{}, lost: map[uint64]lostUse{}}
 }
 
 // ReadTally adds up the entries below a size.
@@ -235,6 +248,7 @@ func (t *Tally) add(index uint64, l Leaf) {
 		key, _ := l.Hash(TagKey)
 		purpose, _ := l.Uint(TagPurpose)
 		t.kinds[key] = Purpose(purpose)
+		t.nodes[text(TagNode)] = true
 	case KindDone, KindFailed, KindOrphan:
 		if in, ok := t.open[l.Closes]; ok {
 			delete(t.open, l.Closes)
@@ -282,9 +296,7 @@ func (t *Tally) close(in, l Leaf) {
 	if len(as) == 0 && l.Kind == KindOrphan { // a crash: nobody knows
 		n, _ := in.Uint(TagMaxAttempts)
 		pinned, _ := in.Get(TagMember) // token serial number
-		u := t.of(string(pinned), key)
-		u.begun.add(in.Time, n)
-		u.closed.add(l.Time, n)
+		t.lost[l.Closes] = lostUse{key, string(pinned), in.Time, l.Time, n}
 		return
 	}
 	for _, a := range as {
@@ -325,8 +337,8 @@ type earlier struct{ closed, surelyBegun uint64 }
 func (t *Tally) before(c SignatureCount, skew time.Duration) (e earlier) {
 	for _, token := range []string{c.Token, ""} {
 		if u := t.uses[use{token, c.Key}]; u != nil && !c.From.IsZero() {
-			e.closed += u.closed.upTo(c.From.Add(-skew))
-			e.surelyBegun += u.surelyBegun.upTo(c.From.Add(skew))
+			e.closed += u.closed.upTo(c.From.Add(-skew), false)
+			e.surelyBegun += u.surelyBegun.upTo(c.From.Add(skew), true)
 		}
 	}
 	return e
@@ -334,11 +346,11 @@ func (t *Tally) before(c SignatureCount, skew time.Duration) (e earlier) {
 
 // between bounds the signatures with a key on a token in a span of time; the HSM's clock
 // may differ by skew.
-func (t *Tally) between(c SignatureCount, e earlier, skew time.Duration) (least, most uint64) {
+func (t *Tally) between(c SignatureCount, e earlier, w Witness, skew time.Duration) (least, most uint64) {
 	for _, token := range []string{c.Token, ""} {
 		if u := t.uses[use{token, c.Key}]; u != nil {
-			most += u.begun.upTo(c.To.Add(skew))
-			least += u.surelyIn.upTo(c.To.Add(-skew))
+			most += u.begun.upTo(c.To.Add(skew), true)
+			least += u.surelyIn.upTo(c.To.Add(-skew), false)
 		}
 	}
 	for _, in := range t.open {
@@ -348,12 +360,41 @@ func (t *Tally) between(c SignatureCount, e earlier, skew time.Duration) (least,
 			most += n
 		}
 	}
-	return least - min(least, e.surelyBegun), most - min(most, e.closed)
+	least, most = least-min(least, e.surelyBegun), most-min(most, e.closed)
+	_, journals := w.Exempt(c.Token, c.Key)
+	for i, x := range t.lost {
+		switch { // it counts unless it is of another key, token or time
+		case x.key != c.Key || x.token != "" && x.token != c.Token || x.begun.After(c.To.Add(skew)) || !c.From.IsZero() && x.closed.Before(c.From.Add(-skew)):
+		default:
+			most += x.max
+			if n, known := w.Under(c.Token, c.Key, i); known && t.whole(journals) {
+				most -= x.max - min(x.max, n)
+			}
+		}
+	}
+	return least, most
 }
 
-// Exempt tells how often a worker's own journal says that a key was used without an
-// intent: for checkpoints and probes. known is false where there is no such journal.
-type Exempt func(token string, key [32]byte) (n uint64, known bool)
+// whole tells whether so many journals of a token are those of all nodes.
+func (t *Tally) whole(journals int) bool { return journals >= max(1, len(t.nodes)) }
+
+// Lost are the intents of which the ledger does not know how often they were tried.
+func (t *Tally) Lost() map[uint64]bool {
+	out := make(map[uint64]bool, len(t.lost))
+	for i := range t.lost {
+		out[i] = true
+	}
+	return out
+}
+
+// Witness is what the workers' own journals say of the uses of keys.
+type Witness interface {
+	// Exempt tells how often a key was used without an intent, for checkpoints and probes,
+	// and how many journals of that token there are: each node has its own.
+	Exempt(token string, key [32]byte) (n uint64, journals int)
+	// Under tells how often it was used under an intent that a crash left open, if that is known.
+	Under(token string, key [32]byte, intent uint64) (n uint64, known bool)
+}
 
 // Comparison is a count held against the ledger.
 type Comparison struct {
@@ -384,17 +425,17 @@ func (c Comparison) String() string {
 }
 
 // Compare holds a count against the ledger. skew is how far the HSM's clock may be off.
-func (t *Tally) Compare(c SignatureCount, exempt Exempt, skew time.Duration) Comparison {
-	return t.compare(c, t.before(c, skew), exempt, skew)
+func (t *Tally) Compare(c SignatureCount, w Witness, skew time.Duration) Comparison {
+	return t.compare(c, t.before(c, skew), w, skew)
 }
 
-func (t *Tally) compare(c SignatureCount, e earlier, exempt Exempt, skew time.Duration) Comparison {
+func (t *Tally) compare(c SignatureCount, e earlier, w Witness, skew time.Duration) Comparison {
 	out := Comparison{SignatureCount: c, Name: t.names[c.Key]}
 	purpose, known := t.kinds[c.Key]
 	if known && out.Name == "" {
 		out.Name = purpose.String() // the checkpoint key of genesis
 	}
-	out.Least, out.Most = t.between(c, e, skew)
+	out.Least, out.Most = t.between(c, e, w, skew)
 	switch {
 	case !known:
 		out.Note = "not compared: the ledger does not know the key, so no artefact of this CA comes from it"
@@ -407,9 +448,9 @@ func (t *Tally) compare(c SignatureCount, e earlier, exempt Exempt, skew time.Du
 			out.Note = "not compared: checkpoints and probes have no intents; a count since the key came there is compared with the worker's journal"
 			return out
 		}
-		n, ok := exempt(c.Token, c.Key)
-		if !ok {
-			out.Note = "not compared: the journal of the member's worker is not there"
+		n, journals := w.Exempt(c.Token, c.Key)
+		if !t.whole(journals) {
+			out.Note = fmt.Sprintf("not compared: %d nodes have signed, and the journals of %d of their workers are here", len(t.nodes), journals)
 			return out
 		}
 		out.Most += n
@@ -443,14 +484,17 @@ func (t *Tally) Uncounted(counts []SignatureCount) (out []Comparison) {
 
 // CountsReading is what a running server is told of its HSMs' counters.
 type CountsReading struct {
-	Counts []SignatureCount
-	Exempt Exempt
+	Counts  []SignatureCount
+	Witness Witness
 }
 
 // surplusWatch compares counts while the server runs. A counter that does not begin with
-// its key is compared from the first reading on.
+// its key is compared from the first reading on. A surplus that was found stays: whatever
+// the HSM had signed by then, the ledger had by then.
 type surplusWatch struct {
 	bases map[use]countBase
+	worst map[use]Comparison
+	at    map[use]time.Time // of the last reading
 }
 
 type countBase struct {
@@ -458,30 +502,43 @@ type countBase struct {
 	earlier earlier
 }
 
+func newSurplusWatch() *surplusWatch {
+	return &surplusWatch{map[use]countBase{}, map[use]Comparison{}, map[use]time.Time{}}
+}
+
 // watchSkew is how far the clocks of HSM and server may be apart in a running server.
 const watchSkew = 5 * time.Second
 
-// compare gives the comparisons of what can be compared.
-func (w *surplusWatch) compare(t *Tally, r CountsReading) (out []Comparison) {
-	if w.bases == nil {
-		w.bases = map[use]countBase{}
-	}
+// alarms compares what was not compared before, and gives all that was found.
+func (w *surplusWatch) alarms(t *Tally, r CountsReading) []Alarm {
 	for _, c := range r.Counts {
-		if c.From.IsZero() {
-			out = append(out, t.Compare(c, r.Exempt, watchSkew))
+		u := use{c.Token, c.Key}
+		if w.at[u].Equal(c.To) {
 			continue
 		}
-		u := use{c.Token, c.Key}
-		base, ok := w.bases[u]
-		if !ok || base.Count > c.Count || !base.From.Equal(c.From) { // a new counter
+		w.at[u] = c.To
+		span, e := c, earlier{}
+		if base, ok := w.bases[u]; !c.From.IsZero() && ok && base.Count <= c.Count && base.From.Equal(c.From) {
+			span.Count, span.From, e = c.Count-base.Count, base.To, base.earlier
+		} else if !c.From.IsZero() { // a counter that is new here
 			from := c
 			from.From = c.To
 			w.bases[u] = countBase{c, t.before(from, watchSkew)}
+			delete(w.worst, u)
 			continue
 		}
-		if between, _ := CountsBetween([]SignatureCount{base.SignatureCount}, []SignatureCount{c}); len(between) == 1 {
-			out = append(out, t.compare(between[0], base.earlier, r.Exempt, watchSkew))
+		found := t.compare(span, e, r.Witness, watchSkew)
+		if was, ok := w.worst[u]; found.Surplus && (!ok || found.Count-found.Most > was.Count-was.Most) {
+			w.worst[u] = found
 		}
 	}
+	return w.found()
+}
+
+func (w *surplusWatch) found() (out []Alarm) {
+	for _, c := range w.worst {
+		out = append(out, Alarm{Promise: "surplus", Index: NoIndex, What: c.String()})
+	}
+	slices.SortFunc(out, func(a, b Alarm) int { return cmp.Compare(a.What, b.What) })
 	return out
 }

@@ -50,8 +50,9 @@ type SweepOptions struct {
 	Chunk uint64        // entries of one step; 0: 1,024
 	Round time.Duration // within which all entries are read again, at the latest; 0: 24 h
 	CRLs  CRLs
-	// Counts gives what the HSMs say that they have signed; nil: nobody says it.
-	Counts func(ctx context.Context) (CountsReading, error)
+	// Counts gives what the HSMs say that they have signed; nil: nobody says it. lost are
+	// the intents that a crash left open.
+	Counts func(lost map[uint64]bool) (CountsReading, error)
 	Log    *slog.Logger
 }
 
@@ -95,7 +96,7 @@ type Sweeper struct {
 	old          map[uint64]time.Time // open intents that are too old, since when they are noticed
 	failed       time.Time            // the database could not be read since
 	unlisted     map[string]time.Time // what a CRL lacks, since when it is noticed
-	surplus      surplusWatch
+	surplus      *surplusWatch
 	began        time.Time
 
 	mu    sync.Mutex
@@ -147,13 +148,13 @@ func (s *Sweeper) Run(ctx context.Context) error {
 	var look, step time.Time // when the next is due
 	for {
 		now := time.Now()
-		var pause time.Duration
+		pause := time.Duration(0)
 		switch {
-		case !s.reached: // as fast as it may
-			done := s.follow(ctx)
-			pause = firstShare * time.Since(now)
-			if done {
-				pause = 0
+		case !s.reached: // a share of the time until all entries are read once
+			before := s.state.Swept
+			s.follow(ctx)
+			if pause = (firstShare - 1) * time.Since(now); s.state.Swept == before {
+				pause = s.opt.Every
 			}
 		case !now.Before(look):
 			s.look(ctx)
@@ -161,11 +162,8 @@ func (s *Sweeper) Run(ctx context.Context) error {
 		case !now.Before(step):
 			s.again(ctx)
 			step = now.Add(s.pace())
-		}
-		if s.reached {
+		default:
 			pause = min(time.Until(look), time.Until(step))
-		} else if pause == 0 || !s.failed.IsZero() {
-			pause = s.opt.Every
 		}
 		select {
 		case <-ctx.Done():
@@ -288,13 +286,13 @@ func (s *Sweeper) closedAlready() bool { return s.ledger.Broken() != nil }
 func (s *Sweeper) follow(ctx context.Context) (reached bool) {
 	for {
 		if s.closedAlready() || ctx.Err() != nil {
-			return true
+			return false
 		}
 		if s.front == nil {
 			s.front, s.tally = newPass(), NewTally()
 			s.front.tally = s.tally
 			s.tally.keep = tallyKeep
-			s.surplus = surplusWatch{}
+			s.surplus = newSurplusWatch()
 			s.reached = false
 		}
 		before := s.front.edge.size()
@@ -347,8 +345,13 @@ func (s *Sweeper) again(ctx context.Context) {
 
 // look checks what is new, and what does not stand in entries.
 func (s *Sweeper) look(ctx context.Context) {
-	s.follow(ctx)
-	if s.closedAlready() || !s.reached {
+	var counts CountsReading
+	var countsErr error
+	if s.opt.Counts != nil && s.tally != nil { // before the entries: what is counted has its intent by then
+		counts, countsErr = s.opt.Counts(s.tally.Lost())
+	}
+	reached := s.follow(ctx)
+	if s.closedAlready() || !reached {
 		return
 	}
 	s.openIntents()
@@ -367,7 +370,7 @@ func (s *Sweeper) look(ctx context.Context) {
 			s.log.Error("a CRL that the sweeper found wrong could not be issued anew", "err", err)
 		}
 	}
-	s.counts(ctx)
+	s.counts(counts, countsErr)
 }
 
 // What is tolerated before it is an alarm.
@@ -508,22 +511,12 @@ func lists(l *x509.RevocationList, serial []byte) bool {
 }
 
 // counts holds what the HSMs say that they have signed against the ledger.
-func (s *Sweeper) counts(ctx context.Context) {
-	if s.opt.Counts == nil {
+func (s *Sweeper) counts(r CountsReading, err error) {
+	if err != nil { // what was found before stands
+		s.standing("surplus", append(s.surplus.found(), Alarm{Promise: "surplus", Index: NoIndex, What: "the HSMs' counts cannot be read: " + err.Error()}))
 		return
 	}
-	r, err := s.opt.Counts(ctx)
-	if err != nil {
-		s.standing("surplus", []Alarm{{Promise: "surplus", Index: NoIndex, What: "the HSMs' counts cannot be read: " + err.Error()}})
-		return
-	}
-	var bad []Alarm
-	for _, c := range s.surplus.compare(s.tally, r) {
-		if c.Surplus {
-			bad = append(bad, Alarm{Promise: "surplus", Index: NoIndex, What: c.String()})
-		}
-	}
-	s.standing("surplus", bad)
+	s.standing("surplus", s.surplus.alarms(s.tally, r))
 }
 
 // violated closes the ledger: nothing is signed on top of entries that are not what they were.
@@ -562,7 +555,7 @@ func (s *Sweeper) standing(promise string, now []Alarm) {
 	s.state.Alarms = slices.DeleteFunc(s.state.Alarms, func(a Alarm) bool {
 		over := a.Promise == promise && !a.Closed && !keep[a.String()]
 		if over {
-			s.log.Info("an alarm is over", "promise", a.Promise, "what", a.String())
+			s.log.Info("an alarm is over, or says something else now", "promise", a.Promise, "what", a.String())
 		}
 		return over
 	})

@@ -84,7 +84,7 @@ type rows struct {
 	revoked     map[string]revoked  // by issuer and serial
 	scopes      map[[32]byte]CRLScope
 	crls        map[[32]byte]recordedCRL // nil: not followed, the sweeper looks at CRLs more often
-	issuers     map[[32]byte]bool // SHA-256 of issuers' certificates: a done leaf names it
+	issuers     map[[32]byte]bool        // SHA-256 of issuers' certificates: a done leaf names it
 	cluster     cluster
 	approvals   approvals
 	revocations uint64

@@ -17,14 +17,20 @@ type JournalUses struct {
 	chain [32]byte
 	token [32]byte // SHA-256 of the token's serial number
 	uses  map[[32]byte]uint64
+	under map[underIntent]uint64
+}
+
+type underIntent struct {
+	key    [32]byte
+	intent uint64
 }
 
 // NewJournalUses counts nothing yet.
 func NewJournalUses(path string) *JournalUses { return &JournalUses{path: path} }
 
-// Read reads what is new. A journal that is not there has nothing; one that became
+// Read reads what is new, and of uses under an intent counts those of the intents lost. A journal that is not there has nothing; one that became
 // shorter, or breaks its chain, wraps [ErrJournal].
-func (u *JournalUses) Read() error {
+func (u *JournalUses) Read(lost map[uint64]bool) error {
 	f, err := os.Open(u.path)
 	if errors.Is(err, fs.ErrNotExist) && u.next == 0 {
 		return nil
@@ -46,7 +52,7 @@ func (u *JournalUses) Read() error {
 	for {
 		n, err := io.ReadFull(in, buf)
 		for b := buf[:n]; len(b) >= journalRecord; b = b[journalRecord:] {
-			if err := u.add(b[:journalRecord]); err != nil {
+			if err := u.add(b[:journalRecord], lost); err != nil {
 				return err
 			}
 		}
@@ -59,16 +65,18 @@ func (u *JournalUses) Read() error {
 	}
 }
 
-func (u *JournalUses) add(raw []byte) error {
+func (u *JournalUses) add(raw []byte, lost map[uint64]bool) error {
 	r := decodeRecord(raw)
 	if r.Seq != u.next || r.Chain != journalChain(u.chain, raw[:88]) {
 		return fmt.Errorf("%w: %s breaks at record %d", ErrJournal, u.path, u.next)
 	}
 	switch {
 	case u.next == 0:
-		u.token, u.uses = r.SHA256, map[[32]byte]uint64{}
+		u.token, u.uses, u.under = r.SHA256, map[[32]byte]uint64{}, map[underIntent]uint64{}
 	case r.Kind == JournalCheckpoint || r.Kind == JournalProbe:
 		u.uses[r.Key]++
+	case r.Kind == JournalIntent && lost[r.Number]:
+		u.under[underIntent{r.Key, r.Number}]++
 	}
 	u.next, u.chain = u.next+1, r.Chain
 	return nil
@@ -81,4 +89,12 @@ func (u *JournalUses) Exempt(token string, key [32]byte) (n uint64, known bool) 
 		return 0, false
 	}
 	return u.uses[key], true
+}
+
+// Under tells how often a key was used under an intent that was among lost.
+func (u *JournalUses) Under(token string, key [32]byte, intent uint64) uint64 {
+	if u.token != sha256.Sum256([]byte(token)) {
+		return 0
+	}
+	return u.under[underIntent{key, intent}]
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -17,7 +16,7 @@ import (
 
 func auditSurplusCommand() *cobra.Command {
 	var at snapshotFlags
-	var files []string
+	var files, others []string
 	var skew time.Duration
 	c := &cobra.Command{
 		Use: "surplus --counts FILE.csv [--counts LATER.csv] [--dir DIR | --config FILE]", Short: "Compare the HSMs' own counts of signatures with the ledger",
@@ -71,23 +70,24 @@ counted between the two is compared. Signatures in flight when a counter was rea
 			if err != nil {
 				return err
 			}
-			journals := newJournals(cfg)
-			if err := journals.read(); err != nil {
+			witness := newJournals(cfg, others...)
+			if err := witness.read(tally.Lost()); err != nil {
 				return err
 			}
-			return showSurplus(c.OutOrStdout(), tally, counts, journals.exempt, skew)
+			return showSurplus(c.OutOrStdout(), tally, counts, witness, skew)
 		},
 	}
 	at.flags(c)
 	c.Flags().StringArrayVar(&files, "counts", nil, "file of counts; twice: an earlier and a later one")
+	c.Flags().StringArrayVar(&others, "journal", nil, "journal of a worker of another node (hsm-MEMBER.journal); once for each")
 	c.Flags().DurationVar(&skew, "skew", 5*time.Second, "how far the HSM's clock may be off")
 	return c
 }
 
-func showSurplus(out io.Writer, tally *audit.Tally, counts []audit.SignatureCount, exempt audit.Exempt, skew time.Duration) error {
+func showSurplus(out io.Writer, tally *audit.Tally, counts []audit.SignatureCount, witness audit.Witness, skew time.Duration) error {
 	surplus := 0
 	for _, count := range counts {
-		found := tally.Compare(count, exempt, skew)
+		found := tally.Compare(count, witness, skew)
 		word := "ok"
 		switch {
 		case found.Surplus:
@@ -121,33 +121,53 @@ func readCounts(path string) ([]audit.SignatureCount, error) {
 	return counts, nil
 }
 
-// journals are the workers' own accounts, for uses of keys that have no intent.
-type journals []*hsmstore.JournalUses
-
-func newJournals(cfg *Config) (out journals) {
-	for _, m := range cfg.HSM.Members {
-		out = append(out, hsmstore.NewJournalUses(cfg.workerJournal(m.Name)))
-	}
-	return out
+// journals are the workers' own accounts: an [audit.Witness].
+type journals struct {
+	workers []*hsmstore.JournalUses
+	lost    map[uint64]bool // intents whose uses they count
 }
 
-func (j journals) read() error {
-	for _, one := range j {
-		if err := one.Read(); err != nil {
+func newJournals(cfg *Config, others ...string) *journals {
+	j := &journals{}
+	for _, path := range others {
+		j.workers = append(j.workers, hsmstore.NewJournalUses(path))
+	}
+	for _, m := range cfg.HSM.Members {
+		j.workers = append(j.workers, hsmstore.NewJournalUses(cfg.workerJournal(m.Name)))
+	}
+	return j
+}
+
+// read reads what is new. Which intents a crash left open counts at the first time: what
+// is left open later has perhaps been passed by.
+func (j *journals) read(lost map[uint64]bool) error {
+	if j.lost == nil {
+		j.lost = lost
+	}
+	for _, one := range j.workers {
+		if err := one.Read(j.lost); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// exempt is an [audit.Exempt].
-func (j journals) exempt(token string, key [32]byte) (uint64, bool) {
-	for _, one := range j {
+// Exempt implements [audit.Witness].
+func (j *journals) Exempt(token string, key [32]byte) (sum uint64, count int) {
+	for _, one := range j.workers {
 		if n, ok := one.Exempt(token, key); ok {
-			return n, true
+			sum, count = sum+n, count+1
 		}
 	}
-	return 0, false
+	return sum, count
+}
+
+// Under implements [audit.Witness].
+func (j *journals) Under(token string, key [32]byte, intent uint64) (sum uint64, known bool) {
+	for _, one := range j.workers {
+		sum += one.Under(token, key, intent)
+	}
+	return sum, j.lost[intent]
 }
 
 // countsEvery is how often the files of counts are read.
@@ -155,7 +175,7 @@ const countsEvery = time.Minute
 
 // countsReader reads the files that hsm.members[].counts names, nil if none does. What it
 // gives within countsEvery is what it gave before.
-func (s *server) countsReader() func(context.Context) (audit.CountsReading, error) {
+func (s *server) countsReader() func(lost map[uint64]bool) (audit.CountsReading, error) {
 	var files []string
 	for _, m := range s.cfg.HSM.Members {
 		if m.Counts != "" {
@@ -169,12 +189,12 @@ func (s *server) countsReader() func(context.Context) (audit.CountsReading, erro
 	var last audit.CountsReading
 	var lastErr error
 	var at time.Time
-	return func(context.Context) (audit.CountsReading, error) {
+	return func(lost map[uint64]bool) (audit.CountsReading, error) {
 		if time.Since(at) < min(countsEvery, 6*s.cfg.sweep()) {
 			return last, lastErr
 		}
 		at = time.Now()
-		last = audit.CountsReading{Exempt: all.exempt}
+		last = audit.CountsReading{Witness: all}
 		for _, f := range files {
 			counts, err := readCounts(f)
 			if err != nil {
@@ -183,7 +203,7 @@ func (s *server) countsReader() func(context.Context) (audit.CountsReading, erro
 			}
 			last.Counts = append(last.Counts, counts...)
 		}
-		lastErr = all.read() // after the counts: what was signed before is in the journals
+		lastErr = all.read(lost) // after the counts: what was signed before is in the journals
 		return last, lastErr
 	}
 }
