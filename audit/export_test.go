@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"context"
 	"os"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -31,3 +32,12 @@ var (
 	ReadJournal = readJournal
 	ReadAnchor  = readAnchor
 )
+
+// SweepOnce reads all entries as a round of the sweeper does, without pauses.
+func SweepOnce(ctx context.Context, l *Ledger, src SweepSource) (Sweep, error) {
+	s := NewSweeper(l, src, SweepOptions{})
+	for s.state.Whole.IsZero() && len(s.state.Alarms) == 0 {
+		s.again(ctx)
+	}
+	return s.state, l.Broken()
+}

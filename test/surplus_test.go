@@ -192,6 +192,7 @@ func TestSurplusWhileServing(t *testing.T) {
 		}
 		return ""
 	})
+	c.alarms = true
 	c.start()
 	l := c.load(4)
 	for range 30 {

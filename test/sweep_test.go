@@ -69,6 +69,7 @@ func TestSweeperFindsTampering(t *testing.T) {
 				}
 				monitor := freeAddr(t)
 				s.overlay("database: " + s.dbURL + "\nledger:\n  sweep: 200ms\nlisten:\n  metrics: " + monitor + "\n")
+				s.alarms = true
 				s.start()
 				client, token := s.client(), s.token()
 				for i := range 3 {
@@ -110,6 +111,7 @@ func TestSweeperMendsCRL(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	s.overlay("ledger:\n  sweep: 100ms\n")
+	s.alarms = true
 	s.start()
 	client, token := s.client(), s.token()
 	crt, err := s.issue(client, token, "www.example.org")
