@@ -105,9 +105,9 @@ type Sweeper struct {
 
 // crlSeen is what was looked at last, so that a CRL is read once.
 type crlSeen struct {
-	hash [32]byte
-	size uint64
-	next time.Time
+	hash         [32]byte
+	size, covers uint64
+	next         time.Time
 }
 
 // NewSweeper makes the sweeper of l.
@@ -441,7 +441,8 @@ func (s *Sweeper) revocations(ctx context.Context, src SweepSource) (renew bool,
 	now, size := s.ledger.opt.Now(), s.front.edge.size()
 	err = src.IssuerRows(ctx, func(i IssuerRow) error {
 		was := s.seen[i.SPKI]
-		if i.CRL != nil && (was.size != size || now.After(was.next) || was.hash != sha256.Sum256(i.CRL)) {
+		_, recorded := s.front.rows.crls[i.SPKI]
+		if (i.CRL != nil || recorded) && (was.size != size || was.covers != i.CRLCovers || now.After(was.next) || was.hash != sha256.Sum256(i.CRL)) {
 			due = append(due, i)
 		}
 		return nil
@@ -472,7 +473,7 @@ func (s *Sweeper) revocations(ctx context.Context, src SweepSource) (renew bool,
 		if what != "" {
 			bad = append(bad, Alarm{Promise: "P4", Index: NoIndex, What: what})
 		} else if soon == "" {
-			s.seen[i.SPKI] = crlSeen{sha256.Sum256(i.CRL), size, next}
+			s.seen[i.SPKI] = crlSeen{sha256.Sum256(i.CRL), size, i.CRLCovers, next}
 		}
 		if s.opt.CRLs != nil {
 			s.opt.CRLs.Halt(i.SPKI, what)
@@ -488,8 +489,8 @@ func crlLacks(i IssuerRow, recorded recordedCRL, revocations []RevocationRow, no
 	l, err := x509.ParseRevocationList(i.CRL)
 	switch {
 	case err != nil:
-		return next, fmt.Sprintf("the CRL of issuer %q cannot be read", i.Name), ""
-	case l.Number == nil || !l.Number.IsUint64() || l.Number.Uint64() < recorded.number, l.Number.Uint64() == recorded.number && sha256.Sum256(i.CRL) != recorded.hash:
+		return next, fmt.Sprintf("the CRL of issuer %q is gone or cannot be read", i.Name), ""
+	case l.Number == nil || !l.Number.IsUint64() || l.Number.Uint64() < recorded.number, l.Number.Uint64() == recorded.number && (sha256.Sum256(i.CRL) != recorded.hash || i.CRLCovers != recorded.covers):
 		return next, fmt.Sprintf("the CRL of issuer %q is not number %d as it was recorded", i.Name, recorded.number), ""
 	}
 	if err := holdsAll(i, recordedCRL{covers: i.CRLCovers}, revocations); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -63,13 +64,13 @@ func TestSweeperFinds(t *testing.T) {
 	flip := "substr(leaf, 1, 56) || x'05' || substr(leaf, 58)"
 	for _, c := range []struct {
 		name, sql, promise string
-		index              uint64
+		index              uint64 // 0: the size that the note shows or that it has
 	}{
 		{"byte in a full tile", drop + "UPDATE ledger_leaf SET leaf = " + flip + " WHERE idx = 300", "P1 P9", 300}, // an intent is missed by its closing leaf before its tile is full,
 		{"leaf removed", drop + "DELETE FROM ledger_leaf WHERE idx = 333", "P9", 333},
 		{"leaf added", "INSERT INTO ledger_leaf (idx, kind, leaf) SELECT 901, kind, leaf FROM ledger_leaf WHERE idx = 1", "P9", 901},
 		{"tile changed", drop + "UPDATE ledger_tile SET data = CASE WHEN substr(data, 1, 1) = x'00' THEN x'01' ELSE x'00' END || substr(data, 2) WHERE level = 0 AND n = 1", "P9", 256},
-		{"checkpoint changed", "UPDATE ledger_checkpoint SET note = replace(note, char(10)||'901'||char(10), char(10)||'902'||char(10)) WHERE size = 901", "P9", 901},
+		{"checkpoint changed", "UPDATE ledger_checkpoint SET note = replace(note, char(10)||'901'||char(10), char(10)||'902'||char(10)) WHERE size = 901", "P9", 0},
 		{"kind changed", drop + "UPDATE ledger_leaf SET kind = 3 WHERE idx = 700", "P9", 700},
 		{"closed intent is open again", "INSERT INTO ledger_open (idx, node) VALUES (1, 'n')", "P1", 1},
 		{"open intent is not listed", "DELETE FROM ledger_open", "P1", 901},
@@ -95,7 +96,7 @@ func TestSweeperFinds(t *testing.T) {
 				t.Fatal(err)
 			}
 			b.await("an alarm", func() bool { return len(s.State().Alarms) > 0 })
-			if a := s.State().Alarms[0]; !strings.Contains(c.promise, a.Promise) || a.Index != c.index || !a.Closed {
+			if a := s.State().Alarms[0]; !strings.Contains(c.promise, a.Promise) || c.index > 0 && a.Index != c.index || !a.Closed {
 				t.Errorf("alarm %+v, want %s at entry %d", a, c.promise, c.index)
 			}
 			b.await("the ledger is closed", func() bool { return b.ledger.Broken() != nil })
@@ -146,8 +147,10 @@ func TestSweeperWaits(t *testing.T) {
 // BenchmarkSweep tells what reading entries again costs.
 func BenchmarkSweep(b *testing.B) {
 	l := newLedger(b)
-	const entries = 100_000
-	l.fill(entries / 2)
+	h := newHouse(l)
+	for i := range 5000 {
+		h.certificate(fmt.Sprintf("n%d.example", i), nil)
+	}
 	l.checkpoint()
 	b.ResetTimer()
 	before := cpuTime(b)

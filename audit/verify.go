@@ -20,7 +20,7 @@ import (
 type Violation struct {
 	Index   uint64 // first bad index
 	What    string
-	Promise string // P1 … P9 (docs/THREATS.md)
+	Promise string // P1 …, see the table in docs/OPERATIONS.md
 }
 
 func (v *Violation) Error() string { return fmt.Sprintf("entry %d: %s", v.Index, v.What) }
