@@ -581,3 +581,59 @@ func TestShutdownAnswersAll(t *testing.T) {
 		b.verified(stored.Load(), stored.Load())
 	}
 }
+
+// logged keeps what is logged.
+type logged struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *logged) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logged) count(what string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.b.String(), what)
+}
+
+// The clock jumps: the order of entries is their index, an alarm tells of more than two
+// seconds backwards, and nothing that was proved before becomes wrong.
+func TestAttack_AUD_21(t *testing.T) {
+	b := newLedger(t)
+	b.stop()
+	log := &logged{}
+	b.log = log
+	if err := b.open(); err != nil {
+		t.Fatal(err)
+	}
+	entry := func(ahead time.Duration) audit.Appended {
+		t.Helper()
+		b.ahead.Store(int64(ahead))
+		a, err := b.ledger.Append(context.Background(), audit.Event(audit.OpConfig, nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	for _, step := range []struct {
+		ahead  time.Duration
+		alarms int
+	}{{0, 0}, {time.Hour, 0}, {time.Hour - time.Second, 0}, {0, 1}, {-24 * time.Hour, 2}, {0, 2}} {
+		before := b.ledger.Head().Size
+		if a := entry(step.ahead); a.Index != before {
+			t.Errorf("%v: entry %d after %d entries", step.ahead, a.Index, before)
+		}
+		b.checkpoint() // sizes only grow, whatever the time is
+		if n := log.count("ALARM: the clock went back"); n != step.alarms {
+			t.Errorf("%v: %d alarms, want %d", step.ahead, n, step.alarms)
+		}
+	}
+	rep, err := b.verify()
+	if err != nil || rep.Backward != 2 || rep.Checkpoints < 6 {
+		t.Errorf("verify: %+v, %v", rep, err)
+	}
+}

@@ -287,7 +287,7 @@ func (l *Ledger) apply(tx Tx, next *edge, batch []*item) (tiles []Tile, recs []j
 		tiles = append(tiles, next.add(h)...)
 		recs = append(recs, journalRecord{index: it.leaf.Index, hash: h, issuer: it.issuer, serial: it.serial})
 		if back := l.newest.Sub(it.at); back > maxBackward {
-			l.opt.Log.Error("the clock went back; entries are ordered by index, not by time", "entry", it.leaf.Index, "back", back)
+			l.opt.Log.Error("ALARM: the clock went back; entries are ordered by index, not by time", "entry", it.leaf.Index, "back", back)
 		}
 		l.newest = it.at
 	}
