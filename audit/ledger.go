@@ -343,7 +343,7 @@ func (l *Ledger) fence(err error) {
 	defer l.mu.Unlock()
 	if l.broken == nil {
 		l.broken = err
-		l.opt.Log.Error("the ledger is closed until a restart; nothing is signed", "err", err)
+		l.opt.Log.Error("ALARM: the ledger is closed until a restart; nothing is signed", "err", err)
 		select { // the checkpointer learns of it too
 		case l.changed <- struct{}{}:
 		default:
