@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/user"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -16,6 +17,7 @@ import (
 	"chancery/audit"
 	"chancery/ca"
 	"chancery/dbstore"
+	"chancery/test/pgcluster"
 )
 
 // faulty is the real store with faults before and after a commit.
@@ -247,42 +249,79 @@ func TestAttack_AUD_10(t *testing.T) {
 				}
 			}
 			b.begin()
-			full := b.untilFull()
-			if full == 0 {
-				t.Fatal("the disk did not get full")
-			}
-			t.Logf("full after %d operations", full)
-			for i := range 20 { // a small one may find room yet; what does not leaves nothing
-				before := b.ledger.Head().Size
-				_, err := b.ledger.Begin(context.Background(), intent(i))
-				if after := b.ledger.Head().Size; err != nil && (!errors.Is(err, audit.ErrUnavailable) || after != before) {
-					t.Errorf("Begin: %v, %d entries more", err, after-before)
-				}
-			}
-			if err := b.ledger.Broken(); err != nil {
-				t.Errorf("a full disk closed the ledger: %v", err)
-			}
-			resize("64m")
-			open, err := b.ledger.OpenIntents(context.Background())
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, o := range open { // intents whose closing leaf found no room
-				if _, err := b.ledger.Orphan(context.Background(), o, "test", nil); err != nil {
-					t.Error(err)
-				}
-			}
-			before, err := b.verify()
-			if err != nil || before.Open != 0 {
-				t.Fatalf("verify: %+v, %v", before, err)
-			}
-			b.fill(50)
-			b.verified(before.Intents+50, 0)
-			b.stop()
-			if err := b.open(); err != nil {
-				t.Errorf("restart: %v", err)
-			}
+			b.fullAndBack(func() { resize("64m") })
 		})
+	}
+}
+
+// A full disk under the tables of a PostgreSQL server.
+func TestAttack_AUD_10_postgres(t *testing.T) {
+	onlySQLite(t) // once is enough
+	c := pgcluster.New(t)
+	small, err := os.MkdirTemp("/tmp", "chancery-pg-full-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(small) })
+	owner := ""
+	if os.Getuid() == 0 {
+		u, err := user.Lookup("postgres")
+		if err != nil {
+			t.Fatal(err)
+		}
+		owner = ",mode=700,uid=" + u.Uid + ",gid=" + u.Gid
+	}
+	resize := tmpfs(t, small, "20m"+owner)
+	c.SQL("postgres", "CREATE TABLESPACE small LOCATION '"+small+"'")
+	b := &bench{TB: t, dir: t.TempDir(), url: c.Database()}
+	name, _, _ := strings.Cut(strings.TrimPrefix(b.url, "postgres://"), "@")
+	c.SQL("postgres", "ALTER DATABASE "+name+" SET TABLESPACE small")
+	whole := newLedger(t) // for its keys
+	b.signer, b.spki = whole.signer, whole.spki
+	b.begin()
+	b.fullAndBack(func() { resize("256m" + owner) })
+	b.stop() // before its file system goes
+	c.Stop(syscall.SIGINT)
+}
+
+// fullAndBack fills the disk, wants refusals that leave nothing behind, makes room, and
+// wants all to go on.
+func (b *bench) fullAndBack(makeRoom func()) {
+	b.Helper()
+	full := b.untilFull()
+	if full == 0 {
+		b.Fatal("the disk did not get full")
+	}
+	b.Logf("full after %d operations", full)
+	for i := range 20 { // a small one may find room yet; what does not leaves nothing
+		before := b.ledger.Head().Size
+		_, err := b.ledger.Begin(context.Background(), intent(i))
+		if after := b.ledger.Head().Size; err != nil && (!errors.Is(err, audit.ErrUnavailable) || after != before) {
+			b.Errorf("Begin: %v, %d entries more", err, after-before)
+		}
+	}
+	if err := b.ledger.Broken(); err != nil {
+		b.Errorf("a full disk closed the ledger: %v", err)
+	}
+	makeRoom()
+	open, err := b.ledger.OpenIntents(context.Background())
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, o := range open { // intents whose closing leaf found no room
+		if _, err := b.ledger.Orphan(context.Background(), o, "test", nil); err != nil {
+			b.Error(err)
+		}
+	}
+	before, err := b.verify()
+	if err != nil || before.Open != 0 {
+		b.Fatalf("verify: %+v, %v", before, err)
+	}
+	b.fill(50)
+	b.verified(before.Intents+50, 0)
+	b.stop()
+	if err := b.open(); err != nil {
+		b.Errorf("restart: %v", err)
 	}
 }
 
@@ -579,5 +618,61 @@ func TestShutdownAnswersAll(t *testing.T) {
 		b.stop()
 		wg.Wait()
 		b.verified(stored.Load(), stored.Load())
+	}
+}
+
+// logged keeps what is logged.
+type logged struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *logged) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logged) count(what string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.b.String(), what)
+}
+
+// The clock jumps: the order of entries is their index, an alarm tells of more than two
+// seconds backwards, and nothing that was proved before becomes wrong.
+func TestAttack_AUD_21(t *testing.T) {
+	b := newLedger(t)
+	b.stop()
+	log := &logged{}
+	b.log = log
+	if err := b.open(); err != nil {
+		t.Fatal(err)
+	}
+	entry := func(ahead time.Duration) audit.Appended {
+		t.Helper()
+		b.ahead.Store(int64(ahead))
+		a, err := b.ledger.Append(context.Background(), audit.Event(audit.OpConfig, nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	for _, step := range []struct {
+		ahead  time.Duration
+		alarms int
+	}{{0, 0}, {time.Hour, 0}, {time.Hour - time.Second, 0}, {0, 1}, {-24 * time.Hour, 2}, {0, 2}} {
+		before := b.ledger.Head().Size
+		if a := entry(step.ahead); a.Index != before {
+			t.Errorf("%v: entry %d after %d entries", step.ahead, a.Index, before)
+		}
+		b.checkpoint() // sizes only grow, whatever the time is
+		if n := log.count("ALARM: the clock went back"); n != step.alarms {
+			t.Errorf("%v: %d alarms, want %d", step.ahead, n, step.alarms)
+		}
+	}
+	rep, err := b.verify()
+	if err != nil || rep.Backward != 2 || rep.Checkpoints < 6 {
+		t.Errorf("verify: %+v, %v", rep, err)
 	}
 }

@@ -46,6 +46,7 @@ type Ledger struct {
 	grant  [32]byte // of genesis
 	head   Head     // last that this process knows to be committed
 	broken error
+	halted bool // by the sweeper: the sequencer stays and refuses
 
 	foreign func(uint64, Leaf) // see OnForeign
 
@@ -222,6 +223,12 @@ func (it *item) fail(err error) { it.err = err; close(it.finished) }
 // its outcome only after COMMIT and the intent journal are both on disk. An error
 // ends the sequencer.
 func (l *Ledger) commit(batch []*item) error {
+	if l.isHalted() {
+		for _, it := range batch {
+			it.fail(fmt.Errorf("%w: %w", ErrUnavailable, l.Broken()))
+		}
+		return nil
+	}
 	next, err := l.write(batch)
 	switch {
 	case err == nil:
@@ -339,7 +346,7 @@ func (l *Ledger) apply(tx Tx, next *edge, batch []*item) (tiles []Tile, recs []j
 		tiles = append(tiles, next.add(rec.hash)...)
 		recs = append(recs, rec)
 		if back := l.newest.Sub(it.content.Time); back > maxBackward {
-			l.opt.Log.Error("the clock went back; entries are ordered by index, not by time", "entry", it.leaf.Index, "back", back)
+			l.opt.Log.Error("ALARM: the clock went back; entries are ordered by index, not by time", "entry", it.leaf.Index, "back", back)
 		}
 		l.newest = it.content.Time
 	}
@@ -414,12 +421,27 @@ func (l *Ledger) fence(err error) {
 	defer l.mu.Unlock()
 	if l.broken == nil {
 		l.broken = err
-		l.opt.Log.Error("the ledger is closed until a restart; nothing is signed", "err", err)
+		l.opt.Log.Error("ALARM: the ledger is closed until a restart; nothing is signed", "err", err)
 		select { // the checkpointer learns of it too
 		case l.changed <- struct{}{}:
 		default:
 		}
 	}
+}
+
+// halt is fence for the sweeper: the sequencer goes on and refuses whatever comes, so
+// that the server stays up to show why.
+func (l *Ledger) halt(err error) {
+	l.mu.Lock()
+	l.halted = true
+	l.mu.Unlock()
+	l.fence(err)
+}
+
+func (l *Ledger) isHalted() bool {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.halted
 }
 
 // apply carries out the projections and appends the leaf. A projection that panics

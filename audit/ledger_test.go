@@ -69,6 +69,8 @@ type bench struct {
 	spki    []byte
 	wrap    func(*dbstore.Store) audit.Storage // nil: the store itself
 	ended   error                              // what Run returned, after stop
+	log     io.Writer                          // of the ledger; nil: nobody reads it
+	ahead   atomic.Int64                       // nanoseconds that the ledger's clock shows too much
 	stop    func()
 }
 
@@ -123,7 +125,8 @@ func (b *bench) open() error {
 	if b.wrap != nil {
 		st = b.wrap(db)
 	}
-	l, err := audit.Open(ctx, st, audit.Options{Node: "n", Build: "test", Journal: j, Anchor: b.path("anchor"), Log: slog.New(slog.DiscardHandler)})
+	l, err := audit.Open(ctx, st, audit.Options{Node: "n", Build: "test", Journal: j, Anchor: b.path("anchor"), Log: b.logger(),
+		Now: func() time.Time { return time.Now().Add(time.Duration(b.ahead.Load())) }})
 	if err != nil {
 		return errors.Join(err, j.Close(), db.Close())
 	}
@@ -139,6 +142,13 @@ func (b *bench) open() error {
 		b.stop = func() {}
 	}
 	return nil
+}
+
+func (b *bench) logger() *slog.Logger {
+	if b.log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return slog.New(slog.NewTextHandler(b.log, nil))
 }
 
 func (b *bench) checkpoint() string {

@@ -11,7 +11,6 @@ import (
 	"crypto/x509/pkix"
 	"database/sql"
 	"errors"
-	"fmt"
 	"math/big"
 	"strings"
 	"testing"
@@ -236,6 +235,7 @@ func TestTamperRows(t *testing.T) {
 		"size of a checkpoint":             "UPDATE ledger_checkpoint SET size = size - 1",
 	} {
 		t.Run(what, func(t *testing.T) {
+			t.Parallel()
 			b := newLedger(t)
 			newHouse(b)
 			b.checkpoint()
@@ -243,8 +243,12 @@ func TestTamperRows(t *testing.T) {
 			if rep, err := b.verify(); err != nil || rep.Certificates != 4 || rep.Revocations != 3 || rep.Open != 1 || rep.Anchored != 1 {
 				t.Fatalf("before: %+v, %v", rep, err)
 			}
-			b.stop()
-			raw := must(sql.Open("sqlite3", b.path("x.db")))
+			s := b.sweeping(audit.SweepOptions{Every: 20 * time.Millisecond})
+			b.await("the sweeper has read all twice", func() bool { return !s.State().Whole.IsZero() })
+			if alarms := s.State().Alarms; len(alarms) > 0 {
+				t.Fatalf("alarms before: %v", alarms)
+			}
+			raw := must(sql.Open("sqlite3", b.path("x.db")+"?_busy_timeout=10000"))
 			defer raw.Close()
 			if _, err := raw.Exec(change); err != nil {
 				t.Fatal(err)
@@ -254,7 +258,8 @@ func TestTamperRows(t *testing.T) {
 			if !errors.As(err, &v) {
 				t.Errorf("verify: %v; want a violation", err)
 			}
-			t.Log(fmt.Sprint(err))
+			b.await("the sweeper finds it, too", func() bool { return len(s.State().Alarms) > 0 })
+			t.Log(err, s.State().Alarms)
 		})
 	}
 }

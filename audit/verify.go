@@ -18,14 +18,24 @@ import (
 
 // Violation is a promise that the ledger breaks.
 type Violation struct {
-	Index uint64 // first bad index
-	What  string
+	Index   uint64 // first bad index
+	What    string
+	Promise string // P1 …, see the table in docs/OPERATIONS.md
 }
 
 func (v *Violation) Error() string { return fmt.Sprintf("entry %d: %s", v.Index, v.What) }
 
 func violate(index uint64, format string, args ...any) *Violation {
 	return &Violation{Index: index, What: fmt.Sprintf(format, args...)}
+}
+
+// breaks says which promise a violation is of, unless who found it has said so.
+func breaks(promise string, err error) error {
+	var v *Violation
+	if errors.As(err, &v) && v.Promise == "" {
+		v.Promise = promise
+	}
+	return err
 }
 
 // Report is what a verification has seen.
@@ -75,6 +85,8 @@ type verifier struct {
 	marks  []mark // checkpoints not yet reached, smallest first
 	lastOK uint64 // size at which the tree last agreed with a checkpoint
 	rows   rows
+	tally  *Tally    // counts uses of keys; nil: nobody wants them
+	counts time.Time // of the newest entry that counts exempt signatures
 
 	openings openings
 
@@ -189,20 +201,25 @@ func (v *verifier) witnesses(ctx context.Context, journal io.Reader, anchors []i
 		}
 	}
 	err := v.src.Checkpoints(ctx, func(size uint64, body, note string) error {
-		if note != "" {
-			v.report.Checkpoints++
-			if err := v.addNote(note, false); err != nil {
-				return err
-			}
-		}
-		c, err := parseBody(body)
-		if err != nil || c.Size != size || c.Origin != v.origin || note != "" && !strings.HasPrefix(note, body) {
-			return violate(size, "the row of its checkpoint holds another one")
-		}
-		return v.mark(c, false)
+		return v.storedCheckpoint(size, body, note)
 	})
 	slices.SortStableFunc(v.marks, func(a, b mark) int { return cmp.Compare(a.Size, b.Size) })
 	return err
+}
+
+// storedCheckpoint takes a checkpoint of the database; note is "" if it is not signed.
+func (v *verifier) storedCheckpoint(size uint64, body, note string) error {
+	if note != "" {
+		v.report.Checkpoints++
+		if err := v.addNote(note, false); err != nil {
+			return err
+		}
+	}
+	c, err := parseBody(body)
+	if err != nil || c.Size != size || c.Origin != v.origin || note != "" && !strings.HasPrefix(note, body) {
+		return violate(size, "the row of its checkpoint holds another one")
+	}
+	return v.mark(c, false)
 }
 
 // addNote takes a signed checkpoint.
@@ -249,7 +266,7 @@ func (v *verifier) page(ctx context.Context, from, to uint64) error {
 	arts := map[uint64]Artefact{}
 	err := v.src.Artefacts(ctx, from, to, func(a Artefact) error {
 		if _, twice := arts[a.Done]; twice {
-			return violate(a.Done, "two certificates claim it")
+			return breaks("P3", violate(a.Done, "two certificates claim it"))
 		}
 		arts[a.Done] = a
 		return nil
@@ -266,7 +283,7 @@ func (v *verifier) page(ctx context.Context, from, to uint64) error {
 		}
 	}
 	for done := range arts {
-		return violate(done, "a certificate names it as its done leaf, which it is not")
+		return breaks("P3", violate(done, "a certificate names it as its done leaf, which it is not"))
 	}
 	return nil
 }
@@ -305,7 +322,13 @@ func (v *verifier) leaf(ctx context.Context, s StoredLeaf, arts map[uint64]Artef
 		return err
 	}
 	if err := v.account(index, h, l, arts); err != nil {
-		return err
+		return breaks("P1", err)
+	}
+	if l.Op == OpCounts {
+		v.counts = l.Time
+	}
+	if v.tally != nil {
+		v.tally.add(index, l)
 	}
 	for len(v.marks) > 0 && v.marks[0].Size == index+1 {
 		if v.edge.head().Root() != v.marks[0].Root && !(v.marks[0].anchored && gaveUp(v.recovered, v.marks[0].Size)) {
@@ -380,27 +403,32 @@ func (v *verifier) account(index uint64, h tlog.Hash, l Leaf, arts map[uint64]Ar
 	if l.Op != OpCertificate {
 		return nil
 	}
+	return breaks("P3", v.certificate(index, l, in.leaf, arts))
+}
+
+// certificate holds a done leaf against the certificate that is stored for it.
+func (v *verifier) certificate(index uint64, l, in Leaf, arts map[uint64]Artefact) error {
 	a, ok := arts[index]
 	if !ok {
 		return violate(index, "it records a certificate that is not stored")
 	}
 	delete(arts, index)
 	artefact, _ := l.Hash(TagArtefact)
-	serial, _ := in.leaf.Get(TagSerial)
-	issuer, _ := in.leaf.Hash(TagIssuer)
-	tbs, _ := in.leaf.Hash(TagTBSHash)
+	serial, _ := in.Get(TagSerial)
+	issuer, _ := in.Hash(TagIssuer)
+	tbs, _ := in.Hash(TagTBSHash)
 	if a.Intent != l.Closes || a.Hash != artefact || a.Issuer != issuer || string(a.Serial) != string(serial) || a.TBS != tbs {
 		return violate(index, "the stored certificate %x is not the one that was recorded", a.Serial)
 	}
-	if requester, _ := in.leaf.Get(TagRequester); a.Odd == "" && Text(a.Requester, 1024) != string(requester) {
+	if requester, _ := in.Get(TagRequester); a.Odd == "" && Text(a.Requester, 1024) != string(requester) {
 		a.Odd = "requester"
 	}
 	if a.Odd != "" {
 		return violate(index, "column %s of certificate %x is not what was recorded", a.Odd, a.Serial)
 	}
 	if a.CA {
-		if err := v.rows.approvals.signsCA(l.Closes, in.leaf); err != nil {
-			return err
+		if err := v.rows.approvals.signsCA(l.Closes, in); err != nil {
+			return breaks("P7", err)
 		}
 	}
 	v.rows.certificate(artefact)
@@ -409,26 +437,46 @@ func (v *verifier) account(index uint64, h tlog.Hash, l Leaf, arts map[uint64]Ar
 }
 
 func (v *verifier) finish(ctx context.Context) error {
-	if !v.edge.equal(v.head) {
-		return violate(v.lastOK, "the entries from here on do not hash to the head of size %d", v.head.Size)
+	if err := v.atHead(); err != nil {
+		return err
 	}
 	for i, in := range v.open {
 		if v.report.Last.Sub(in.leaf.Time) > closeWithin {
-			return violate(i, "the intent was never closed")
+			return breaks("P1", violate(i, "the intent was never closed"))
 		}
 	}
-	if err := v.signers.judge(); err != nil {
+	err := v.settle(ctx)
+	v.report.Succeeds, v.report.Recovered = v.rows.approvals.succeeds, len(v.rows.approvals.recoveries)
+	if err != nil {
 		return err
 	}
+	root := v.head.Root()
+	v.report.Size, v.report.Open, v.report.Root = v.head.Size, uint64(len(v.open)), hex.EncodeToString(root[:])
+	v.report.Opened, v.report.Erased = v.openings.opened, v.openings.erased
+	v.report.Revocations, v.report.Grants = v.rows.revocations, v.rows.approvals.made
+	return nil
+}
+
+// atHead holds the tree against the head.
+func (v *verifier) atHead() error {
+	if !v.edge.equal(v.head) {
+		return violate(v.lastOK, "the entries from here on do not hash to the head of size %d", v.head.Size)
+	}
+	return nil
+}
+
+// settle holds the rows of the database against what all entries have said.
+func (v *verifier) settle(ctx context.Context) error {
+	if err := v.signers.judge(); err != nil {
+		return breaks("P9", err)
+	}
 	if err := v.openRows(ctx); err != nil {
-		return err
+		return breaks("P1", err)
 	}
 	if err := v.openings.finish(ctx, v.src, v.head.Size); err != nil {
 		return err
 	}
-	err := v.rows.finish(ctx, v.src, v.keys)
-	v.report.Succeeds, v.report.Recovered = v.rows.approvals.succeeds, len(v.rows.approvals.recoveries)
-	if err != nil {
+	if err := v.rows.finish(ctx, v.src, v.keys); err != nil {
 		return err
 	}
 	for _, r := range v.recovered {
@@ -436,10 +484,6 @@ func (v *verifier) finish(ctx context.Context) error {
 			return violate(r.From, "the database lists it as a recovery, which it is not")
 		}
 	}
-	root := v.head.Root()
-	v.report.Size, v.report.Open, v.report.Root = v.head.Size, uint64(len(v.open)), hex.EncodeToString(root[:])
-	v.report.Opened, v.report.Erased = v.openings.opened, v.openings.erased
-	v.report.Revocations, v.report.Grants = v.rows.revocations, v.rows.approvals.made
 	return nil
 }
 

@@ -92,11 +92,11 @@ type KeyRow struct {
 
 // rows is what the leaves say that the rows of the database must be.
 type rows struct {
-	serials     map[uint64]reserved // by intent
+	serials     map[uint64]reserved // by intent; nil: not followed, see [SweepSource]
 	revoked     map[string]revoked  // by issuer and serial
 	scopes      map[[32]byte]CRLScope
-	crls        map[[32]byte]recordedCRL
-	issuers     map[[32]byte]bool // SHA-256 of issuers' certificates: a done leaf names it
+	crls        map[[32]byte]recordedCRL // nil: not followed, the sweeper looks at CRLs more often
+	issuers     map[[32]byte]bool        // SHA-256 of issuers' certificates: a done leaf names it
 	cluster     cluster
 	approvals   approvals
 	revocations uint64
@@ -116,6 +116,7 @@ type revoked struct {
 type recordedCRL struct {
 	leaf   uint64
 	hash   [32]byte
+	number uint64
 	covers uint64
 }
 
@@ -126,7 +127,13 @@ func newRows() rows {
 
 // want notes the issuers' certificates, so that they are looked for among all.
 func (r *rows) want(ctx context.Context, src VerifySource) error {
-	return src.IssuerRows(ctx, func(i IssuerRow) error { r.issuers[sha256.Sum256(i.DER)] = false; return nil })
+	return src.IssuerRows(ctx, func(i IssuerRow) error {
+		hash := sha256.Sum256(i.DER)
+		if _, known := r.issuers[hash]; !known {
+			r.issuers[hash] = false
+		}
+		return nil
+	})
 }
 
 func (r *rows) certificate(artefact [32]byte) {
@@ -143,13 +150,13 @@ func serialDigest(issuer [32]byte, serial []byte) [16]byte {
 // intent follows grants, reserved serials, and the numbers of CRLs, which only rise (P4).
 func (r *rows) intent(index uint64, l Leaf) error {
 	if err := r.approvals.granted(index, l); err != nil {
-		return err
+		return breaks("P7", err)
 	}
 	if err := r.cluster.intent(index, l); err != nil {
-		return err
+		return breaks("P8", err)
 	}
 	issuer, _ := l.Hash(TagIssuer)
-	if serial, ok := l.Get(TagSerial); ok && l.Op == OpCertificate {
+	if serial, ok := l.Get(TagSerial); ok && l.Op == OpCertificate && r.serials != nil {
 		evidence, _ := l.Hash(TagEvidence)
 		r.serials[index] = reserved{serialDigest(issuer, serial), [16]byte(evidence[:16])}
 	}
@@ -162,7 +169,7 @@ func (r *rows) intent(index uint64, l Leaf) error {
 	scope.Covers, _ = l.Uint(TagCovers)
 	last, again := r.scopes[issuer]
 	if again && (scope.Number <= last.Number || !scope.ThisUpdate.After(last.ThisUpdate) || scope.Covers < last.Covers) || scope.Covers > index {
-		return violate(index, "CRL %d goes back behind CRL %d, or covers what does not exist yet", scope.Number, last.Number)
+		return breaks("P4", violate(index, "CRL %d goes back behind CRL %d, or covers what does not exist yet", scope.Number, last.Number))
 	}
 	r.scopes[issuer] = scope
 	return nil
@@ -185,7 +192,7 @@ func (r *rows) event(index uint64, l Leaf) error {
 		} else if _, now.carried = l.Get(TagSource); now.carried {
 			var err error
 			if now.ends, err = r.approvals.restoring.revocation(index, l); err != nil {
-				return err
+				return breaks("P4", err)
 			}
 		}
 		r.revoke(issuer, serial, now)
@@ -202,9 +209,9 @@ func (r *rows) event(index uint64, l Leaf) error {
 		}
 	}
 	if err := r.cluster.event(index, l); err != nil {
-		return err
+		return breaks("P8", err)
 	}
-	return r.approvals.event(index, l)
+	return breaks("P7", r.approvals.event(index, l))
 }
 
 // restored takes over an issuer of a predecessor, with its certificate and the number from
@@ -241,11 +248,12 @@ func (r *rows) orphan(index uint64, in Leaf) {
 }
 
 func (r *rows) crl(index uint64, in, done Leaf) {
-	if _, numbered := in.Get(TagCRLNumber); !numbered {
+	number, numbered := in.Uint(TagCRLNumber)
+	if !numbered || r.crls == nil {
 		return
 	}
 	issuer, _ := in.Hash(TagIssuer)
-	c := recordedCRL{leaf: index}
+	c := recordedCRL{leaf: index, number: number}
 	c.hash, _ = done.Hash(TagArtefact)
 	c.covers, _ = in.Uint(TagCovers)
 	r.crls[issuer] = c
@@ -253,22 +261,19 @@ func (r *rows) crl(index uint64, in, done Leaf) {
 
 // finish holds the rows against what the leaves have said.
 func (r *rows) finish(ctx context.Context, src VerifySource, checkpointKeys [][]byte) error {
-	err := src.SerialRows(ctx, func(s SerialRow) error {
-		want, ok := r.serials[s.Intent]
-		if !ok || want.serial != serialDigest(s.Issuer, s.Serial) {
-			return nil // one that no entry names blocks a serial and does no other harm
-		}
-		if d := EvidenceDigest(s.Evidence); s.Evidence != nil && want.evidence != [16]byte(d[:16]) {
-			return violate(s.Intent, "the evidence that is stored for it is not what it rests on")
-		}
-		delete(r.serials, s.Intent)
-		return nil
-	})
-	if err != nil {
-		return err
+	if err := r.revocationRows(ctx, src); err != nil {
+		return breaks("P4", err)
 	}
-	for intent := range r.serials {
-		return violate(intent, "the serial that it reserved is not stored: it could be given again")
+	if err := r.approvals.finish(ctx, src); err != nil {
+		return breaks("P7", err)
+	}
+	return breaks("P8", r.cluster.finish(ctx, src, checkpointKeys))
+}
+
+// revocationRows holds serials, revocations and CRLs against what the leaves have said.
+func (r *rows) revocationRows(ctx context.Context, src VerifySource) error {
+	if err := r.serialRows(ctx, src); err != nil {
+		return err
 	}
 	ends, err := issuersEnds(ctx, src)
 	if err != nil {
@@ -301,13 +306,32 @@ func (r *rows) finish(ctx context.Context, src VerifySource, checkpointKeys [][]
 	for k, left := range r.revoked {
 		return violate(left.leaf, "it revokes %x, which the database does not", k[32:])
 	}
-	if err := r.issuerRows(ctx, src, byIssuer); err != nil {
+	return r.issuerRows(ctx, src, byIssuer)
+}
+
+// serialRows: each reserved serial is stored.
+func (r *rows) serialRows(ctx context.Context, src VerifySource) error {
+	if r.serials == nil {
+		return nil
+	}
+	err := src.SerialRows(ctx, func(s SerialRow) error {
+		want, ok := r.serials[s.Intent]
+		if !ok || want.serial != serialDigest(s.Issuer, s.Serial) {
+			return nil // one that no entry names blocks a serial and does no other harm
+		}
+		if d := EvidenceDigest(s.Evidence); s.Evidence != nil && want.evidence != [16]byte(d[:16]) {
+			return violate(s.Intent, "the evidence that is stored for it is not what it rests on")
+		}
+		delete(r.serials, s.Intent)
+		return nil
+	})
+	if err != nil {
 		return err
 	}
-	if err := r.approvals.finish(ctx, src); err != nil {
-		return err
+	for intent := range r.serials {
+		return violate(intent, "the serial that it reserved is not stored: it could be given again")
 	}
-	return r.cluster.finish(ctx, src, checkpointKeys)
+	return nil
 }
 
 // issuersEnds are the ends of the issuers' certificates, by SHA-256 of their SPKI.
@@ -333,18 +357,21 @@ func (r *rows) issuerRows(ctx context.Context, src VerifySource, revocations map
 			return violate(0, "issuer %q is at CRL %d of %s, the entries are at %d of %s", i.Name, i.CRLNumber, i.CRLThis.UTC().Format(time.RFC3339), last.Number, last.ThisUpdate.UTC().Format(time.RFC3339))
 		}
 		recorded, done := r.crls[i.SPKI]
-		if !done && i.CRL == nil {
+		if !done && i.CRL == nil || r.crls == nil {
 			return nil
 		}
 		if sha256.Sum256(i.CRL) != recorded.hash || i.CRLCovers != recorded.covers {
 			return violate(recorded.leaf, "the stored CRL of issuer %q is not the one that was recorded", i.Name)
 		}
-		return holdsAll(i, recorded, revocations[i.SPKI])
+		if v := holdsAll(i, recorded, revocations[i.SPKI]); v != nil {
+			return v
+		}
+		return nil
 	})
 }
 
 // holdsAll: a CRL contains every unexpired revocation below the size that it covers.
-func holdsAll(i IssuerRow, c recordedCRL, revocations []RevocationRow) error {
+func holdsAll(i IssuerRow, c recordedCRL, revocations []RevocationRow) *Violation {
 	l, err := x509.ParseRevocationList(i.CRL)
 	if err != nil {
 		return violate(c.leaf, "the CRL of issuer %q cannot be read: %v", i.Name, err)

@@ -26,8 +26,9 @@ type signers struct {
 }
 
 type signerKey struct {
-	spki  []byte
-	birth uint64 // leaf; 0: leaf 0 names it
+	spki    []byte
+	birth   uint64 // leaf; 0: leaf 0 names it
+	vouched uint64 // size of the first checkpoint of another key that covers the birth; 0: none
 }
 
 // seenNote is a signed note. by are the key IDs of its lines that are verified; text is
@@ -107,19 +108,21 @@ func (s *signers) event(index uint64, l Leaf, genesis [32]byte) error {
 		if _, err := newNoteVerifier(s.origin, spki); err != nil || sha256.Sum256(spki) != key {
 			return violate(index, "it is the birth of a checkpoint key, but its public key is none")
 		}
-		s.keys = append(s.keys, signerKey{bytes.Clone(spki), index})
+		s.keys = append(s.keys, signerKey{spki: bytes.Clone(spki), birth: index})
 	}
 	return nil
 }
 
-// judge wants of every note a line of a key that counts, and none of a known key that is
-// wrong.
+// judge wants of every note since the last judgement a line of a key that counts, and none
+// of a known key that is wrong.
 func (s *signers) judge() error {
 	type signer struct {
-		birth, end, vouched uint64
+		*signerKey
+		end uint64
 	}
-	byID := map[uint32]*signer{}
-	for _, k := range s.keys {
+	byID := map[uint32]signer{}
+	for i := range s.keys {
+		k := &s.keys[i]
 		v, err := newNoteVerifier(s.origin, k.spki)
 		if err != nil {
 			return violate(k.birth, "%v", err)
@@ -128,7 +131,7 @@ func (s *signers) judge() error {
 		if !over {
 			end = NoIndex
 		}
-		byID[v.hash] = &signer{birth: k.birth, end: end}
+		byID[v.hash] = signer{k, end}
 	}
 	slices.SortStableFunc(s.notes, func(a, b seenNote) int { return cmp.Compare(a.size, b.size) })
 	for i := range s.notes {
@@ -163,5 +166,6 @@ func (s *signers) judge() error {
 		}
 		rest = rest[n:]
 	}
+	s.notes = nil
 	return nil
 }

@@ -60,6 +60,7 @@ type issuer struct {
 	cert         *x509.Certificate
 	lint         crypto.Signer
 	revoked      atomic.Bool // its certificate is: it signs CRLs, no certificates
+	halted       atomic.Bool // by the sweeper: its CRL is wrong
 }
 
 func (i *issuer) root() bool { return i.parent == i.name }
@@ -119,6 +120,17 @@ func (a *Authority) disable(by *issuer, revoked []RevokedSerial) {
 		if slices.ContainsFunc(revoked, func(r RevokedSerial) bool { return bytes.Equal(r.Serial, serial) }) {
 			i.revoked.Store(true)
 			a.cfg.Log.Warn("issuer is revoked and issues no more certificates", "issuer", i.name)
+		}
+	}
+}
+
+// Halt implements [audit.CRLs]: while a CRL is wrong its issuer signs no certificates.
+func (a *Authority) Halt(issuer [32]byte, why string) {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	for _, i := range a.issuers {
+		if i.spki == issuer && i.halted.CompareAndSwap(why == "", why != "") {
+			a.cfg.Log.Warn("issuer is halted, or goes on, because of its CRL", "issuer", i.name, "halted", why != "", "why", why)
 		}
 	}
 }

@@ -81,16 +81,18 @@ func (a *Authority) freshCRL(ctx context.Context, is *issuer, r IssuerRecord) er
 	if r.CRL != nil {
 		var err error
 		if published, err = x509.ParseRevocationList(r.CRL); err != nil {
-			return fmt.Errorf("reading the last CRL: %w", err)
+			a.cfg.Log.Error("the stored CRL cannot be read; a new one is made", "issuer", is.name, "err", err)
+			published = nil
+		} else {
+			last = published.ThisUpdate
 		}
-		last = published.ThisUpdate
 	}
 	_, revoked, err := a.cfg.Storage.Revocations(ctx, is.spki, last)
 	if err != nil {
 		return fmt.Errorf("reading revocations: %w", err)
 	}
 	a.disable(is, revoked)
-	if published != nil && a.cfg.Now().Before(r.CRLNext.Add(-validity/2)) && holds(published, revoked) {
+	if published != nil && !is.halted.Load() && a.cfg.Now().Before(r.CRLNext.Add(-validity/2)) && holds(published, revoked) {
 		return nil
 	}
 	this, err := a.thisUpdate(ctx, r.CRLThis)

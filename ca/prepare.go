@@ -248,6 +248,9 @@ func (a *Authority) checkIssuer(is *issuer, tmpl *x509.Certificate) error {
 	case tmpl.NotBefore.Before(parent.NotBefore):
 		return refuse(IssuerUnavailable, "issuer", "the certificate would begin before its issuer, which begins at %s", parent.NotBefore.Format(time.RFC3339))
 	}
+	if is.halted.Load() {
+		return refuse(IssuerUnavailable, "issuer", "the CRL of issuer %s is not what it must be; no certificate is signed until it is issued anew", is.name)
+	}
 	for {
 		if is.revoked.Load() {
 			return refuse(IssuerUnavailable, "issuer", "the certificate of issuer %s is revoked", is.name)

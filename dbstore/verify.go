@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"gorm.io/gorm"
+
 	"chancery/audit"
 	"chancery/ca"
 )
@@ -59,6 +61,10 @@ func (s *Store) OpenRows(ctx context.Context, fn func(uint64, string) error) err
 
 // Checkpoints implements [audit.VerifySource].
 func (s *Store) Checkpoints(ctx context.Context, fn func(size uint64, body, note string) error) error {
+	return s.checkpoints(ctx, fn, "SELECT size, body, note FROM ledger_checkpoint ORDER BY size")
+}
+
+func (s *Store) checkpoints(ctx context.Context, fn func(size uint64, body, note string) error, query string, args ...any) error {
 	return s.each(ctx, func(r *sql.Rows) error {
 		var size int64
 		var body, note string
@@ -66,7 +72,7 @@ func (s *Store) Checkpoints(ctx context.Context, fn func(size uint64, body, note
 			return err
 		}
 		return fn(uint64(size), body, note)
-	}, "SELECT size, body, note FROM ledger_checkpoint ORDER BY size")
+	}, query, args...)
 }
 
 // Artefacts implements [audit.VerifySource].
@@ -215,4 +221,33 @@ func (s *Store) Beyond(ctx context.Context, size uint64) (n int, err error) {
 func hash32(b []byte) (h [32]byte) {
 	copy(h[:], b)
 	return h
+}
+
+var _ audit.SweepSource = (*Store)(nil)
+
+// Snapshot implements [audit.SweepSource].
+func (s *Store) Snapshot(ctx context.Context, fn func(audit.SweepSource) error) error {
+	return s.rodb.snapshot(ctx, func(snap reads) error {
+		ro := s.ro.Session(&gorm.Session{NewDB: true, Context: ctx})
+		ro.Statement.ConnPool = snap
+		return fn(&Store{dialect: s.dialect, ro: ro, rodb: snap})
+	})
+}
+
+// CheckpointsBetween implements [audit.SweepSource].
+func (s *Store) CheckpointsBetween(ctx context.Context, from, to uint64, fn func(size uint64, body, note string) error) error {
+	return s.checkpoints(ctx, fn, "SELECT size, body, note FROM ledger_checkpoint WHERE size >= ? AND size <= ? ORDER BY size", int64(from), int64(to))
+}
+
+// Unreserved implements [audit.SweepSource].
+func (s *Store) Unreserved(ctx context.Context, from, to uint64, fn func(done uint64, serial []byte) error) error {
+	return s.each(ctx, func(r *sql.Rows) error {
+		var done int64
+		var serial []byte
+		if err := r.Scan(&done, &serial); err != nil {
+			return err
+		}
+		return fn(uint64(done), serial)
+	}, `SELECT c.done, c.serial FROM certificate c LEFT JOIN serial s ON s.issuer = c.issuer AND s.serial = c.serial
+		WHERE c.done >= ? AND c.done < ? AND (s.intent IS NULL OR s.intent <> c.intent) ORDER BY c.done`, int64(from), int64(to))
 }

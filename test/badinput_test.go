@@ -52,6 +52,7 @@ func TestBadConfig(t *testing.T) {
 		"duplicate key":     {"node_id: a\nnode_id: b\n", []string{"bad.yaml", "line 2", "node_id"}},
 		"wrong type":        {"acme:\n  validation:\n    http_port: eighty\n", []string{"bad.yaml", "line 3"}},
 		"no YAML":           {"listen: [\n", []string{"bad.yaml", "line 1"}},
+		"bad sweep":         {"ledger:\n  sweep: 2h\n", []string{"ledger.sweep", "100ms", "1m"}},
 		"bad port":          {"acme:\n  validation:\n    http_port: 70000\n", []string{"http_port", "70000"}},
 		"bad network":       {"acme:\n  validation:\n    allow_networks: [ten]\n", []string{"allow_networks[0]", "10.0.0.0/8"}},
 		"bad URL":           {"public_url: http://localhost\n", []string{"public_url", "https://"}},

@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -64,6 +65,7 @@ type site struct {
 	args        []string
 	env         []string // of the server, besides ours
 	overlayFile string   // laid over DIR/chancery.yaml
+	alarms      bool     // the sweeper is to find something
 
 	cmd    *exec.Cmd
 	banner string
@@ -96,6 +98,11 @@ func newSiteOn(t testing.TB, database string) *site {
 	t.Cleanup(func() {
 		if s.cmd != nil {
 			s.stop()
+		}
+		if s.log != nil && !s.alarms {
+			for _, alarm := range regexp.MustCompile(`"ALARM: (P\d|surplus|sweep): .*`).FindAllString(s.log.String(), 1) {
+				t.Errorf("the sweeper raised an alarm without a cause: %s", alarm)
+			}
 		}
 		if t.Failed() && s.log != nil {
 			t.Logf("server log:\n%s", tail(s.log.String(), 6000))

@@ -49,13 +49,19 @@ func (s *Server) healthz(c echo.Context) error {
 	return c.String(http.StatusOK, "ok\n")
 }
 
-// readyz is GET /readyz: the server can sign and commit. Whatever else goes wrong in
+// readyz is GET /readyz: the server can sign and commit; alarms stand in the lines behind. Whatever else goes wrong in
 // the check is "not ready", too.
 func (s *Server) readyz(c echo.Context) error {
 	err := s.ready.ask(c.Request().Context())
 	if err == nil {
 		c.Response().Header().Set("Cache-Control", "no-store")
-		return c.String(http.StatusOK, "ready\n")
+		text := "ready\n"
+		if s.cfg.Alarms != nil {
+			for _, a := range s.cfg.Alarms() {
+				text += "alarm: " + a + "\n"
+			}
+		}
+		return c.String(http.StatusOK, text)
 	}
 	p := problemFor(err)
 	if p.slug == internal {

@@ -84,6 +84,8 @@ type Config struct {
 	// Ready returns nil only while the server can sign and commit; a *NotReady says to
 	// the public which part cannot. It is called at most once a second.
 	Ready func(ctx context.Context) error
+	// Alarms are broken promises that do not end the signing, for the public; nil: there are none.
+	Alarms func() []string
 	// AdminToken compares a token with the stored hash in constant time.
 	AdminToken func(token string) bool
 	// Refused counts for the ledger what was refused. It neither waits nor fails.

@@ -16,7 +16,7 @@ import (
 
 func auditCommand() *cobra.Command {
 	c := &cobra.Command{Use: "audit", Short: "Check, export and explain the ledger"}
-	c.AddCommand(auditVerifyCommand(), auditExportCommand(), auditWhyCommand(), auditOpenCommand(), auditEraseCommand(), auditKeysCommand(), auditRecoverCommand())
+	c.AddCommand(auditVerifyCommand(), auditExportCommand(), auditWhyCommand(), auditOpenCommand(), auditEraseCommand(), auditKeysCommand(), auditSurplusCommand(), auditRecoverCommand())
 	return c
 }
 

@@ -52,9 +52,10 @@ type Config struct {
 
 // LedgerConfig is where the ledger leaves traces outside the database.
 type LedgerConfig struct {
-	Domain  string   `yaml:"domain"`  // operator domain; default: host of public_url
-	Journal string   `yaml:"journal"` // intent journal, on another disk than the database
-	Anchors []string `yaml:"anchors"` // file:PATH, append-only; syslog:unix:/dev/log, syslog:udp:HOST:PORT, syslog:tcp:HOST:PORT
+	Domain  string   `yaml:"domain"`          // operator domain; default: host of public_url
+	Journal string   `yaml:"journal"`         // intent journal, on another disk than the database
+	Sweep   string   `yaml:"sweep,omitempty"` // how often the promises are looked at: 10s (default); 100ms to 1m
+	Anchors []string `yaml:"anchors"`         // file:PATH, append-only; syslog:unix:/dev/log, syslog:udp:HOST:PORT, syslog:tcp:HOST:PORT
 	// How long clients' addresses and what they asked for can be read: 7y (default), 90d, 36h.
 	RetainPersonal string `yaml:"retain_personal,omitempty"`
 }
@@ -88,7 +89,9 @@ type MemberConfig struct {
 	Replication string `yaml:"replication,omitempty"`
 	// What the member is for: nothing said, keys of all purposes; checkpoint: its own
 	// checkpoint key alone, in a token and a PIN apart.
-	Role       string `yaml:"role,omitempty"`
+	Role string `yaml:"role,omitempty"`
+	// File with what the HSM says that it has signed (chancery audit surplus --help), read every minute.
+	Counts     string `yaml:"counts,omitempty"`
 	Sessions   int    `yaml:"sessions,omitempty"`    // most sessions that sign at the same time; 0: 64
 	Reserved   string `yaml:"reserved,omitempty"`    // pReserved of C_Initialize (NSS)
 	WeakUnwrap bool   `yaml:"weak_unwrap,omitempty"` // accept a module without CKA_UNWRAP_TEMPLATE (NSS)
@@ -312,6 +315,9 @@ func (c *Config) check() error {
 	if _, err := c.backups(); err != nil {
 		return err
 	}
+	if c.sweep() == 0 {
+		return bad("ledger.sweep: %q is no time between 100ms and 1m; write e.g. 10s", c.Ledger.Sweep)
+	}
 	if _, _, err := c.anchors(); err != nil {
 		return bad("%v", err)
 	}
@@ -341,6 +347,18 @@ func (c *Config) anchors() (file string, logs []*audit.Syslog, err error) {
 		}
 	}
 	return file, logs, nil
+}
+
+// sweep is the time between two looks of the sweeper, 0 if it is no good one.
+func (c *Config) sweep() time.Duration {
+	if c.Ledger.Sweep == "" {
+		return 10 * time.Second
+	}
+	d, err := time.ParseDuration(c.Ledger.Sweep)
+	if err != nil || d < 100*time.Millisecond || d > time.Minute {
+		return 0
+	}
+	return d
 }
 
 // host is the host of public_url.

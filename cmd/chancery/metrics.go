@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"chancery/audit"
 	"chancery/hsmstore"
 )
 
@@ -91,11 +92,66 @@ func (m hsmMetrics) Collect(ch chan<- prometheus.Metric) {
 	gauge(findings, float64(s.Findings))
 }
 
+// ledgerMetrics are what the sweeper has found.
+type ledgerMetrics struct{ sweep func() audit.Sweep }
+
+func describeLedger(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("chancery_ledger_"+name, help, labels, nil)
+}
+
+var (
+	violations = describeLedger("violations", "Broken promises that stand, by promise.", "promise")
+	closed     = describeLedger("closed", "1 while the ledger is closed and nothing is signed.")
+	swept      = describeLedger("swept", "Entries below this index are checked.")
+	sweptAge   = describeLedger("swept_age_seconds", "Time since the newest entry was reached; -1 before the first time.")
+	reread     = describeLedger("reread", "Entries that the present round has read again.")
+	rereadAge  = describeLedger("reread_age_seconds", "Time since a round has read all entries again; -1 before the first time.")
+)
+
+// promises are the values of the label, so that a series is there before it is needed.
+var promises = []string{"P1", "P3", "P4", "P7", "P8", "P9", "surplus", "sweep"}
+
+// Describe implements prometheus.Collector.
+func (m ledgerMetrics) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{violations, closed, swept, sweptAge, reread, rereadAge} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (m ledgerMetrics) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	s := m.sweep()
+	count, shut := map[string]int{}, 0.0
+	for _, a := range s.Alarms {
+		count[a.Promise]++
+		if a.Closed {
+			shut = 1
+		}
+	}
+	for _, p := range promises {
+		gauge(violations, float64(count[p]), p)
+	}
+	age := func(t time.Time) float64 {
+		if t.IsZero() {
+			return -1
+		}
+		return time.Since(t).Seconds()
+	}
+	gauge(closed, shut)
+	gauge(swept, float64(s.Swept))
+	gauge(sweptAge, age(s.At))
+	gauge(reread, float64(s.Reread))
+	gauge(rereadAge, age(s.Whole))
+}
+
 // serveMetrics serves /metrics on a listener of its own until ctx ends. There is no
 // secret in it, and no access control: bind it where only the monitoring gets.
-func serveMetrics(ctx context.Context, l net.Listener, stats func() hsmstore.Stats, log *slog.Logger) error {
+func serveMetrics(ctx context.Context, l net.Listener, stats func() hsmstore.Stats, sweep func() audit.Sweep, log *slog.Logger) error {
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(hsmMetrics{stats}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registry.MustRegister(hsmMetrics{stats}, ledgerMetrics{sweep}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn), MaxRequestsInFlight: 4}))
 	srv := &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 8 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}

@@ -57,7 +57,9 @@ func TestServeMetrics(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- serveMetrics(ctx, l, sampleStats, slog.New(slog.DiscardHandler)) }()
+	go func() {
+		ended <- serveMetrics(ctx, l, sampleStats, func() audit.Sweep { return audit.Sweep{} }, slog.New(slog.DiscardHandler))
+	}()
 	base := "http://" + l.Addr().String()
 	for path, want := range map[string]int{"/metrics": 200, "/": 404, "/debug/pprof/": 404} {
 		resp, err := http.Get(base + path)

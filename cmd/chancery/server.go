@@ -48,6 +48,7 @@ type server struct {
 	hsm        *hsmstore.Store
 	authority  *ca.Authority
 	checkpoint *audit.Checkpointer
+	sweeper    *audit.Sweeper
 
 	stopHSM, stopLedger context.CancelFunc
 	hsmDone, ledgerDone chan error
@@ -287,7 +288,11 @@ func (s *server) buildCA(ctx context.Context) error {
 	previous, _ := leaf0.Get(audit.TagPrevious)
 	origin, _, _ := strings.Cut(string(previous), "\n")
 	s.authority, err = ca.New(ctx, ca.Config{Keys: s.hsm, Ledger: s.ledger, Storage: s.db, URL: s.cfg.PublicHTTPURL, API: s.cfg.PublicURL, Issuer: issuingName, Predecessor: origin, Log: s.log})
-	return err
+	if err != nil {
+		return err
+	}
+	s.sweeper = audit.NewSweeper(s.ledger, s.db, audit.SweepOptions{Every: s.cfg.sweep(), CRLs: s.authority, Counts: s.countsReader(), Log: s.log})
+	return nil
 }
 
 // listeners are opened before anything is signed, so that a port in use is told at once.
@@ -386,7 +391,7 @@ func (s *server) serve(ctx context.Context, l listeners, landing web.Landing, re
 	edge, err := web.New(web.Config{
 		Console: pages.Handler(),
 		CA:      s.authority, Documents: documents, Approvals: board, HSM: s.hsm, Candidate: s.candidate, LeafProof: s.leafProof, Tile: s.checkpoint.PublishedTile, Entries: s.checkpoint.PublishedEntries, Backup: backups{s}, ACME: acmeServer.Handler(), PublicURL: s.cfg.PublicURL, PublicHTTPURL: s.cfg.PublicHTTPURL, Dev: s.dev, Landing: landing, Log: s.log,
-		Checkpoint: s.checkpoint.Latest, Proof: s.proof, Ready: s.ready, GetCertificate: own.get,
+		Checkpoint: s.checkpoint.Latest, Proof: s.proof, Ready: s.ready, Alarms: s.alarms, GetCertificate: own.get,
 		AdminToken: tokenOK, Refused: s.ledger.Refused, Erase: s.ledger.Erase,
 	})
 	if err != nil {
@@ -403,8 +408,9 @@ func (s *server) serve(ctx context.Context, l listeners, landing web.Landing, re
 	g.Go(func() error { return s.checkpoint.Run(back) })
 	g.Go(func() error { return s.ledger.RunRefusals(back) })
 	g.Go(func() error { return s.ledger.RunRetention(back) })
+	g.Go(func() error { return s.sweeper.Run(back) })
 	if l.metrics != nil {
-		g.Go(func() error { return serveMetrics(back, l.metrics, s.hsm.Stats, s.log) })
+		g.Go(func() error { return serveMetrics(back, l.metrics, s.hsm.Stats, s.sweeper.State, s.log) })
 	}
 	g.Go(func() error { return own.run(back, s) })
 	g.Go(func() error { return s.runBackups(back) })
@@ -440,8 +446,10 @@ func own(l listeners) (out []string) {
 
 // ready tells whether a certificate could be signed and recorded now.
 func (s *server) ready(ctx context.Context) error {
-	if err := s.ledger.Broken(); err != nil {
-		return fmt.Errorf("ledger: %w", err)
+	for _, a := range s.sweeper.State().Alarms {
+		if a.Closed {
+			return &web.NotReady{Part: "ledger", Detail: "the ledger is closed, nothing is signed: " + a.String()}
+		}
 	}
 	if err := s.ledger.Write(ctx); err != nil { // an empty write goes through queue and commit
 		return fmt.Errorf("ledger: %w", err)
@@ -450,6 +458,16 @@ func (s *server) ready(ctx context.Context) error {
 		return fmt.Errorf("hsm: %w", hsmstore.ErrUnavailable)
 	}
 	return nil
+}
+
+// alarms are the broken promises that do not end the signing.
+func (s *server) alarms() (out []string) {
+	for _, a := range s.sweeper.State().Alarms {
+		if !a.Closed {
+			out = append(out, a.String())
+		}
+	}
+	return out
 }
 
 // proof is the inclusion proof of a certificate's done leaf (C2SP tlog-proof).

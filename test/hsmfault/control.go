@@ -121,6 +121,21 @@ func (c *Control) Env() []string {
 // included.
 func (c *Control) Count(f Function) uint64 { return c.mem.counts[f].Load() }
 
+// Signatures tells how many signatures the token made with the key of that CKA_ID, in all
+// processes, whoever asked for them: an HSM's own account.
+func (c *Control) Signatures(id []byte) (n uint64) {
+	identity := uint64(14695981039346656037) + 1 // FNV-1a, with the basis that module.c has for CKA_ID
+	for _, b := range id {
+		identity = (identity ^ uint64(b)) * 1099511628211
+	}
+	for i := range c.mem.signers {
+		if c.mem.signers[i].identity.Load() == identity {
+			n += c.mem.signers[i].count.Load()
+		}
+	}
+	return n
+}
+
 // ResetCounts starts counting anew.
 func (c *Control) ResetCounts() {
 	for i := range c.mem.counts {

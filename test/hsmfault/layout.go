@@ -16,6 +16,7 @@ const (
 	maxUsers     = 64
 	maxBirths    = 256
 	maxForgeries = 64
+	maxSigners   = 256
 	maxData      = 128
 	maxSignature = 512
 	maxPIN       = 64
@@ -76,6 +77,7 @@ type control struct {
 	users          [maxUsers]struct{ pid, sessions atomic.Uint64 }
 	births         [maxBirths]struct{ identity, born atomic.Uint64 }
 	forgeries      [maxForgeries]forgery
+	signers        [maxSigners]struct{ identity, count atomic.Uint64 }
 }
 
 // forgery is struct forged of module.c.

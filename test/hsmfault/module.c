@@ -90,6 +90,12 @@ struct birth {
 	word born;     // monotonic µs
 };
 
+// signer is a key of the token and how often it has signed.
+struct signer {
+	word identity; // as in struct birth; 0: free
+	word count;
+};
+
 // user is a process that has sessions open.
 struct user {
 	word pid;
@@ -150,7 +156,8 @@ struct user {
 	FIELD(word, fail_left, [FN_LIMIT])                                                             \
 	FIELD(struct user, users, [64])                                                                \
 	FIELD(struct birth, births, [256])                                                             \
-	FIELD(struct forged, forgeries, [64])
+	FIELD(struct forged, forgeries, [64])                                                          \
+	FIELD(struct signer, signers, [256])
 
 #define LENGTH(a) (sizeof(a) / sizeof *(a))
 
@@ -300,6 +307,7 @@ struct session {
 	bool flat;     // the mechanism's parameter is kept in param
 	CK_MECHANISM_TYPE mechanism;
 	CK_OBJECT_HANDLE key;
+	uint64_t identity; // of the key
 	CK_ULONG param_len;
 	unsigned char param[sizeof(CK_RSA_PKCS_PSS_PARAMS)];
 };
@@ -1225,6 +1233,8 @@ static CK_RV fault_C_SignInit(CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_OBJECT
 	struct session *st = c.session;
 	if (st != NULL && m != NULL) {
 		st->mechanism = m->mechanism;
+		if (st->key != key || st->identity == 0)
+			st->identity = identify(s, key);
 		st->key = key;
 		st->flat = flat(m);
 		st->param_len = st->flat ? m->ulParameterLen : 0;
@@ -1391,6 +1401,21 @@ static CK_RV sign_length(CK_SESSION_HANDLE s, CK_BYTE_PTR data, CK_ULONG n, CK_U
 	return leave(&c, rv);
 }
 
+// count_signature is the HSM's own account, which no user of it can change.
+static void count_signature(uint64_t identity)
+{
+	if (identity == 0)
+		return; // a session object
+	for (size_t i = 0; i < LENGTH(ctl->signers); i++) {
+		struct signer *k = &ctl->signers[(identity + i) % LENGTH(ctl->signers)];
+		uint64_t none = 0;
+		if (atomic_load(&k->identity) != identity && !atomic_compare_exchange_strong(&k->identity, &none, identity) && none != identity)
+			continue;
+		atomic_fetch_add(&k->count, 1);
+		return;
+	}
+}
+
 static CK_RV fault_C_Sign(CK_SESSION_HANDLE s, CK_BYTE_PTR data, CK_ULONG n, CK_BYTE_PTR sig, CK_ULONG_PTR len)
 {
 	if (sig == NULL)
@@ -1412,8 +1437,10 @@ static CK_RV fault_C_Sign(CK_SESSION_HANDLE s, CK_BYTE_PTR data, CK_ULONG n, CK_
 	}
 	if (rv == CKR_OK)
 		rv = make_signature(st, s, data, n, sig, len);
-	if (rv == CKR_OK)
+	if (rv == CKR_OK) {
+		count_signature(st != NULL ? st->identity : 0);
 		sleep_until(end);
+	}
 	return leave(&c, rv);
 }
 

@@ -1,0 +1,175 @@
+package audit_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"chancery/audit"
+)
+
+// sweeping runs a sweeper on the ledger of b until the test ends.
+func (b *bench) sweeping(opt audit.SweepOptions) *audit.Sweeper {
+	s := audit.NewSweeper(b.ledger, b.db, opt)
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	b.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			b.Error(err)
+		}
+	})
+	return s
+}
+
+func (b *bench) await(what string, is func() bool) {
+	b.Helper()
+	for end := time.Now().Add(20 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			b.Fatalf("waited in vain: %s", what)
+		}
+	}
+}
+
+// The sweeper reads all, follows what is new, reads all again, and leaves a ledger that
+// is in order alone.
+func TestSweeperFollows(t *testing.T) {
+	b := newLedger(t)
+	b.fill(300)
+	b.checkpoint()
+	s := b.sweeping(audit.SweepOptions{Every: 20 * time.Millisecond, Chunk: 100})
+	size := func() uint64 { return b.ledger.Head().Size }
+	b.await("all is read", func() bool { return s.State().Swept == size() })
+	b.fill(200) // a writer beside it
+	b.checkpoint()
+	b.await("what is new is read", func() bool { return s.State().Swept == size() })
+	b.await("all is read again", func() bool { return !s.State().Whole.IsZero() })
+	if st := s.State(); len(st.Alarms) != 0 || b.ledger.Broken() != nil {
+		t.Errorf("alarms %v, ledger %v", st.Alarms, b.ledger.Broken())
+	}
+}
+
+// What TestTamper changes behind a stopped server is found under a running one, too, and
+// closes the ledger: what is in flight is refused, and the sequencer stays.
+func TestSweeperFinds(t *testing.T) {
+	onlySQLite(t)
+	const drop = "DROP TRIGGER ledger_leaf_keep_u; DROP TRIGGER ledger_leaf_keep_d; DROP TRIGGER ledger_tile_keep_u;"
+	flip := "substr(leaf, 1, 56) || x'05' || substr(leaf, 58)"
+	for _, c := range []struct {
+		name, sql, promise string
+		index              uint64 // 0: the size that the note shows or that it has
+	}{
+		{"byte in a full tile", drop + "UPDATE ledger_leaf SET leaf = " + flip + " WHERE idx = 300", "P1 P9", 300}, // an intent is missed by its closing leaf before its tile is full,
+		{"leaf removed", drop + "DELETE FROM ledger_leaf WHERE idx = 333", "P9", 333},
+		{"leaf added", "INSERT INTO ledger_leaf (idx, kind, leaf) SELECT 901, kind, leaf FROM ledger_leaf WHERE idx = 1", "P9", 901},
+		{"tile changed", drop + "UPDATE ledger_tile SET data = CASE WHEN substr(data, 1, 1) = x'00' THEN x'01' ELSE x'00' END || substr(data, 2) WHERE level = 0 AND n = 1", "P9", 256},
+		{"checkpoint changed", "UPDATE ledger_checkpoint SET note = replace(note, char(10)||'901'||char(10), char(10)||'902'||char(10)) WHERE size = 901", "P9", 0},
+		{"kind changed", drop + "UPDATE ledger_leaf SET kind = 3 WHERE idx = 700", "P9", 700},
+		{"closed intent is open again", "INSERT INTO ledger_open (idx, node) VALUES (1, 'n')", "P1", 1},
+		{"open intent is not listed", "DELETE FROM ledger_open", "P1", 901},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			b := newLedger(t)
+			b.fill(450)
+			b.checkpoint()
+			if strings.HasPrefix(c.name, "open intent") {
+				if _, err := b.ledger.Begin(context.Background(), intent(1)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s := b.sweeping(audit.SweepOptions{Every: 20 * time.Millisecond})
+			b.await("all is read twice", func() bool { return !s.State().Whole.IsZero() })
+			raw, err := sql.Open("sqlite3", b.path("x.db")+"?_busy_timeout=10000")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer raw.Close()
+			if _, err := raw.Exec(c.sql); err != nil {
+				t.Fatal(err)
+			}
+			b.await("an alarm", func() bool { return len(s.State().Alarms) > 0 })
+			if a := s.State().Alarms[0]; !strings.Contains(c.promise, a.Promise) || c.index > 0 && a.Index != c.index || !a.Closed {
+				t.Errorf("alarm %+v, want %s at entry %d", a, c.promise, c.index)
+			}
+			b.await("the ledger is closed", func() bool { return b.ledger.Broken() != nil })
+			if _, err := b.ledger.Begin(context.Background(), intent(2)); !errors.Is(err, audit.ErrUnavailable) || !errors.Is(err, audit.ErrTampered) {
+				t.Errorf("Begin: %v", err)
+			}
+		})
+	}
+}
+
+// An intent of this node that nothing closes is an alarm after a while, which ends when it
+// is closed; an old entry without a checkpoint is one, too. Neither closes the ledger.
+func TestSweeperWaits(t *testing.T) {
+	t.Parallel()
+	b := newLedger(t)
+	b.fill(1)
+	o, err := b.ledger.Begin(context.Background(), intent(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.ahead.Store(int64(10 * time.Minute)) // the clock, which is the ledger's
+	s := b.sweeping(audit.SweepOptions{Every: 20 * time.Millisecond})
+	count := func(promise string) (n int) {
+		for _, a := range s.State().Alarms {
+			if a.Promise == promise {
+				n++
+			}
+		}
+		return n
+	}
+	b.await("no checkpoint", func() bool { return count("P9") == 1 })
+	b.await("it is noticed", func() bool { return s.State().Swept == b.ledger.Head().Size })
+	if count("P1") != 0 {
+		t.Error("an alarm before the intent was given time")
+	}
+	b.ahead.Store(int64(20 * time.Minute))
+	b.await("the open intent", func() bool { return count("P1") == 1 })
+	if a := s.State().Alarms; b.ledger.Broken() != nil {
+		t.Errorf("the ledger is closed because of %v", a)
+	}
+	if _, err := b.ledger.Orphan(context.Background(), o, "test", nil); err != nil {
+		t.Fatal(err)
+	}
+	b.checkpoint()
+	b.await("no alarm any more", func() bool { return len(s.State().Alarms) == 0 })
+}
+
+// BenchmarkSweep tells what reading entries again costs.
+func BenchmarkSweep(b *testing.B) {
+	l := newLedger(b)
+	h := newHouse(l)
+	for i := range 5000 {
+		h.certificate(fmt.Sprintf("n%d.example", i), nil)
+	}
+	l.checkpoint()
+	b.ResetTimer()
+	before := cpuTime(b)
+	for range b.N {
+		if _, err := audit.SweepOnce(context.Background(), l.ledger, l.db); err != nil {
+			b.Fatal(err)
+		}
+	}
+	n := float64(b.N) * float64(l.ledger.Head().Size)
+	b.ReportMetric(n/b.Elapsed().Seconds(), "entries/s")
+	cpu := (cpuTime(b) - before).Seconds() / n // of one entry
+	b.ReportMetric(cpu*1e6, "cpu-µs/entry")
+	b.ReportMetric(cpu*1024/10*100, "cpu-%-at-1024-in-10s")
+}
+
+func cpuTime(t testing.TB) time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
