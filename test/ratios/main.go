@@ -24,6 +24,10 @@ var compared = []struct{ what, name, unit, limit, limitName, limitUnit string }{
 	{"ACME, PostgreSQL ÷ SQLite, 32 clients", "ACME/postgres/clients=32", "op/s", "SQLite", "ACME/sqlite/clients=32", "op/s"},
 	{"ledger operation, SQLite, 64 callers ÷ fsync", "Operation/sqlite/callers=64", "ops/s", "fsync of 4 KiB", "Limits/fsync-4KiB", "fsync/s"},
 	{"ledger operation, PostgreSQL, 64 callers ÷ fsync", "Operation/postgres/callers=64", "ops/s", "fsync of 4 KiB", "Limits/fsync-4KiB", "fsync/s"},
+	{"whole RSA-2048 operation, SQLite ÷ raw C_Sign", "Whole/sqlite/RSA-2048/callers=64", "op/s", "raw C_Sign on both tokens", "RawSign/RSA-2048", "sign/s"},
+	{"whole RSA-2048 operation, PostgreSQL ÷ raw", "Whole/postgres/RSA-2048/callers=64", "op/s", "raw C_Sign on both tokens", "RawSign/RSA-2048", "sign/s"},
+	{"P-256, SQLite, 10⁶ old entries ÷ none", "Whole/sqlite/P-256/old=1000000/callers=64", "op/s", "a new ledger", "Whole/sqlite/P-256/old=0/callers=64", "op/s"},
+	{"P-256, PostgreSQL, 10⁶ old entries ÷ none", "Whole/postgres/P-256/old=1000000/callers=64", "op/s", "a new ledger", "Whole/postgres/P-256/old=0/callers=64", "op/s"},
 }
 
 // goals are figures that a benchmark gives as they are, or against another one of the
@@ -47,6 +51,11 @@ var goals = []struct {
 	{what: "SoftHSM, p99 of ACME in a bulk flood ÷ idle", name: "Classes/softhsm", unit: "flood-acme-p99-µs", of: "idle-acme-p99-µs", atMost: 2},
 	{what: "network HSM, p99 of CRLs in a flood ÷ idle", name: "Classes/network", unit: "flood-crl-p99-µs", of: "idle-crl-p99-µs", atMost: 2},
 	{what: "network HSM, p99 of ACME in a flood ÷ idle", name: "Classes/network", unit: "flood-acme-p99-µs", of: "idle-acme-p99-µs", atMost: 2},
+	{what: "P-256 operations/s, PostgreSQL, 64 callers", name: "Whole/postgres/P-256/old=0/callers=64", unit: "op/s", atLeast: 3500},
+	{what: "P-256 operation at 16 callers, SQLite, p50 ms", name: "Whole/sqlite/P-256/old=0/callers=16", unit: "p50-ms", atMost: 6},
+	{what: "P-256 operation at 16 callers, PostgreSQL, p50", name: "Whole/postgres/P-256/old=0/callers=16", unit: "p50-ms", atMost: 6},
+	{what: "RSA-2048, far HSMs, SQLite ÷ possible", name: "Whole/sqlite/RSA-2048/far/callers=128", unit: "op/s", of: "limit-op/s", atLeast: 0.85},
+	{what: "RSA-2048, far HSMs, PostgreSQL ÷ possible", name: "Whole/postgres/RSA-2048/far/callers=128", unit: "op/s", of: "limit-op/s", atLeast: 0.85},
 	{what: "idle cluster, % of a core", name: "Idle", unit: "%core", atMost: 0.5},
 	{what: "memory of a worker without shared pages, MB", name: "Idle", unit: "worker-own-MB", atMost: 20},
 	{what: "memory of a worker, MB", name: "Idle", unit: "worker-MB", atMost: 20},
