@@ -113,6 +113,7 @@ type verifier struct {
 	roster roster
 
 	evidence, openings beside
+	entitled           int               // names that the evidence of the present entry entitles to
 	erased             map[erased]uint64 // by which entry; only if the export opens anything
 }
 
