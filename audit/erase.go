@@ -64,7 +64,7 @@ func (l *Ledger) Erase(ctx context.Context, which Selection, reason, requester s
 		f.Uint64(TagCount, uint64(len(refs)))
 		f.Bytes(TagErased, list)
 		_, err = l.Append(ctx, Event(OpErase, f), EraseOpenings{refs})
-		if errors.Is(err, ErrConflict) && conflicts < 3 { // somebody else erased some of them
+		if errors.Is(err, ErrConflict) && conflicts < 1000 { // somebody else erased some of them
 			conflicts++
 			continue
 		}

@@ -322,6 +322,26 @@ func (l *made) issue(serial int64) (intent, done uint64) {
 	return l.record(l.certificate(serial, l.now.AddDate(0, 3, 0)), nil, nil)
 }
 
+// proved issues a certificate that rests on a record of evidence, which the export has.
+func (l *made) proved(serial int64, requester, lines string) (done uint64) {
+	l.t.Helper()
+	record := []byte("chancery/evidence/v1\n" + lines)
+	digest := audit.EvidenceDigest(record)
+	intent, done := l.record(l.certificate(serial, l.now.AddDate(0, 3, 0)), func(f *audit.Fields) {
+		for i := range *f {
+			switch (*f)[i].Tag {
+			case audit.TagEvidence:
+				(*f)[i].Value = digest[:]
+			case audit.TagRequester:
+				(*f)[i].Value = []byte(requester)
+			}
+		}
+	}, nil)
+	b := binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint64(nil, intent), uint32(len(record)))
+	write(l.t, l.dir, "chancery/evidence.bin", append(b, record...))
+	return done
+}
+
 func (l *made) revoke(serial int64) uint64 {
 	l.t.Helper()
 	return l.event(audit.OpRevoke, func(f *audit.Fields) {
@@ -526,6 +546,23 @@ func TestVerifyCheats(t *testing.T) {
 		do   func(l *made) uint64
 	}{
 		"all is well": {"", func(l *made) uint64 { return none }},
+		"evidence for each name": {"", func(l *made) uint64 {
+			l.proved(20, "acme:a", "order x\nauthorization name 1 a\n")
+			return none
+		}},
+		"evidence of the API": {"", func(l *made) uint64 {
+			l.proved(20, "api:admin-token", "request by the API\n")
+			return none
+		}},
+		"another number of names than was proved": {"has 1 names, the evidence of the intent entitles to 2", func(l *made) uint64 {
+			return l.proved(20, "acme:a", "authorization name 1 a\nauthorization name 2 b\n")
+		}},
+		"a name that nobody proved": {"has no authorization", func(l *made) uint64 {
+			return l.proved(20, "acme:a", "order x\n") - 1
+		}},
+		"one name proved twice": {"not that of name 2", func(l *made) uint64 {
+			return l.proved(20, "acme:a", "authorization name 1 a\nauthorization name 1 b\n") - 1
+		}},
 		"something personal erased": {"", func(l *made) uint64 {
 			i := l.event(audit.OpSession, func(f *audit.Fields) { f.Hash(audit.TagAddress, [32]byte{1}) })
 			l.event(audit.OpErase, erased(1, i, audit.TagAddress))

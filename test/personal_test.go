@@ -21,6 +21,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -192,8 +193,13 @@ func erasing(t *testing.T, s *site) {
 	if out, code := run(t, nil, chancery, "audit", "erase", "--dir", s.dir, "--value", "nobody@persons.example", "--reason", "x"); code != 1 || !strings.Contains(out, "no entry holds") {
 		t.Errorf("a value that is nowhere: %d %s", code, out)
 	}
-	if out := must(t, nil, chancery, "audit", "erase", "--dir", s.dir, "--value", jane, "--reason", "asked for by the subject"); !strings.Contains(out, "1 personal values erased") {
-		t.Error(out)
+	erase := exec.Command(chancery, "audit", "erase", "--dir", s.dir, "--value", "-", "--reason", "asked for by the subject")
+	erase.Stdin = strings.NewReader(jane + "\n") // not on the command line, which others see
+	if out, err := erase.CombinedOutput(); err != nil || !strings.Contains(string(out), "1 personal values erased") {
+		t.Errorf("%v %s", err, out)
+	}
+	if out, code := run(t, nil, chancery, "audit", "erase", "--dir", s.dir, "--value", "-", "--reason", "x"); code != 1 || !strings.Contains(out, "either entry") {
+		t.Errorf("a value of nothing: %d %s", code, out)
 	}
 	junes := regexp.MustCompile(`(?m)^intent +entry (\d+)`).FindStringSubmatch(acmes)[1]
 	if out := must(t, nil, chancery, "audit", "erase", "--dir", s.dir, "--entry", junes, "--reason", "asked for by the subject"); !strings.Contains(out, "2 personal values erased") {

@@ -126,11 +126,16 @@ func auditEraseCommand() *cobra.Command {
 			if c.Flags().Changed("entry") == (value != "") || reason == "" {
 				return &exit{exitUsage, errors.New("give either --entry N or --value TEXT, and --reason; see chancery audit erase --help")}
 			}
-			body := map[string]any{"reason": reason}
-			if value != "" {
-				body["value"] = value
-			} else {
-				body["entry"] = entry
+			if value == "-" {
+				b, err := io.ReadAll(io.LimitReader(c.InOrStdin(), 4096))
+				if err != nil {
+					return err
+				}
+				value = strings.TrimRight(string(b), "\r\n")
+			}
+			body := map[string]any{"reason": reason, "value": value}
+			if c.Flags().Changed("entry") {
+				body = map[string]any{"reason": reason, "entry": entry}
 			}
 			r.slow = true
 			var out struct{ Erased int }
@@ -143,7 +148,7 @@ func auditEraseCommand() *cobra.Command {
 	}
 	r.flags(c)
 	c.Flags().Uint64Var(&entry, "entry", 0, "index of the entry")
-	c.Flags().StringVar(&value, "value", "", "what is to be erased wherever it stands")
+	c.Flags().StringVar(&value, "value", "", "what is to be erased wherever it stands; -: read it from standard input")
 	c.Flags().StringVar(&reason, "reason", "", "why; it stands in the ledger for ever")
 	return c
 }

@@ -43,16 +43,16 @@ func (v *view) fact(n names, l audit.Leaf, t audit.Tag, value []byte) fact {
 	case audit.TagTBSLength:
 		size, _ := l.Uint(t)
 		return plain(v.Lang.text("octets", thousands(size)))
-	case audit.TagCovers, audit.TagCRLNumber, audit.TagMaxAttempts:
+	case audit.TagCovers, audit.TagCRLNumber, audit.TagMaxAttempts, audit.TagCount:
 		num, _ := l.Uint(t)
 		return plain(thousands(num))
-	case audit.TagThisUpdate, audit.TagRevokedAt:
+	case audit.TagThisUpdate, audit.TagRevokedAt, audit.TagSince:
 		if s, ok := l.Uint(t); ok && s < 1<<40 {
 			return plain(time.Unix(int64(s), 0).UTC().Format("2006-01-02 15:04:05") + " UTC")
 		}
 	case audit.TagReason:
 		return plain(v.named("reason.", string(value)))
-	case audit.TagDomain, audit.TagRequester, audit.TagNode, audit.TagBuild, audit.TagKeyName, audit.TagMember, audit.TagSerialNumber, audit.TagSource, audit.TagMechanism, audit.TagPrevious:
+	case audit.TagDomain, audit.TagRequester, audit.TagNode, audit.TagBuild, audit.TagKeyName, audit.TagMember, audit.TagSerialNumber, audit.TagSource, audit.TagMechanism, audit.TagPrevious, audit.TagRefusal, audit.TagOutcome:
 		return plain(string(value))
 	case audit.TagAlgorithm:
 		return plain(algorithmText(value))
@@ -63,6 +63,10 @@ func (v *view) fact(n names, l audit.Leaf, t audit.Tag, value []byte) fact {
 		return mono(listText(value, func(b []byte) string { h := spkiHash(b); return "SHA-256 " + hexText(h[:]) }))
 	case audit.TagActs, audit.TagAttributes:
 		return plain(listText(value, func(b []byte) string { return string(b) }))
+	case audit.TagErased:
+		if list, ok := (audit.Field{Tag: t, Value: value}).Show().([]string); ok {
+			return plain(strings.Join(list, ", "))
+		}
 	case audit.TagAttempts:
 		return plain(groups(value, 2, func(g [][]byte) string { return fmt.Sprintf("%s ×%d", g[0], bigEndian(g[1])) }))
 	case audit.TagCounts:

@@ -3,6 +3,7 @@ package console_test
 import (
 	"fmt"
 	"net/http"
+	"strings"
 	"testing"
 
 	"chancery/audit"
@@ -44,5 +45,29 @@ func TestSessionsAreRecorded(t *testing.T) {
 	}
 	if w := v.get("/console/certificates"); w.Code != http.StatusSeeOther {
 		t.Errorf("still signed in: %d", w.Code)
+	}
+}
+
+// What the ledger says of refusals, sign-ins and erasures can be read at the console.
+func TestPrivateEntriesAreShown(t *testing.T) {
+	f := newFixture(t)
+	field := func(tag audit.Tag, v []byte) audit.Field { return audit.Field{Tag: tag, Value: v} }
+	event := func(op audit.Op, fields ...audit.Field) string {
+		i := f.led.add(audit.Leaf{Kind: audit.KindEvent, Op: op, ID: audit.NewOpID(), Time: start, Closes: audit.NoIndex, Fields: fields})
+		return fmt.Sprintf("/console/ledger/%d", i)
+	}
+	v := f.signedIn(t)
+	for path, want := range map[string][]string{
+		event(audit.OpRefusals, field(audit.TagReason, []byte("new-order")), field(audit.TagCount, u64(4711)), field(audit.TagAddress, make([]byte, 32)), field(audit.TagSince, u64(uint64(start.Unix()))), field(audit.TagRefusal, []byte("acme:unauthorized"))): {
+			"Refusals counted", "acme:unauthorized", "4,711", "new-order", "2026-11-25 09:30:00 UTC", "Client address (committed)"},
+		event(audit.OpSession, field(audit.TagOutcome, []byte("signed in"))):                                                 {"Sign-in or sign-out", "signed in"},
+		event(audit.OpErase, field(audit.TagCount, u64(1)), field(audit.TagErased, []byte{0, 0, 0, 0, 0, 0, 0, 42, 0, 120})): {"Personal values erased", "42 address"},
+	} {
+		page := v.get(path).Body.String()
+		for _, w := range want {
+			if !strings.Contains(page, w) {
+				t.Errorf("%s lacks %q:\n%s", path, w, page)
+			}
+		}
 	}
 }

@@ -277,6 +277,8 @@ var textsEN = map[string]string{
 	"tag.72":                      "Revoked at",
 	"tag.73":                      "Key attributes",
 	"tag.74":                      "Subject digest",
+	"tag.86":                      "Outcome",
+	"tag.109":                     "Count",
 	"tag.120":                     "Client address (committed)",
 	"tag.121":                     "Asked for (committed)",
 	"tag.122":                     "Erased",

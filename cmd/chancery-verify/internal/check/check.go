@@ -119,6 +119,7 @@ type verifier struct {
 	genesisGrant leaf.Hash
 
 	evidence, openings beside
+	entitled           int               // names that the evidence of the present entry entitles to
 	erased             map[erased]uint64 // by which entry; only if the export opens anything
 }
 

@@ -135,6 +135,7 @@ type certificate struct {
 	serial, issuer, subject, spki []byte
 	ends                          int64 // notAfter, seconds since 1970
 	ca                            bool  // RFC 5280 §4.2.1.9
+	names                         int   // subject alternative names, RFC 5280 §4.2.1.6
 }
 
 func readCertificate(der []byte) (c certificate, err error) {
@@ -162,10 +163,17 @@ func readCertificate(der []byte) (c certificate, err error) {
 	if r.is(0xa3) {
 		inner, _ := r.next(0xa3)
 		r.err = extensions(inner, func(id, value []byte) {
-			if string(id) == "\x55\x1d\x13" { // id-ce-basicConstraints
-				basic := reader{b: value}
-				b, _ := basic.next(tagSequence)
+			ext := reader{b: value}
+			switch string(id) {
+			case "\x55\x1d\x13": // id-ce-basicConstraints
+				b, _ := ext.next(tagSequence)
 				c.ca = bytes.HasPrefix(b, []byte{tagBoolean, 1}) && len(b) > 2 && b[2] != 0
+			case "\x55\x1d\x11": // id-ce-subjectAltName
+				names, _ := ext.next(tagSequence)
+				for len(names) > 0 && ext.err == nil {
+					_, _, _, names, ext.err = element(names)
+					c.names++
+				}
 			}
 		})
 	}

@@ -105,7 +105,7 @@ func (v *verifier) entry(index uint64, h leaf.Hash, raw []byte) error {
 func (v *verifier) intent(index uint64, h leaf.Hash, l *leaf.Leaf) error {
 	s := v.s
 	s.Counts.Intents++
-	in := openIntent{Hash: h, Op: l.Op, ID: l.ID, Time: l.Time, at: -1}
+	in := openIntent{Hash: h, Op: l.Op, ID: l.ID, Time: l.Time, Entitled: v.entitled, at: -1}
 	var okKey, okTBS bool
 	in.Key, okKey = l.Hash(leaf.TagKey)
 	in.TBS, okTBS = l.Hash(leaf.TagTBSHash)
@@ -210,6 +210,8 @@ func (v *verifier) certificate(index uint64, artefact leaf.Hash, in openIntent, 
 		return bad(index, "its certificate is not what the intent said would be signed")
 	case !bytes.Equal(c.serial, in.Serial):
 		return bad(index, "its certificate has serial %x, the intent %x", c.serial, in.Serial)
+	case in.Entitled > 0 && c.names != in.Entitled:
+		return bad(index, "its certificate has %d names, the evidence of the intent entitles to %d", c.names, in.Entitled)
 	case leaf.Sum(c.signature) != signature:
 		return bad(index, "its certificate has another signature than was recorded")
 	}

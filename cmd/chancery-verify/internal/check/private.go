@@ -3,7 +3,9 @@ package check
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
+	"strings"
 
 	"chancery/cmd/chancery-verify/internal/folder"
 	"chancery/cmd/chancery-verify/internal/leaf"
@@ -97,12 +99,20 @@ func (v *verifier) openBeside() error {
 
 // besides holds what stands beside an entry against it.
 func (v *verifier) besides(index uint64, l *leaf.Leaf) error {
+	v.entitled = 0
 	if b := &v.evidence; b.any && b.index == index {
 		want, ok := l.Hash(leaf.TagEvidence)
 		if !ok || l.Kind != leaf.Intent || leaf.Digest("evidence", b.value) != want {
 			return bad(index, "the evidence that the export has for it is not what it rests on")
 		}
 		v.report.Evidence++
+		var err error
+		if v.entitled, err = entitled(string(b.value)); err != nil {
+			return bad(index, "its evidence: %v", err)
+		}
+		if v.entitled == 0 && strings.HasPrefix(l.Text(leaf.TagRequester), "acme:") {
+			return bad(index, "an ACME account asked for it, and its evidence has no authorization")
+		}
 		if err := b.next(0, false); err != nil {
 			return err
 		}
@@ -123,6 +133,19 @@ func (v *verifier) besides(index uint64, l *leaf.Leaf) error {
 		}
 	}
 	return nil
+}
+
+// entitled is how many names the evidence entitles to, each by an authorization of its own
+// (RFC 8555 §7.1.4): 1, 2, … in this order. 0 if it is not of ACME.
+func entitled(record string) (n int, err error) {
+	for line := range strings.Lines(record) {
+		if text, ok := strings.CutPrefix(line, "authorization "); ok {
+			if n++; !strings.HasPrefix(text, fmt.Sprintf("name %d ", n)) {
+				return n, fmt.Errorf("an authorization is not that of name %d", n)
+			}
+		}
+	}
+	return n, nil
 }
 
 // erased names an opening that an entry says is gone.

@@ -72,6 +72,7 @@ type openIntent struct {
 	Number   uint64    `json:"number,omitempty"`
 	This     uint64    `json:"this,omitempty"`
 	Covers   uint64    `json:"covers,omitempty"`
+	Entitled int       `json:"entitled,omitempty"` // names that its evidence entitles to; 0: it does not say
 
 	at int // in State.serials
 }
