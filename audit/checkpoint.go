@@ -188,8 +188,8 @@ func readBody(text, origin string) (Checkpoint, error) {
 }
 
 // Checkpointer signs the head at most once a second, only when it grew, with every
-// checkpoint key whose member is up; one is enough. A checkpoint adds no leaf: its body is stored before it is signed, and the count
-// of checkpoints stands in the hourly leaf.
+// checkpoint key whose member is up; one is enough. A checkpoint adds no leaf: its body
+// is stored before it is signed, and the count of checkpoints stands in the hourly leaf.
 type Checkpointer struct {
 	ledger *Ledger
 	signer CheckpointSigner
