@@ -304,11 +304,17 @@ func (c *Checkpointer) sign(ctx context.Context) (Checkpoint, error) {
 	}
 	signed := string(body) + "\n"
 	for i := range lines {
-		if l := &lines[i]; l.Err == nil {
-			var v *noteVerifier
-			if v, l.Err = c.ledger.lineKey(ctx, l); l.Err == nil {
-				signed += v.line(l.Signature)
-			}
+		l := &lines[i]
+		if l.Err != nil {
+			continue
+		}
+		var v *noteVerifier
+		switch v, l.Err = c.ledger.lineKey(ctx, l); {
+		case l.Err != nil:
+		case !v.Verify(body, l.Signature):
+			l.Err = errors.New("its signature does not verify")
+		default:
+			signed += v.line(l.Signature)
 		}
 	}
 	c.tellMissing(lines)

@@ -2,6 +2,7 @@ package audit_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -70,6 +71,7 @@ type bench struct {
 	wrap    func(*dbstore.Store) audit.Storage // nil: the store itself
 	ended   error                              // what Run returned, after stop
 	stop    func()
+	logger  *slog.Logger // nil: nowhere
 }
 
 // newLedger makes a ledger with its genesis in a new folder.
@@ -123,7 +125,7 @@ func (b *bench) open() error {
 	if b.wrap != nil {
 		st = b.wrap(db)
 	}
-	l, err := audit.Open(ctx, st, audit.Options{Node: "n", Build: "test", Journal: j, Anchor: b.path("anchor"), Log: slog.New(slog.DiscardHandler)})
+	l, err := audit.Open(ctx, st, audit.Options{Node: "n", Build: "test", Journal: j, Anchor: b.path("anchor"), Log: cmp.Or(b.logger, slog.New(slog.DiscardHandler))})
 	if err != nil {
 		return errors.Join(err, j.Close(), db.Close())
 	}
