@@ -148,6 +148,15 @@ func TestCheckpointOfEveryMember(t *testing.T) {
 	issue()
 	last := w.checkpoint("checkpoint-alpha", "checkpoint-beta")
 	w.consistent(first, last)
+
+	// The officers may bear one more, on one member and on no other.
+	more := []string{"key", "generate", "notary", "--purpose", "checkpoint", "--algorithm", "Ed25519"}
+	if out := cli.run(2, more...); !strings.Contains(out, "never leaves its member") {
+		t.Errorf("a checkpoint key for all members:\n%s", out)
+	}
+	cli.approve(nil, append(more, "--members", "alpha")...)
+	issue()
+	w.checkpoint("checkpoint-alpha", "checkpoint-beta", "notary")
 	s.auditVerify()
 	goOn()
 	s.exportVerify()
