@@ -188,8 +188,8 @@ func readBody(text, origin string) (Checkpoint, error) {
 }
 
 // Checkpointer signs the head at most once a second, only when it grew, with every
-// checkpoint key whose member is up; one is enough. A checkpoint adds no leaf: its body is stored before it is signed, and the count
-// of checkpoints stands in the hourly leaf.
+// checkpoint key whose member is up; one is enough. A checkpoint adds no leaf: its body
+// is stored before it is signed, and the count of checkpoints stands in the hourly leaf.
 type Checkpointer struct {
 	ledger *Ledger
 	signer CheckpointSigner
@@ -309,11 +309,17 @@ func (c *Checkpointer) sign(ctx context.Context) (Checkpoint, error) {
 	}
 	signed := string(body) + "\n"
 	for i := range lines {
-		if l := &lines[i]; l.Err == nil {
-			var v *noteVerifier
-			if v, l.Err = c.ledger.lineKey(ctx, l); l.Err == nil {
-				signed += v.line(l.Signature)
-			}
+		l := &lines[i]
+		if l.Err != nil {
+			continue
+		}
+		var v *noteVerifier
+		switch v, l.Err = c.ledger.lineKey(ctx, l); {
+		case l.Err != nil:
+		case !v.Verify(body, l.Signature):
+			l.Err = errors.New("its signature does not verify")
+		default:
+			signed += v.line(l.Signature)
 		}
 	}
 	c.tellMissing(lines)

@@ -161,8 +161,9 @@ func (s *Store) Inspect(ctx context.Context, cfg MemberConfig) (Candidate, error
 // AddMember lets a token join while the others go on signing. It starts a worker,
 // enrols the member (drained at first), bears its probe and checkpoint keys, finds a way of
 // copying by throw-away keys, copies every key that is not confined to other members and
-// that its role allows, proves each copy, and only then lets it have requests. progress, if not nil, is told each
-// step. Cut short, it is called again with a new grant and goes on where it stood.
+// that its role allows, proves each copy, and only then lets it have requests. progress,
+// if not nil, is told each step. Cut short, it is called again with a new grant and goes
+// on where it stood.
 //
 // The grant must list the acts of [Store.Inspect]. Errors wrap admin.ErrNotGranted,
 // audit.ErrExists, ErrToken, ErrPIN, ErrModule, ErrUnavailable.

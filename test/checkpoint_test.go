@@ -43,6 +43,16 @@ func TestCheckpointOfEveryMember(t *testing.T) {
 	w := &outsider{t: t, s: s, cli: cli}
 	first := w.checkpoint("checkpoint-alpha", "checkpoint-beta")
 	w.entries(first)
+	if out := strings.Split(cli.run(0, "audit", "keys"), "\n"); len(out) != 3 || !strings.HasPrefix(out[0], first.origin+"+") || !strings.HasSuffix(out[1], "  checkpoint-beta, usable, entry 0") {
+		t.Errorf("audit keys:\n%s", strings.Join(out, "\n"))
+	}
+	folder, state := filepath.Join(t.TempDir(), "export"), filepath.Join(t.TempDir(), "state")
+	goOn := func() { // an auditor who goes on from the last time
+		t.Helper()
+		must(t, nil, chancery, "audit", "export", "--dir", s.dir, "--config", s.overlayFile, "--out", folder)
+		verifyExport(t, 0, "--state", state, folder)
+	}
+	goOn()
 
 	// One is away: its line is missing, and the CA goes on.
 	cli.run(0, "hsm", "drain", "beta")
@@ -78,7 +88,7 @@ func TestCheckpointOfEveryMember(t *testing.T) {
 		}
 	}
 	cli.approve(nil, "key", "generate", "contracts", "--purpose", "document", "--algorithm", "P-256")
-	s.exportVerify()
+	goOn()
 
 	// Only the late key signs for a while: who knows that its birth is covered by
 	// checkpoints of the first keys accepts that, here and at the next start.
@@ -119,6 +129,8 @@ func TestCheckpointOfEveryMember(t *testing.T) {
 	up(1)
 	cli.run(0, "hsm", "fence", "beta", "--reason", "its token is gone") // an entry
 	w.checkpoint("checkpoint-gamma")
+	goOn()
+	s.exportVerify()
 	pocket("pocket", "tokens")
 	up(2)
 	cli.run(0, "hsm", "admit", "beta", "--reason", "it is back")
@@ -136,7 +148,17 @@ func TestCheckpointOfEveryMember(t *testing.T) {
 	issue()
 	last := w.checkpoint("checkpoint-alpha", "checkpoint-beta")
 	w.consistent(first, last)
+
+	// The officers may bear one more, on one member and on no other.
+	more := []string{"key", "generate", "notary", "--purpose", "checkpoint", "--algorithm", "Ed25519"}
+	if out := cli.run(2, more...); !strings.Contains(out, "never leaves its member") {
+		t.Errorf("a checkpoint key for all members:\n%s", out)
+	}
+	cli.approve(nil, append(more, "--members", "alpha")...)
+	issue()
+	w.checkpoint("checkpoint-alpha", "checkpoint-beta", "notary")
 	s.auditVerify()
+	goOn()
 	s.exportVerify()
 }
 

@@ -294,8 +294,8 @@ func TestCrashDuringGenesis(t *testing.T) {
 		t.Errorf("issuers: %d, %v; want root and issuing", len(issuers), err)
 	}
 	keys, err := db.Keys(context.Background())
-	if err != nil || len(keys) != 6 {
-		t.Errorf("keys: %d, %v; want 6", len(keys), err)
+	if err != nil || len(keys) != 7 {
+		t.Errorf("keys: %d, %v; want 7", len(keys), err)
 	}
 	if _, err := s.issue(s.client(), s.token(), "after.example.lab"); err != nil {
 		t.Error(err)

@@ -71,8 +71,8 @@ func TestReadme(t *testing.T) {
 	if s.read("root.pem") != root {
 		t.Error("the second start has another root")
 	}
-	if keys, err := s.database().Keys(context.Background()); err != nil || len(keys) != 6 {
-		t.Errorf("%d keys after the second start (%v), want the 6 of the first", len(keys), err)
+	if keys, err := s.database().Keys(context.Background()); err != nil || len(keys) != 7 {
+		t.Errorf("%d keys after the second start (%v), want the 7 of the first", len(keys), err)
 	}
 	if rep := s.auditVerify(); rep.Size < size || rep.Certificates < 5 {
 		t.Errorf("audit after the second start: %+v", rep)
