@@ -2,7 +2,6 @@ package audit_test
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
