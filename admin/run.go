@@ -45,12 +45,16 @@ const sweepEvery = 10 * time.Second
 // approved without a result is failed first: nobody knows how far it came, and no
 // grant is carried out twice.
 func (b *Board) Run(ctx context.Context) error {
-	if err := b.interrupted(ctx); err != nil && ctx.Err() == nil { // else the next start does it
-		return err
-	}
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
-	for {
+	for done := false; ; {
+		if !done { // a database that is away comes back; the next start does it, if it does not
+			if err := b.interrupted(ctx); err == nil {
+				done = true
+			} else if ctx.Err() == nil {
+				b.cfg.Log.Warn("grants that the last end of the server interrupted are not recorded yet", "err", err)
+			}
+		}
 		b.sweep(ctx)
 		for j, ok := b.next(); ok; j, ok = b.next() {
 			b.execute(ctx, j)
