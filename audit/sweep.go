@@ -105,9 +105,9 @@ type Sweeper struct {
 
 // crlSeen is what was looked at last, so that a CRL is read once.
 type crlSeen struct {
-	hash         [32]byte
-	size, covers uint64
-	next         time.Time
+	hash           [32]byte
+	covers, newest uint64
+	next           time.Time
 }
 
 // NewSweeper makes the sweeper of l.
@@ -438,11 +438,11 @@ func (s *Sweeper) checkpointed(ctx context.Context, src SweepSource) error {
 // does not is issued anew (see look); until then its issuer signs no certificates.
 func (s *Sweeper) revocations(ctx context.Context, src SweepSource) (renew bool, err error) {
 	var due []IssuerRow
-	now, size := s.ledger.opt.Now(), s.front.edge.size()
+	now, newest := s.ledger.opt.Now(), s.front.rows.newest
 	err = src.IssuerRows(ctx, func(i IssuerRow) error {
 		was := s.seen[i.SPKI]
 		_, recorded := s.front.rows.crls[i.SPKI]
-		if (i.CRL != nil || recorded) && (was.size != size || was.covers != i.CRLCovers || now.After(was.next) || was.hash != sha256.Sum256(i.CRL)) {
+		if (i.CRL != nil || recorded) && (was.newest != newest || was.covers != i.CRLCovers || now.After(was.next) || was.hash != sha256.Sum256(i.CRL)) {
 			due = append(due, i)
 		}
 		return nil
@@ -473,7 +473,7 @@ func (s *Sweeper) revocations(ctx context.Context, src SweepSource) (renew bool,
 		if what != "" {
 			bad = append(bad, Alarm{Promise: "P4", Index: NoIndex, What: what})
 		} else if soon == "" {
-			s.seen[i.SPKI] = crlSeen{sha256.Sum256(i.CRL), size, i.CRLCovers, next}
+			s.seen[i.SPKI] = crlSeen{sha256.Sum256(i.CRL), i.CRLCovers, newest, next}
 		}
 		if s.opt.CRLs != nil {
 			s.opt.CRLs.Halt(i.SPKI, what)
