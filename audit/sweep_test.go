@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -172,4 +173,65 @@ func cpuTime(t testing.TB) time.Duration {
 		t.Fatal(err)
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// A counter that began at some time is compared from its first reading on; what was found
+// stays, until the counter begins anew.
+func TestSweeperCounts(t *testing.T) {
+	t.Parallel()
+	b := newLedger(t)
+	b.fill(10)
+	b.checkpoint()
+	now := time.Now()
+	at := func(hours int) time.Time { return now.Add(time.Duration(hours) * time.Hour) }
+	var reading atomic.Pointer[audit.SignatureCount]
+	var asked atomic.Int64
+	s := b.sweeping(audit.SweepOptions{Every: 20 * time.Millisecond, Counts: func(map[uint64]bool) (audit.CountsReading, error) {
+		asked.Add(1)
+		if r := reading.Load(); r != nil {
+			return audit.CountsReading{Counts: []audit.SignatureCount{*r}, Witness: witness{}}, nil
+		}
+		return audit.CountsReading{}, errors.New("line 7: no counts")
+	}})
+	surplus := func() (out []string) {
+		for _, a := range s.State().Alarms {
+			if a.Promise == "surplus" {
+				out = append(out, a.What)
+			}
+		}
+		return out
+	}
+	read := func(count uint64, from, to int) {
+		reading.Store(&audit.SignatureCount{Token: "T1", Key: intent(0).Key, Count: count, From: at(from), To: at(to)})
+		before := asked.Load()
+		b.await("two looks", func() bool { return asked.Load() > before+2 }) // the first of them has been compared
+	}
+	b.await("an unreadable file", func() bool { a := surplus(); return len(a) == 1 && strings.Contains(a[0], "line 7") })
+	read(1000, -5, 1) // from here on
+	if a := surplus(); len(a) != 0 {
+		t.Errorf("the first reading: %v", a)
+	}
+	b.ahead.Store(int64(2 * time.Hour))
+	b.fill(5)
+	read(1005, -5, 3)
+	if a := surplus(); len(a) != 0 {
+		t.Errorf("as many as are recorded: %v", a)
+	}
+	read(1007, -5, 4)
+	if a := surplus(); len(a) != 1 || !strings.Contains(a[0], "2 were made behind it") {
+		t.Errorf("two more: %v", a)
+	}
+	reading.Store(nil)
+	b.await("both", func() bool { return len(surplus()) == 2 })
+	read(1007, -5, 5)
+	if a := surplus(); len(a) != 1 {
+		t.Errorf("it is not over: %v", a)
+	}
+	read(0, 5, 6) // a counter that begins after it was judged
+	if a := surplus(); len(a) != 0 {
+		t.Errorf("a new counter: %v", a)
+	}
+	if b.ledger.Broken() != nil {
+		t.Error("a count closed the ledger")
+	}
 }

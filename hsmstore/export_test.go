@@ -128,3 +128,16 @@ func (q *Queue) Running() int {
 	_, n := q.q.depth()
 	return n
 }
+
+// MakeJournal is a worker's journal of one token with these records.
+func MakeJournal(serial string, recs ...JournalRecord) (out []byte) {
+	prev := journalHead(serial)
+	head := prev.encode([32]byte{})
+	out = append(out, head[:]...)
+	for i, r := range recs {
+		r.Seq = uint64(i + 1)
+		b := r.encode(prev.Chain)
+		out, prev = append(out, b[:]...), decodeRecord(b[:])
+	}
+	return out
+}
