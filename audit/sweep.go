@@ -97,6 +97,7 @@ type Sweeper struct {
 	failed       time.Time            // the database could not be read since
 	unlisted     map[string]time.Time // what a CRL lacks, since when it is noticed
 	surplus      *surplusWatch
+	unread       string // why the counts could not be read last
 	began        time.Time
 
 	mu    sync.Mutex
@@ -514,9 +515,14 @@ func lists(l *x509.RevocationList, serial []byte) bool {
 // counts holds what the HSMs say that they have signed against the ledger.
 func (s *Sweeper) counts(r CountsReading, err error) {
 	if err != nil { // what was found before stands
-		s.standing("surplus", append(s.surplus.found(), Alarm{Promise: "surplus", Index: NoIndex, What: "the HSMs' counts cannot be read: " + err.Error()}))
+		if s.unread != err.Error() { // paths are for the log alone: alarms are public
+			s.log.Error("the HSMs' counts cannot be read", "err", err)
+		}
+		s.unread = err.Error()
+		s.standing("surplus", append(s.surplus.found(), Alarm{Promise: "surplus", Index: NoIndex, What: "the HSMs' counts cannot be read; the log says why"}))
 		return
 	}
+	s.unread = ""
 	s.standing("surplus", s.surplus.alarms(s.tally, r))
 }
 

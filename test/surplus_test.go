@@ -230,8 +230,11 @@ func TestSurplusWhileServing(t *testing.T) {
 	}
 	c.await(20*time.Second, func() bool {
 		_, text := c.get(client, "/readyz")
-		return strings.Contains(text, "line 1") && strings.Contains(text, "extra") && strings.Contains(text, "made behind it")
+		return strings.Contains(text, "cannot be read") && strings.Contains(text, "made behind it") // which stands
 	})
+	if !strings.Contains(c.log.String(), "counts.csv: line 1: column") {
+		t.Error("the log does not say what is wrong with the file")
+	}
 	c.counts(file, time.Time{})
-	c.await(20*time.Second, func() bool { _, text := c.get(client, "/readyz"); return !strings.Contains(text, "extra") })
+	c.await(20*time.Second, func() bool { _, text := c.get(client, "/readyz"); return !strings.Contains(text, "cannot be read") })
 }
