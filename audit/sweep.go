@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -97,6 +98,7 @@ type Sweeper struct {
 	failed       time.Time            // the database could not be read since
 	unlisted     map[string]time.Time // what a CRL lacks, since when it is noticed
 	surplus      *surplusWatch
+	kept         []*keptFile
 	unread       string // why the counts could not be read last
 	began        time.Time
 
@@ -125,7 +127,14 @@ func NewSweeper(l *Ledger, src SweepSource, opt SweepOptions) *Sweeper {
 	if opt.Log == nil {
 		opt.Log = l.opt.Log
 	}
-	return &Sweeper{ledger: l, src: src, opt: opt, log: opt.Log, seen: map[[32]byte]crlSeen{}, old: map[uint64]time.Time{}, began: l.opt.Now()}
+	s := &Sweeper{ledger: l, src: src, opt: opt, log: opt.Log, seen: map[[32]byte]crlSeen{}, old: map[uint64]time.Time{}, began: l.opt.Now()}
+	if j := l.opt.Journal; j != nil {
+		s.kept = append(s.kept, &keptFile{name: "the intent journal", path: j.path})
+	}
+	if l.opt.Anchor != "" {
+		s.kept = append(s.kept, &keptFile{name: "the anchor of checkpoints", path: l.opt.Anchor})
+	}
+	return s
 }
 
 // State is how far the sweeper is and what stands.
@@ -358,7 +367,7 @@ func (s *Sweeper) look(ctx context.Context) {
 	s.openIntents()
 	renew := false
 	err := s.src.Snapshot(ctx, func(src SweepSource) (err error) {
-		if err = s.checkpointed(ctx, src); err == nil {
+		if err = s.witnesses(ctx, src); err == nil {
 			renew, err = s.revocations(ctx, src)
 		}
 		return err
@@ -412,13 +421,40 @@ func (s *Sweeper) openIntents() {
 	s.standing("P1", bad)
 }
 
-// checkpointed: a signed checkpoint covers what is on the ledger (P9).
-func (s *Sweeper) checkpointed(ctx context.Context, src SweepSource) error {
+// keptFile is a file that only grows.
+type keptFile struct {
+	name, path string
+	seen       os.FileInfo
+	size       [2]int64 // at the last two looks: what a full disk cut off again was there at one of them at most
+	gone       bool
+}
+
+// look tells whether the file is what it was. What is gone once stays so until a restart.
+func (k *keptFile) look() (intact bool) {
+	now, err := os.Stat(k.path)
+	if err != nil && k.seen == nil {
+		return true // not there yet
+	}
+	k.gone = k.gone || err != nil || k.seen != nil && !os.SameFile(now, k.seen) || now.Size() < min(k.size[0], k.size[1])
+	if err == nil {
+		k.seen, k.size = now, [2]int64{k.size[1], now.Size()}
+	}
+	return !k.gone
+}
+
+// witnesses: a signed checkpoint covers what is on the ledger, and the files outside the
+// database are there (P9).
+func (s *Sweeper) witnesses(ctx context.Context, src SweepSource) error {
 	covered, err := signedSize(ctx, src)
 	if err != nil {
 		return err
 	}
 	var bad []Alarm
+	for _, k := range s.kept {
+		if !k.look() {
+			bad = append(bad, Alarm{Promise: "P9", Index: NoIndex, What: k.name + " was removed, replaced or cut under the server"})
+		}
+	}
 	if covered < s.front.edge.size() {
 		err := src.Leaves(ctx, covered, covered+1, func(i uint64, b []byte) error {
 			l, err := DecodeLeaf(b)

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -173,6 +174,49 @@ func cpuTime(t testing.TB) time.Duration {
 		t.Fatal(err)
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// The files outside the database only grow. One that does not is an alarm until a restart,
+// even if it looks whole again.
+func TestSweeperKeepsWitnesses(t *testing.T) {
+	for file, cut := range map[string]func(path string) error{
+		"journal": func(path string) error { return os.Truncate(path, 10) },
+		"anchor":  os.Remove,
+	} {
+		t.Run(file, func(t *testing.T) {
+			t.Parallel()
+			b := newLedger(t)
+			b.fill(20)
+			b.checkpoint()
+			var looks atomic.Int64
+			s := b.sweeping(audit.SweepOptions{Every: 20 * time.Millisecond, Counts: func(map[uint64]bool) (audit.CountsReading, error) {
+				looks.Add(1)
+				return audit.CountsReading{}, nil
+			}})
+			b.await("three looks", func() bool { return looks.Load() > 3 })
+			b.fill(20)
+			b.checkpoint()
+			b.await("three looks more", func() bool { return looks.Load() > 6 })
+			if a := s.State().Alarms; len(a) > 0 {
+				t.Fatalf("alarms before: %v", a)
+			}
+			if err := cut(b.path(file)); err != nil {
+				t.Fatal(err)
+			}
+			found := func() bool {
+				a := s.State().Alarms
+				return len(a) == 1 && a[0].Promise == "P9" && strings.Contains(a[0].What, file)
+			}
+			b.await("an alarm", found)
+			b.fill(20)
+			b.checkpoint()
+			was := looks.Load()
+			b.await("three looks after", func() bool { return looks.Load() > was+3 })
+			if !found() || b.ledger.Broken() != nil {
+				t.Errorf("alarms %v, ledger %v", s.State().Alarms, b.ledger.Broken())
+			}
+		})
+	}
 }
 
 // A counter that began at some time is compared from its first reading on; what was found
