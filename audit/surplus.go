@@ -192,7 +192,8 @@ type Tally struct {
 	token map[string]string // of a member or backup recipient, by name
 	names map[[32]byte]string
 	kinds map[[32]byte]Purpose
-	nodes map[string]bool // that had intents
+	older map[[32]byte]bool // keys that were used before this ledger knew them
+	nodes map[string]bool   // that had intents
 	lost  map[uint64]lostUse
 	last  time.Time // of the newest entry
 	full  time.Time // trimmed last
@@ -211,7 +212,7 @@ const tallyKeep = 2 * time.Hour
 
 // NewTally begins before entry 0.
 func NewTally() *Tally {
-	return &Tally{open: map[uint64]Leaf{}, uses: map[use]*uses{}, token: map[string]string{}, names: map[[32]byte]string{}, kinds: map[[32]byte]Purpose{}, nodes: map[string]bool{}, lost: map[uint64]lostUse{}}
+	return &Tally{open: map[uint64]Leaf{}, uses: map[use]*uses{}, token: map[string]string{}, names: map[[32]byte]string{}, kinds: map[[32]byte]Purpose{}, older: map[[32]byte]bool{}, nodes: map[string]bool{}, lost: map[uint64]lostUse{}}
 }
 
 // ReadTally adds up the entries below a size.
@@ -266,6 +267,7 @@ func (t *Tally) add(index uint64, l Leaf) {
 			if key, ok := l.Hash(TagKey); ok {
 				purpose, _ := l.Uint(TagPurpose)
 				t.names[key], t.kinds[key] = text(TagKeyName), Purpose(purpose)
+				t.older[key] = l.Op == OpKeyAdopt || l.Op == OpRestore
 			}
 		}
 	}
@@ -442,6 +444,9 @@ func (t *Tally) compare(c SignatureCount, e earlier, w Witness, skew time.Durati
 		return out
 	case purpose == PurposeSecret:
 		out.Note = "not compared: keys for secrets make no signatures"
+		return out
+	case t.older[c.Key] && c.From.IsZero():
+		out.Note = "not compared: it was adopted or restored and may have signed before; give a count from a later time on"
 		return out
 	case purpose == PurposeCheckpoint || purpose == PurposeProbe:
 		if !c.From.IsZero() {

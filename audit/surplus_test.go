@@ -157,6 +157,32 @@ func TestSurplusBounds(t *testing.T) {
 	}
 }
 
+// A key that was adopted, or came back from a backup, has signed before: its counts are
+// compared from a time on only.
+func TestSurplusOfOlderKeys(t *testing.T) {
+	onlySQLite(t)
+	b := newLedger(t)
+	var f audit.Fields
+	f.Hash(audit.TagKey, intent(0).Key)
+	f.Text(audit.TagKeyName, "old")
+	f.Uint8(audit.TagPurpose, uint8(audit.PurposeIssuer))
+	if _, err := b.ledger.Append(context.Background(), audit.Event(audit.OpKeyAdopt, f)); err != nil {
+		t.Fatal(err)
+	}
+	tally, err := audit.ReadTally(context.Background(), b.db, b.ledger.Head().Size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := audit.SignatureCount{Token: "T1", Key: intent(0).Key, Count: 1000, To: time.Now()}
+	if got := tally.Compare(c, witness{}, 0); got.Surplus || !strings.Contains(got.Note, "adopted") {
+		t.Errorf("since it came there: %s", got)
+	}
+	c.From = c.To.Add(-time.Minute)
+	if got := tally.Compare(c, witness{}, 0); !got.Surplus || got.Name != "old" {
+		t.Errorf("of the last minute: %s", got)
+	}
+}
+
 func TestCountsBetween(t *testing.T) {
 	at := func(hour int) time.Time { return time.Date(2026, 7, 1, hour, 0, 0, 0, time.UTC) }
 	one := func(count uint64, from, to int) audit.SignatureCount {

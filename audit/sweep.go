@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -98,6 +99,8 @@ type Sweeper struct {
 	failed       time.Time            // the database could not be read since
 	unlisted     map[string]time.Time // what a CRL lacks, since when it is noticed
 	surplus      *surplusWatch
+	kept         []*keptFile
+	unread       string // why the counts could not be read last
 	began        time.Time
 
 	mu    sync.Mutex
@@ -106,9 +109,9 @@ type Sweeper struct {
 
 // crlSeen is what was looked at last, so that a CRL is read once.
 type crlSeen struct {
-	hash         [32]byte
-	size, covers uint64
-	next         time.Time
+	hash           [32]byte
+	covers, newest uint64
+	next           time.Time
 }
 
 // NewSweeper makes the sweeper of l.
@@ -125,7 +128,14 @@ func NewSweeper(l *Ledger, src SweepSource, opt SweepOptions) *Sweeper {
 	if opt.Log == nil {
 		opt.Log = l.opt.Log
 	}
-	return &Sweeper{ledger: l, src: src, opt: opt, log: opt.Log, seen: map[[32]byte]crlSeen{}, old: map[uint64]time.Time{}, began: l.opt.Now()}
+	s := &Sweeper{ledger: l, src: src, opt: opt, log: opt.Log, seen: map[[32]byte]crlSeen{}, old: map[uint64]time.Time{}, began: l.opt.Now()}
+	if j := l.opt.Journal; j != nil {
+		s.kept = append(s.kept, &keptFile{name: "the intent journal", path: j.path})
+	}
+	if l.opt.Anchor != "" {
+		s.kept = append(s.kept, &keptFile{name: "the anchor of checkpoints", path: l.opt.Anchor})
+	}
+	return s
 }
 
 // State is how far the sweeper is and what stands.
@@ -359,7 +369,7 @@ func (s *Sweeper) look(ctx context.Context) {
 	s.openIntents()
 	renew := false
 	err := s.src.Snapshot(ctx, func(src SweepSource) (err error) {
-		if err = s.checkpointed(ctx, src); err == nil {
+		if err = s.witnesses(ctx, src); err == nil {
 			renew, err = s.revocations(ctx, src)
 		}
 		return err
@@ -413,13 +423,40 @@ func (s *Sweeper) openIntents() {
 	s.standing("P1", bad)
 }
 
-// checkpointed: a signed checkpoint covers what is on the ledger (P9).
-func (s *Sweeper) checkpointed(ctx context.Context, src SweepSource) error {
+// keptFile is a file that only grows.
+type keptFile struct {
+	name, path string
+	seen       os.FileInfo
+	size       [2]int64 // at the last two looks: what a full disk cut off again was there at one of them at most
+	gone       bool
+}
+
+// look tells whether the file is what it was. What is gone once stays so until a restart.
+func (k *keptFile) look() (intact bool) {
+	now, err := os.Stat(k.path)
+	if err != nil && k.seen == nil {
+		return true // not there yet
+	}
+	k.gone = k.gone || err != nil || k.seen != nil && !os.SameFile(now, k.seen) || now.Size() < min(k.size[0], k.size[1])
+	if err == nil {
+		k.seen, k.size = now, [2]int64{k.size[1], now.Size()}
+	}
+	return !k.gone
+}
+
+// witnesses: a signed checkpoint covers what is on the ledger, and the files outside the
+// database are there (P9).
+func (s *Sweeper) witnesses(ctx context.Context, src SweepSource) error {
 	covered, err := signedSize(ctx, src)
 	if err != nil {
 		return err
 	}
 	var bad []Alarm
+	for _, k := range s.kept {
+		if !k.look() {
+			bad = append(bad, Alarm{Promise: "P9", Index: NoIndex, What: k.name + " was removed, replaced or cut under the server"})
+		}
+	}
 	if covered < s.front.edge.size() {
 		err := src.Leaves(ctx, covered, covered+1, func(i uint64, b []byte) error {
 			l, err := DecodeLeaf(b)
@@ -440,11 +477,11 @@ func (s *Sweeper) checkpointed(ctx context.Context, src SweepSource) error {
 // does not is issued anew (see look); until then its issuer signs no certificates.
 func (s *Sweeper) revocations(ctx context.Context, src SweepSource) (renew bool, err error) {
 	var due []IssuerRow
-	now, size := s.ledger.opt.Now(), s.front.edge.size()
+	now, newest := s.ledger.opt.Now(), s.front.rows.newest
 	err = src.IssuerRows(ctx, func(i IssuerRow) error {
 		was := s.seen[i.SPKI]
 		_, recorded := s.front.rows.crls[i.SPKI]
-		if (i.CRL != nil || recorded) && (was.size != size || was.covers != i.CRLCovers || now.After(was.next) || was.hash != sha256.Sum256(i.CRL)) {
+		if (i.CRL != nil || recorded) && (was.newest != newest || was.covers != i.CRLCovers || now.After(was.next) || was.hash != sha256.Sum256(i.CRL)) {
 			due = append(due, i)
 		}
 		return nil
@@ -475,7 +512,7 @@ func (s *Sweeper) revocations(ctx context.Context, src SweepSource) (renew bool,
 		if what != "" {
 			bad = append(bad, Alarm{Promise: "P4", Index: NoIndex, What: what})
 		} else if soon == "" {
-			s.seen[i.SPKI] = crlSeen{sha256.Sum256(i.CRL), size, i.CRLCovers, next}
+			s.seen[i.SPKI] = crlSeen{sha256.Sum256(i.CRL), i.CRLCovers, newest, next}
 		}
 		if s.opt.CRLs != nil {
 			s.opt.CRLs.Halt(i.SPKI, what)
@@ -516,9 +553,14 @@ func lists(l *x509.RevocationList, serial []byte) bool {
 // counts holds what the HSMs say that they have signed against the ledger.
 func (s *Sweeper) counts(r CountsReading, err error) {
 	if err != nil { // what was found before stands
-		s.standing("surplus", append(s.surplus.found(), Alarm{Promise: "surplus", Index: NoIndex, What: "the HSMs' counts cannot be read: " + err.Error()}))
+		if s.unread != err.Error() { // paths are for the log alone: alarms are public
+			s.log.Error("the HSMs' counts cannot be read", "err", err)
+		}
+		s.unread = err.Error()
+		s.standing("surplus", append(s.surplus.found(), Alarm{Promise: "surplus", Index: NoIndex, What: "the HSMs' counts cannot be read; the log says why"}))
 		return
 	}
+	s.unread = ""
 	s.standing("surplus", s.surplus.alarms(s.tally, r))
 }
 

@@ -5,7 +5,9 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -172,4 +174,108 @@ func cpuTime(t testing.TB) time.Duration {
 		t.Fatal(err)
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// The files outside the database only grow. One that does not is an alarm until a restart,
+// even if it looks whole again.
+func TestSweeperKeepsWitnesses(t *testing.T) {
+	for file, cut := range map[string]func(path string) error{
+		"journal": func(path string) error { return os.Truncate(path, 10) },
+		"anchor":  os.Remove,
+	} {
+		t.Run(file, func(t *testing.T) {
+			t.Parallel()
+			b := newLedger(t)
+			b.fill(20)
+			b.checkpoint()
+			var looks atomic.Int64
+			s := b.sweeping(audit.SweepOptions{Every: 20 * time.Millisecond, Counts: func(map[uint64]bool) (audit.CountsReading, error) {
+				looks.Add(1)
+				return audit.CountsReading{}, nil
+			}})
+			b.await("three looks", func() bool { return looks.Load() > 3 })
+			b.fill(20)
+			b.checkpoint()
+			b.await("three looks more", func() bool { return looks.Load() > 6 })
+			if a := s.State().Alarms; len(a) > 0 {
+				t.Fatalf("alarms before: %v", a)
+			}
+			if err := cut(b.path(file)); err != nil {
+				t.Fatal(err)
+			}
+			found := func() bool {
+				a := s.State().Alarms
+				return len(a) == 1 && a[0].Promise == "P9" && strings.Contains(a[0].What, file)
+			}
+			b.await("an alarm", found)
+			b.fill(20)
+			b.checkpoint()
+			was := looks.Load()
+			b.await("three looks after", func() bool { return looks.Load() > was+3 })
+			if !found() || b.ledger.Broken() != nil {
+				t.Errorf("alarms %v, ledger %v", s.State().Alarms, b.ledger.Broken())
+			}
+		})
+	}
+}
+
+// A counter that began at some time is compared from its first reading on; what was found
+// stays, until the counter begins anew.
+func TestSweeperCounts(t *testing.T) {
+	t.Parallel()
+	b := newLedger(t)
+	b.fill(10)
+	b.checkpoint()
+	now := time.Now()
+	at := func(hours int) time.Time { return now.Add(time.Duration(hours) * time.Hour) }
+	var reading atomic.Pointer[audit.SignatureCount]
+	var asked atomic.Int64
+	s := b.sweeping(audit.SweepOptions{Every: 20 * time.Millisecond, Counts: func(map[uint64]bool) (audit.CountsReading, error) {
+		asked.Add(1)
+		if r := reading.Load(); r != nil {
+			return audit.CountsReading{Counts: []audit.SignatureCount{*r}, Witness: witness{}}, nil
+		}
+		return audit.CountsReading{}, errors.New("line 7: no counts")
+	}})
+	surplus := func() (out []string) {
+		for _, a := range s.State().Alarms {
+			if a.Promise == "surplus" {
+				out = append(out, a.What)
+			}
+		}
+		return out
+	}
+	read := func(count uint64, from, to int) {
+		reading.Store(&audit.SignatureCount{Token: "T1", Key: intent(0).Key, Count: count, From: at(from), To: at(to)})
+		before := asked.Load()
+		b.await("two looks", func() bool { return asked.Load() > before+2 }) // the first of them has been compared
+	}
+	b.await("an unreadable file", func() bool { a := surplus(); return len(a) == 1 && strings.Contains(a[0], "cannot be read") })
+	read(1000, -5, 1) // from here on
+	if a := surplus(); len(a) != 0 {
+		t.Errorf("the first reading: %v", a)
+	}
+	b.ahead.Store(int64(2 * time.Hour))
+	b.fill(5)
+	read(1005, -5, 3)
+	if a := surplus(); len(a) != 0 {
+		t.Errorf("as many as are recorded: %v", a)
+	}
+	read(1007, -5, 4)
+	if a := surplus(); len(a) != 1 || !strings.Contains(a[0], "2 were made behind it") {
+		t.Errorf("two more: %v", a)
+	}
+	reading.Store(nil)
+	b.await("both", func() bool { return len(surplus()) == 2 })
+	read(1007, -5, 5)
+	if a := surplus(); len(a) != 1 {
+		t.Errorf("it is not over: %v", a)
+	}
+	read(0, 5, 6) // a counter that begins after it was judged
+	if a := surplus(); len(a) != 0 {
+		t.Errorf("a new counter: %v", a)
+	}
+	if b.ledger.Broken() != nil {
+		t.Error("a count closed the ledger")
+	}
 }

@@ -100,6 +100,7 @@ type rows struct {
 	cluster     cluster
 	approvals   approvals
 	revocations uint64
+	newest      uint64 // leaf of the newest revocation
 }
 
 // reserved is what an intent says of its serial and its evidence, cut to 16 octets each.
@@ -228,6 +229,7 @@ func (r *rows) restored(l Leaf) {
 
 // revoke: a later reason replaces the first, the date stays.
 func (r *rows) revoke(issuer [32]byte, serial []byte, now revoked) {
+	r.newest = now.leaf
 	k := string(issuer[:]) + string(serial)
 	if before, again := r.revoked[k]; again {
 		now.at, now.carried, now.ends = before.at, before.carried, before.ends

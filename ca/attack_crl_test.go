@@ -2,6 +2,7 @@ package ca_test
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
@@ -396,4 +397,28 @@ func TestRunMakesCRLs(t *testing.T) {
 		t.Fatal("issued")
 	}
 	await(p.Serial())
+}
+
+// An issuer whose CRL the sweeper found wrong signs no certificates, not even one that was
+// prepared before; it makes a new CRL and then goes on.
+func TestHaltedIssuer(t *testing.T) {
+	h := home(t)
+	h.fresh(t)
+	a := h.authority
+	prepared, err := a.Prepare(t.Context(), ca.Request{Profile: "tls-server", CSR: good()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	spki := sha256.Sum256(must(x509.ParseCertificate(must(a.IssuerCertificate("issuing")))).RawSubjectPublicKeyInfo)
+	before, _ := h.crl(t)
+	a.Halt(spki, "its CRL is wrong")
+	defer a.Halt(spki, "")
+	h.refuses(t, "halted", func() error { return h.prepare(good()) }, ca.IssuerUnavailable)
+	h.refuses(t, "prepared before", func() error { _, err := a.Issue(context.Background(), prepared, ca.Projections{}); return err }, ca.IssuerUnavailable)
+	h.fresh(t)
+	if after, _ := h.crl(t); after.Number.Cmp(before.Number) <= 0 {
+		t.Errorf("CRL %v after %v: no new one", after.Number, before.Number)
+	}
+	a.Halt(spki, "")
+	h.issue(t, a, good())
 }

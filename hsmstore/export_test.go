@@ -138,3 +138,16 @@ func (s *Store) GenesisOfOld(ctx context.Context, grant *admin.Grant, g audit.Ge
 
 // SetRole makes the store, not the token, believe in another role of a member.
 func (s *Store) SetRole(member string, r Role) { s.member(member).cfg.Role = r }
+
+// MakeJournal is a worker's journal of one token with these records.
+func MakeJournal(serial string, recs ...JournalRecord) (out []byte) {
+	prev := journalHead(serial)
+	head := prev.encode([32]byte{})
+	out = append(out, head[:]...)
+	for i, r := range recs {
+		r.Seq = uint64(i + 1)
+		b := r.encode(prev.Chain)
+		out, prev = append(out, b[:]...), decodeRecord(b[:])
+	}
+	return out
+}

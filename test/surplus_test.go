@@ -168,6 +168,18 @@ func TestAttack_AUD_22(t *testing.T) {
 	c.start()
 	surplus(0, birth("all.csv"))
 
+	// What is no file of counts, or none, is told.
+	if out := surplus(2); !strings.Contains(out, "--counts") {
+		t.Errorf("without a file: %s", out)
+	}
+	bad := filepath.Join(c.dir, "bad.csv")
+	if err := os.WriteFile(bad, []byte("token_serial,key_spki_sha256,count,from,to\nT1,ab,1,,2026-07-01T00:00:00Z\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out := surplus(1, bad); !strings.Contains(out, "bad.csv: line 2: key_spki_sha256") {
+		t.Errorf("a bad file: %s", out)
+	}
+
 	c.behind("beta", "issuing")
 	later := c.counts(filepath.Join(c.dir, "later.csv"), began)
 	key := fmt.Sprintf("%x", sha256.Sum256(c.key("issuing").SPKI))
@@ -230,8 +242,11 @@ func TestSurplusWhileServing(t *testing.T) {
 	}
 	c.await(20*time.Second, func() bool {
 		_, text := c.get(client, "/readyz")
-		return strings.Contains(text, "line 1") && strings.Contains(text, "extra") && strings.Contains(text, "made behind it")
+		return strings.Contains(text, "cannot be read") && strings.Contains(text, "made behind it") // which stands
 	})
+	if !strings.Contains(c.log.String(), "counts.csv: line 1: column") {
+		t.Error("the log does not say what is wrong with the file")
+	}
 	c.counts(file, time.Time{})
-	c.await(20*time.Second, func() bool { _, text := c.get(client, "/readyz"); return !strings.Contains(text, "extra") })
+	c.await(20*time.Second, func() bool { _, text := c.get(client, "/readyz"); return !strings.Contains(text, "cannot be read") })
 }

@@ -148,6 +148,18 @@ func TestReadiness(t *testing.T) {
 	})
 }
 
+// A broken promise that does not end the signing stands beside "ready".
+func TestReadyWithAlarms(t *testing.T) {
+	var alarms []string
+	f := newFixture(t, func(c *web.Config) { c.Alarms = func() []string { return alarms } })
+	for want, these := range map[string][]string{"ready\n": nil, "ready\nalarm: P9: late\nalarm: surplus: key\n": {"P9: late", "surplus: key"}} {
+		alarms = these
+		if w := f.do(call{path: "/readyz", noToken: true}); w.Code != 200 || w.Body.String() != want {
+			t.Errorf("%d %q, want %q", w.Code, w.Body, want)
+		}
+	}
+}
+
 func TestLandingPage(t *testing.T) {
 	f := newFixture(t)
 	w := f.do(call{path: "/", noToken: true})

@@ -447,8 +447,11 @@ func own(l listeners) (out []string) {
 // ready tells whether a certificate could be signed and recorded now.
 func (s *server) ready(ctx context.Context) error {
 	for _, a := range s.sweeper.State().Alarms {
-		if a.Closed {
+		switch {
+		case a.Closed:
 			return &web.NotReady{Part: "ledger", Detail: "the ledger is closed, nothing is signed: " + a.String()}
+		case a.Promise == "P4":
+			return &web.NotReady{Part: "ca", Detail: "an issuer signs no certificates: " + a.String()}
 		}
 	}
 	if err := s.ledger.Write(ctx); err != nil { // an empty write goes through queue and commit
