@@ -354,8 +354,8 @@ func TestIntentIsClosedOnce(t *testing.T) {
 	}
 }
 
-// TestTamper changes what is stored as somebody with full access to the database would.
-func TestTamper(t *testing.T) {
+// TestAttack_AUD_01_02 changes what is stored as somebody with full access to the database would.
+func TestAttack_AUD_01_02(t *testing.T) {
 	onlySQLite(t)
 	setup := func(t *testing.T) *bench {
 		b := newLedger(t)

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"chancery/audit"
 	"chancery/dbstore"
@@ -247,5 +248,69 @@ func TestForgedForeignEntry(t *testing.T) {
 	a.ended <- err
 	if !errors.Is(err, audit.ErrTampered) || !errors.Is(a.ledger.Broken(), audit.ErrTampered) {
 		t.Errorf("Run ended with %v", err)
+	}
+}
+
+// zombie holds the first transaction that begins an intent open before its COMMIT, as the
+// backend of a server does that was killed.
+type zombie struct {
+	*dbstore.Store
+	in, out chan struct{}
+}
+
+func (z zombie) Update(ctx context.Context, fn func(audit.Tx) error) error {
+	return z.Store.Update(ctx, func(tx audit.Tx) error {
+		err := fn(tx)
+		close(z.in)
+		<-z.out
+		return err
+	})
+}
+
+// A server is started again at once after kill -9, while the backend of the old one still
+// commits: it waits for that, and only then looks for what is open.
+func TestAttack_AUD_12(t *testing.T) {
+	b, all := nodes(t, "a")
+	all[0].close()
+	ctx := context.Background()
+	z := zombie{in: make(chan struct{}), out: make(chan struct{})}
+	var err error
+	if z.Store, err = dbstore.Open(ctx, b.url); err != nil {
+		t.Fatal(err)
+	}
+	if err := z.LockNode(ctx, "a"); err != nil {
+		t.Fatal(err)
+	}
+	old, err := audit.Open(ctx, z, audit.Options{Node: "a", Shared: true, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	run, stop := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() { old.Run(run); close(ended) }()
+	begun := make(chan error, 1)
+	go func() { _, err := old.Begin(ctx, intent(1)); begun <- err }()
+	<-z.in
+
+	fresh := &node{name: "a"}
+	opened := make(chan struct{})
+	go func() { defer close(opened); fresh.open(t, b) }()
+	select {
+	case <-opened:
+		t.Error("the new server did not wait for the old backend")
+	case <-time.After(300 * time.Millisecond): // it must not come: there is no event to wait for
+	}
+	close(z.out)
+	if err := <-begun; err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	<-ended
+	z.Close()
+	<-opened
+	t.Cleanup(fresh.close)
+	open, err := fresh.ledger.OpenIntents(ctx)
+	if err != nil || len(open) != 1 {
+		t.Errorf("the new server finds %d open intents, %v; want the one of the old backend", len(open), err)
 	}
 }

@@ -104,7 +104,7 @@ func (l *load) end() {
 	l.wg.Wait()
 }
 
-// TestCrash kills the server under load, again and again, at random moments, and
+// TestCrash (AUD-11) kills the server under load, again and again, at random moments, and
 // holds the promises P1, P3 and P4 against three witnesses outside it: what the
 // clients were told, the journals of the HSM workers, and the CRL.
 func TestCrash(t *testing.T) {
