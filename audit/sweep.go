@@ -260,8 +260,8 @@ func signedSize(ctx context.Context, src SweepSource) (uint64, error) {
 	return strconv.ParseUint(line, 10, 63)
 }
 
-// step lets a pass check the next entries. A pass that was interrupted in the middle of
-// a step begins anew.
+// step lets a pass check the next entries, and does atHead at the head. A pass that was
+// interrupted in the middle of either begins anew.
 func (s *Sweeper) step(ctx context.Context, pass **verifier, limit uint64, atHead func(SweepSource) error) (reached bool) {
 	v := *pass
 	before := v.edge.size()
@@ -277,7 +277,7 @@ func (s *Sweeper) step(ctx context.Context, pass **verifier, limit uint64, atHea
 		s.violated(bad)
 		return false
 	case err != nil:
-		if v.edge.size() != before {
+		if v.edge.size() != before || reached {
 			*pass = nil
 		}
 		if ctx.Err() == nil {

@@ -58,7 +58,7 @@ func TestSweeperFollows(t *testing.T) {
 	}
 }
 
-// What TestAttack_AUD_01_02 changes behind a stopped server is found under a running one, too, and
+// What TestTamper changes behind a stopped server is found under a running one, too, and
 // closes the ledger: what is in flight is refused, and the sequencer stays.
 func TestSweeperFinds(t *testing.T) {
 	onlySQLite(t)

@@ -35,6 +35,30 @@ func TestMetricsAreConsistent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	ledger := prometheus.NewPedanticRegistry()
+	ledger.MustRegister(ledgerMetrics{func() audit.Sweep {
+		return audit.Sweep{Swept: 7, At: time.Now(), Alarms: []audit.Alarm{{Promise: "P4"}, {Promise: "P9", Closed: true}, {Promise: "P9"}}}
+	}})
+	found, err := ledger.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, f := range found {
+		for _, m := range f.Metric {
+			label := ""
+			for _, l := range m.Label {
+				label = l.GetValue()
+			}
+			got[f.GetName()+label] = m.GetGauge().GetValue()
+		}
+	}
+	for name, want := range map[string]float64{"chancery_ledger_violationsP9": 2, "chancery_ledger_violationsP4": 1, "chancery_ledger_violationsP1": 0, "chancery_ledger_closed": 1,
+		"chancery_ledger_swept": 7, "chancery_ledger_reread_age_seconds": -1} {
+		if v, ok := got[name]; !ok || v != want {
+			t.Errorf("%s is %v, want %v", name, v, want)
+		}
+	}
 	if len(families) != len(allMetrics) {
 		t.Errorf("%d families of %d descriptions", len(families), len(allMetrics))
 	}
