@@ -246,6 +246,9 @@ func (l *Ledger) commit(batch []*item) error {
 		}
 		close(it.finished)
 	}
+	if l.isHalted() { // while the batch was written: the sequencer stays and refuses
+		return nil
+	}
 	return l.Broken()
 }
 

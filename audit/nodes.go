@@ -89,7 +89,9 @@ func (l *Ledger) look() error {
 	}
 	if err := l.follow(ctx, head); errors.Is(err, ErrTampered) || errors.Is(err, ErrDisk) {
 		l.fence(err)
-		return l.Broken()
+		if !l.isHalted() {
+			return l.Broken()
+		}
 	}
 	return nil
 }
