@@ -29,6 +29,7 @@ const recoverCommand = "chancery audit recover --help"
 const (
 	markRecovering = "recovering"
 	markRecovered  = "recovered"
+	markLine       = "%d %s %x - -\n"
 )
 
 // LostSerial is a serial that a lost entry gave, or revoked.
@@ -204,9 +205,10 @@ func (j *Journal) EndRecovery(size uint64, grant [32]byte) error {
 
 func (j *Journal) mark(size uint64, what string, grant [32]byte) error {
 	j.mu.Lock()
-	err := j.append(fmt.Appendf(nil, "%d %s %x - -\n", size, what, grant))
+	at := j.size
+	err := j.append(fmt.Appendf(nil, markLine, size, what, grant))
 	if err == nil {
-		j.base, j.cut = size, what == markRecovering
+		j.base, j.cut, j.grant, j.marked = size, what == markRecovering, grant, at
 	}
 	j.mu.Unlock()
 	if err != nil {
