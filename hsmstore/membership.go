@@ -111,6 +111,7 @@ func (s *Store) recordStanding(ctx context.Context, m *member, to Standing, reas
 		return fmt.Errorf("recording that member %s is %s: %w", m.cfg.Name, to, err)
 	}
 	m.decided(to)
+	s.lookAgain() // another node may have decided behind it
 	return nil
 }
 
@@ -548,10 +549,15 @@ func (s *Store) Fence(ctx context.Context, name, reason string) error {
 	if err != nil {
 		return err
 	}
-	m.set(Fenced, fmt.Errorf("fenced: %s", audit.Text(reason, 200)))
-	m.halt()
-	s.resize()
-	return s.recordStanding(ctx, m, StandingFenced, reason)
+	out := func() {
+		m.set(Fenced, fmt.Errorf("fenced: %s", audit.Text(reason, 200)))
+		m.halt()
+		s.resize()
+	}
+	out()
+	err = s.recordStanding(ctx, m, StandingFenced, reason)
+	out() // also if it was let in again meanwhile
+	return err
 }
 
 // Admit lets a drained or fenced member back: its worker is started, which checks the
