@@ -48,15 +48,21 @@ type Loss struct {
 	Known      uint64    // entries that the witnesses know
 	Checkpoint string    // the newest anchored note that is not of the entries left, or ""
 	Serials    []LostSerial
-	Begun      bool // a recovery was begun here before and is not whole
+	Begun      bool // a recovery was begun here before and is not whole; its losses count
 
 	Recovered map[[32]byte]bool // grants of recoveries that were carried out here
+}
+
+// RecoveryReader reads a ledger and which recoveries it has gone through.
+type RecoveryReader interface {
+	Reader
+	Recoveries(ctx context.Context) ([]uint64, error)
 }
 
 // FindLoss holds a database that no server uses against intent journal and anchor file
 // (anchor "" for none). at is the size from which a recovery goes on: the head's, or, to
 // go on with one that was begun, its own; 0: the head's.
-func FindLoss(ctx context.Context, r Reader, j *Journal, anchor string, at uint64) (Loss, error) {
+func FindLoss(ctx context.Context, r RecoveryReader, j *Journal, anchor string, at uint64) (Loss, error) {
 	head, err := r.Head(ctx)
 	if err != nil {
 		return Loss{}, fmt.Errorf("reading the head: %w", err)
@@ -106,26 +112,46 @@ func (l *Loss) journal(ctx context.Context, r Reader, head Head, j *Journal) err
 	if _, err := readJournal(whole(), func(i uint64, hash tlog.Hash) { kept[i] = hash }, forget); err != nil {
 		return err
 	}
-	l.Common, l.Known, l.Begun = l.Size, max(j.base, l.Size), j.cut
+	l.Common, l.Begun = l.Size, j.cut
 	lines := map[uint64][]noted{}
+	var known uint64    // before a recovery that is not whole; what one that is whole gave up is settled
+	recovering := false // lines are those of a recovery
 	sc := bufio.NewScanner(whole())
 	for sc.Scan() {
 		f := strings.Fields(sc.Text())
 		if len(f) != 5 {
 			continue
 		}
-		third, herr := hex.DecodeString(f[2])
-		if herr != nil || len(third) != 32 {
+		base, err := strconv.ParseUint(f[0], 10, 63)
+		if err != nil {
 			continue
 		}
-		if f[1] == markRecovered {
+		third, herr := hex.DecodeString(f[2])
+		if herr != nil || len(third) != 32 {
+			if f[1] == "-" && !recovering {
+				known = max(known, base)
+			}
+			continue
+		}
+		switch {
+		case f[1] == markRecovering:
+			if !recovering {
+				l.Common = min(l.Common, base)
+			}
+			recovering = true
+		case f[1] == markRecovered:
 			l.Recovered[[32]byte(third)] = true
+			l.Common, known, recovering = l.Size, base, false
+		case !recovering:
+			known = max(known, base)
 		}
 		index, err := strconv.ParseUint(f[1], 10, 63)
 		if err != nil {
 			continue
 		}
-		l.Known = max(l.Known, index+1)
+		if !recovering {
+			known = max(known, index+1)
+		}
 		issuer, ierr := hex.DecodeString(f[3])
 		serial, serr := hex.DecodeString(f[4])
 		if ierr == nil && serr == nil && len(issuer) == 32 && len(serial) > 0 && len(serial) <= 20 {
@@ -135,6 +161,7 @@ func (l *Loss) journal(ctx context.Context, r Reader, head Head, j *Journal) err
 	if err := sc.Err(); err != nil {
 		return err
 	}
+	l.Known = max(known, l.Size)
 	err := r.Leaves(ctx, 0, head.Size, func(i uint64, b []byte) error {
 		h := LeafHash(b)
 		if want, ok := kept[i]; ok && want != h {
@@ -159,7 +186,7 @@ func (l *Loss) journal(ctx context.Context, r Reader, head Head, j *Journal) err
 }
 
 // anchors reads the anchor file for checkpoints of what is lost.
-func (l *Loss) anchors(ctx context.Context, r Reader, head Head, path, origin string, keys [][]byte) error {
+func (l *Loss) anchors(ctx context.Context, r RecoveryReader, head Head, path, origin string, keys [][]byte) error {
 	if path == "" {
 		return nil
 	}
@@ -171,10 +198,18 @@ func (l *Loss) anchors(ctx context.Context, r Reader, head Head, path, origin st
 		return fmt.Errorf("opening the anchor: %w", err)
 	}
 	defer f.Close()
+	places, err := r.Recoveries(ctx)
+	if err != nil {
+		return fmt.Errorf("reading recoveries: %w", err)
+	}
+	before, err := readRecovered(ctx, r, places)
+	if err != nil {
+		return err
+	}
 	var newest Checkpoint
 	err = readAnchor(f, origin, func(note string) error {
 		c, err := OpenCheckpoint(note, origin, keys)
-		if err != nil || c.Size <= l.Common && c.Size <= newest.Size {
+		if err != nil || c.Size == 0 || gaveUp(before, c.Size) {
 			return nil // what is not signed vouches for nothing
 		}
 		if c.Size <= head.Size {
@@ -183,6 +218,7 @@ func (l *Loss) anchors(ctx context.Context, r Reader, head Head, path, origin st
 				return err
 			}
 		}
+		l.Common = min(l.Common, c.Size-1)
 		if c.Size > newest.Size {
 			newest = c
 		}
