@@ -2,6 +2,7 @@ package audit_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"testing"
@@ -49,5 +50,25 @@ func TestFindLoss(t *testing.T) {
 		if err != nil || l.Size != 21 || l.Common != c.common || l.Known != c.known || l.Begun != c.begun {
 			t.Errorf("%s: common %d, known %d, begun %t, %v", c.what, l.Common, l.Known, l.Begun, err)
 		}
+	}
+}
+
+// Who has the database alone cannot excuse the anchored checkpoints with a recovery that no
+// officer signed (AUD-04).
+func TestAttack_AUD_04_ForgedRecovery(t *testing.T) {
+	b := newLedger(t)
+	b.fill(3)
+	b.checkpoint()
+	var f audit.Fields
+	f.Uint64(audit.TagCommon, 0)
+	f.Uint64(audit.TagKnown, 1<<40)
+	f.Hash(audit.TagGrant, [32]byte{7})
+	f.List(audit.TagWarrant, []byte("proposal"), []byte("vote"))
+	if _, err := b.ledger.Append(t.Context(), audit.Event(audit.OpRecovery, f), audit.PutRecovery{}); err != nil {
+		t.Fatal(err)
+	}
+	b.stop()
+	if err := b.open(); !errors.Is(err, audit.ErrTampered) {
+		t.Fatalf("a ledger with a forged recovery starts: %v", err)
 	}
 }

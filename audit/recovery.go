@@ -3,6 +3,7 @@ package audit
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -288,6 +289,53 @@ func readRecovered(ctx context.Context, r Reader, at []uint64) (out []Recovered,
 		}
 	}
 	return out, nil
+}
+
+// warranted reads the recoveries that the database lists and holds each against the
+// officers' signatures: who has the database alone must not excuse an anchored checkpoint.
+func (l *Ledger) warranted(ctx context.Context, head Head, at []uint64) ([]Recovered, error) {
+	if len(at) == 0 {
+		return nil, nil
+	}
+	recs, err := readRecovered(ctx, l.st, at)
+	if err != nil {
+		return nil, err
+	}
+	zero, err := l.Leaf(ctx, 0)
+	if err != nil {
+		return nil, err
+	}
+	officers, quorum, err := l.st.RosterRows(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reading the officers: %w", err)
+	}
+	a := newApprovals()
+	a.genesis(zero)
+	if rosterDigest(officers, quorum) != a.roster {
+		return nil, fmt.Errorf("%w: the officers or the quorum in the database are not those that entry 0 names", ErrTampered)
+	}
+	keys := map[[32]byte]OfficerRow{}
+	for _, o := range officers {
+		keys[sha256.Sum256(o.SPKI)] = o
+	}
+	for _, r := range recs {
+		leaf, err := l.Leaf(ctx, r.From)
+		if err != nil {
+			return nil, err
+		}
+		if a.root, err = tlog.TreeHash(int64(r.From), hashes(ctx, l.st, head.Size)); err != nil {
+			return nil, fmt.Errorf("computing the tree of %d entries: %w", r.From, err)
+		}
+		list, _ := leaf.Get(TagWarrant)
+		err = a.recovery(r.From, leaf, list)
+		if err == nil {
+			err = a.recoveries[r.From].signed(keys, quorum)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%w: the recovery of %w", ErrTampered, err)
+		}
+	}
+	return recs, nil
 }
 
 // PutRecovery notes the leaf of a recovery, so that it is found again.
