@@ -415,25 +415,31 @@ func (s *Store) ceremony(ctx context.Context) (unlock func(), err error) {
 		patience = unhurriedWait
 	}
 	end := time.Now().Add(patience)
+	release := func() {}
+	if s.cfg.Nodes != nil { // first: what other nodes do meanwhile is taken up under keysMu
+		waits, cancel := context.WithDeadline(ctx, end)
+		release, err = s.cfg.Nodes.Exclusive(waits, ceremonies)
+		cancel()
+		if err != nil {
+			return nil, fmt.Errorf("%w: another act on keys or members is under way, here or on another node (it may wait for officers' shares: chancery hsm share); try again later: %w", ErrBusy, err)
+		}
+	}
 	for !s.keysMu.TryLock() {
 		if time.Now().After(end) {
+			release()
 			return nil, fmt.Errorf("%w: another act on keys or members is under way (it may wait for officers' shares: chancery hsm share); try again later", ErrBusy)
 		}
 		if err := wait(ctx, ceremonyPause); err != nil {
+			release()
 			return nil, err
 		}
 	}
-	if s.cfg.Nodes == nil {
-		return s.keysMu.Unlock, nil
+	if s.cfg.Nodes != nil { // the act before it was perhaps another node's
+		if err := s.takeUpHeld(ctx); err != nil {
+			s.log.Error("what other nodes changed about keys and members is not known yet", "err", err)
+		}
 	}
-	ctx, cancel := context.WithDeadline(ctx, end)
-	defer cancel()
-	release, err := s.cfg.Nodes.Exclusive(ctx, ceremonies)
-	if err != nil {
-		s.keysMu.Unlock()
-		return nil, fmt.Errorf("%w: waiting for other nodes: %w", ErrBusy, err)
-	}
-	return func() { release(); s.keysMu.Unlock() }, nil
+	return func() { s.keysMu.Unlock(); release() }, nil
 }
 
 // ceremonyPause is how often an act looks whether the one before it has ended.

@@ -108,6 +108,11 @@ func (s *Store) takeUp(ctx context.Context) error {
 		}
 	}
 	defer s.keysMu.Unlock()
+	return s.takeUpHeld(ctx)
+}
+
+// takeUpHeld is takeUp, with keysMu held.
+func (s *Store) takeUpHeld(ctx context.Context) error {
 	was := s.known()
 	keys, members, err := s.cfg.Nodes.Rows(ctx)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"testing"
+	"time"
 )
 
 // offline is a store of one key and one member, with no HSM behind it; while it reads the
@@ -48,6 +49,36 @@ func TestDecidedWhileRowsAreRead(t *testing.T) {
 		if k.State() != KeyDisabled || m.current().State != Fenced || m.standing != StandingFenced {
 			t.Errorf("%s: key %s, member %s, standing %s", how, k.State(), m.current().State, m.standing)
 		}
+	}
+}
+
+// An act that waits for the other nodes does not keep this node from learning what they
+// decide, and begins with it.
+func TestActWaitsForOtherNodes(t *testing.T) {
+	s, k, _ := offline(t, KeyDisabled, StandingActive, func(*Key, *member) {})
+	waits, theirs := make(chan struct{}), make(chan struct{})
+	s.cfg.Nodes.Exclusive = func(context.Context, string) (func(), error) {
+		close(waits)
+		<-theirs
+		return func() {}, nil
+	}
+	done := make(chan error, 1)
+	go func() {
+		unlock, err := s.ceremony(t.Context())
+		if err == nil {
+			unlock()
+		}
+		done <- err
+	}()
+	<-waits
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	check(t, s.takeUp(ctx))
+	k.setState(KeyDisabled)
+	close(theirs)
+	check(t, <-done)
+	if k.State() != KeyUsable {
+		t.Errorf("the act began with a key that is %s", k.State())
 	}
 }
 
