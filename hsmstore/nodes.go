@@ -191,6 +191,7 @@ func (s *Store) takeUpMember(ctx context.Context, r MemberRecord, decisions uint
 	case StandingRemoved:
 		s.drop(m)
 	case StandingRetired:
+		s.retired.Store(true) // perhaps before this node heard of anything
 		s.endRetired(ctx, m)
 	case StandingFenced:
 		m.set(Fenced, errors.New("fenced by another node"))
