@@ -104,7 +104,7 @@ func (l *Ledger) compareAnchor(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reading recoveries: %w", err)
 	}
-	recs, err := readRecovered(ctx, l.st, at)
+	recs, err := l.warranted(ctx, head, at)
 	if err != nil {
 		return err
 	}
