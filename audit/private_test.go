@@ -312,6 +312,7 @@ func TestTamperOpenings(t *testing.T) {
 		"opening of nothing":        "UPDATE opening SET idx = 4711 WHERE idx = (SELECT max(idx) FROM opening)",
 		"opening of another entry":  "INSERT INTO opening SELECT 3, retain_until, data FROM opening LIMIT 1",
 		"evidence of another asker": "UPDATE serial SET evidence = CAST('chancery/evidence/v1' || char(10) || 'order other' || char(10) AS BLOB) WHERE evidence IS NOT NULL",
+		"evidence removed":          "UPDATE serial SET evidence = NULL WHERE evidence IS NOT NULL",
 	} {
 		t.Run(what, func(t *testing.T) {
 			b := newLedger(t)
@@ -323,7 +324,7 @@ func TestTamperOpenings(t *testing.T) {
 			b.appended(audit.Private{Tag: audit.TagAddress, Value: "192.0.2.4"})
 			record := audit.Evidence{{Name: "order", Value: "x"}}.Record()
 			in := h.intent()
-			in.Evidence = audit.EvidenceDigest(record)
+			in.Evidence, in.Private = audit.EvidenceDigest(record), []audit.Private{{Tag: audit.TagAsked, Value: "dns:five.example"}}
 			must(b.ledger.Begin(context.Background(), in, ca.ReserveSerial{Issuer: h.spki, Serial: in.Serial, NotAfter: notAfter, Evidence: record}))
 			must(b.ledger.Erase(context.Background(), audit.EntryOpenings(erased), "a test", "test"))
 			b.checkpoint()
