@@ -65,44 +65,114 @@ func (t *tx) eraseOpenings(p audit.EraseOpenings) error {
 		}
 		defer t.s.conn.ExecContext(t.ctx, "PRAGMA secure_delete = FAST")
 	}
+	stored, err := t.openingsOf(p.Refs)
+	if err != nil {
+		return err
+	}
+	var gone, changed []int64
+	var left [][]byte
 	for refs := p.Refs; len(refs) > 0; {
 		n := 1
 		for n < len(refs) && refs[n].Index == refs[0].Index {
 			n++
 		}
-		if err := t.eraseOf(refs[:n]); err != nil {
+		index := int64(refs[0].Index)
+		rest, err := without(stored[index], refs[:n])
+		switch {
+		case err != nil:
 			return err
+		case len(rest) == 0:
+			gone = append(gone, index)
+		default:
+			changed, left = append(changed, index), append(left, audit.EncodeOpenings(rest))
 		}
 		refs = refs[n:]
+	}
+	if t.s.name == "postgres" {
+		return t.eraseTogether(gone, changed, left)
+	}
+	for _, index := range gone {
+		if err := t.cas("DELETE FROM opening WHERE idx = ?", index); err != nil {
+			return err
+		}
+	}
+	for i, index := range changed {
+		if err := t.cas("UPDATE opening SET data = ? WHERE idx = ?", left[i], index); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-// eraseOf erases openings of one leaf.
-func (t *tx) eraseOf(refs []audit.OpeningRef) error {
-	index := int64(refs[0].Index)
-	var data []byte
-	err := t.row([]any{&data}, "SELECT data FROM opening WHERE idx = ?", index)
-	if errors.Is(err, audit.ErrNotFound) {
-		return fmt.Errorf("%w: the openings of entry %d are gone", audit.ErrConflict, index)
+// eraseTogether is a statement for all, as one for each would be a round trip for each
+// while everybody waits.
+func (t *tx) eraseTogether(gone, changed []int64, left [][]byte) error {
+	n, err := t.exec("DELETE FROM opening WHERE idx = ANY(?::bigint[])", gone)
+	if err == nil && n != int64(len(gone)) {
+		err = audit.ErrConflict
 	}
-	if err != nil {
+	if err != nil || len(changed) == 0 {
 		return err
 	}
+	n, err = t.exec("UPDATE opening o SET data = x.data FROM unnest(?::bigint[], ?::bytea[]) AS x (idx, data) WHERE o.idx = x.idx", changed, left)
+	if err == nil && n != int64(len(changed)) {
+		err = audit.ErrConflict
+	}
+	return err
+}
+
+// openingsOf are the rows that openings are taken out of, as far as they are there.
+func (t *tx) openingsOf(refs []audit.OpeningRef) (map[int64][]byte, error) {
+	out := map[int64][]byte{}
+	if t.s.name != "postgres" {
+		for _, r := range refs {
+			var data []byte
+			err := t.row([]any{&data}, "SELECT data FROM opening WHERE idx = ?", int64(r.Index))
+			if err == nil {
+				out[int64(r.Index)] = data
+			} else if !errors.Is(err, audit.ErrNotFound) {
+				return nil, err
+			}
+		}
+		return out, nil
+	}
+	var indexes []int64
+	for _, r := range refs {
+		indexes = append(indexes, int64(r.Index))
+	}
+	st, err := t.stmt("SELECT idx, data FROM opening WHERE idx = ANY(?::bigint[])")
+	if err != nil {
+		return nil, err
+	}
+	rows, err := st.QueryContext(t.ctx, indexes)
+	if err != nil {
+		return nil, mapError(err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var index int64
+		var data []byte
+		if err := rows.Scan(&index, &data); err != nil {
+			return nil, mapError(err)
+		}
+		out[index] = data
+	}
+	return out, mapError(rows.Err())
+}
+
+// without takes openings of one leaf out of its row.
+func without(data []byte, refs []audit.OpeningRef) ([]audit.Opening, error) {
 	stored, err := audit.DecodeOpenings(data)
 	if err != nil {
-		return fmt.Errorf("%w: openings of entry %d: %w", audit.ErrTampered, index, err)
+		return nil, fmt.Errorf("%w: openings of entry %d: %w", audit.ErrTampered, refs[0].Index, err)
 	}
 	left := slices.DeleteFunc(slices.Clone(stored), func(o audit.Opening) bool {
 		return slices.ContainsFunc(refs, func(r audit.OpeningRef) bool { return r.Tag == o.Tag })
 	})
-	switch {
-	case len(left) != len(stored)-len(refs):
-		return fmt.Errorf("%w: openings of entry %d are gone", audit.ErrConflict, index)
-	case len(left) == 0:
-		return t.cas("DELETE FROM opening WHERE idx = ?", index)
+	if len(left) != len(stored)-len(refs) {
+		return nil, fmt.Errorf("%w: openings of entry %d are gone", audit.ErrConflict, refs[0].Index)
 	}
-	return t.cas("UPDATE opening SET data = ? WHERE idx = ?", audit.EncodeOpenings(left), index)
+	return left, nil
 }
 
 // Openings implements [audit.Storage].
