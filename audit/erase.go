@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"net/netip"
 	"time"
 )
 
@@ -23,12 +22,8 @@ func EntryOpenings(index uint64) Selection {
 	return Selection{query: OpeningQuery{From: index, To: index + 1}}
 }
 
-// OpeningsOf are those of every entry that hold a value, see [Opening.Is]; an address in
-// any of its forms.
+// OpeningsOf are those of every entry that hold a value, see [Opening.Is].
 func OpeningsOf(value string) Selection {
-	if a, err := netip.ParseAddr(value); err == nil {
-		value = a.Unmap().String()
-	}
 	return Selection{query: OpeningQuery{To: allEntries}, match: func(o Opening) bool { return o.Is(value) }}
 }
 

@@ -120,7 +120,7 @@ func TestOpeningsFailAlone(t *testing.T) {
 
 func TestOpeningIs(t *testing.T) {
 	o := audit.Opening{Tag: audit.TagAsked, Value: []byte("CN=Jane Roe\nO=Firm = 2\ndns:a.example\nip:2001:db8::1")}
-	for _, text := range []string{"Jane Roe", "CN=Jane Roe", "a.example", "dns:a.example", "2001:db8::1", "Firm = 2"} {
+	for _, text := range []string{"Jane Roe", "CN=Jane Roe", "a.example", "dns:a.example", "2001:db8::1", "Firm = 2", "jane ROE", "A.Example", "2001:DB8:0::1", "cn=jane roe"} {
 		if !o.Is(text) {
 			t.Errorf("%q is not found", text)
 		}
@@ -130,7 +130,10 @@ func TestOpeningIs(t *testing.T) {
 			t.Errorf("%q is found", text)
 		}
 	}
-	if address := (audit.Opening{Tag: audit.TagAddress, Value: []byte("2001:db8::1\n192.0.2.7")}); !address.Is("192.0.2.7") || !address.Is("2001:db8::1") || address.Is("db8::1") || address.Is("2.7") {
+	if accent := (audit.Opening{Tag: audit.TagAsked, Value: []byte("CN=Ren\u00e9")}); !accent.Is("Rene\u0301") {
+		t.Error("a name is not found when its accents are written apart")
+	}
+	if address := (audit.Opening{Tag: audit.TagAddress, Value: []byte("2001:db8::1\n192.0.2.7")}); !address.Is("192.0.2.7") || !address.Is("2001:db8::1") || !address.Is("::ffff:192.0.2.7") || !address.Is("2001:0DB8::0001") || address.Is("db8::1") || address.Is("2.7") {
 		t.Error("an address is not found, or a part of one is")
 	}
 }
