@@ -41,13 +41,21 @@ const erasePage = 512
 // erased before an error stays erased. The reason stands in the ledger for ever and must not
 // repeat what is erased.
 func (l *Ledger) Erase(ctx context.Context, which Selection, reason, requester string) (erased int, err error) {
+	defer func() {
+		if erased == 0 {
+			return
+		}
+		if err := l.st.Scrub(context.WithoutCancel(ctx)); err != nil { // after an error too
+			l.opt.Log.Warn("what was erased may stay in the database's log files for a while", "err", err)
+		}
+	}()
 	for conflicts := 0; ; {
 		refs, err := l.refs(ctx, which)
 		if err != nil {
 			return erased, fmt.Errorf("looking for personal values: %w", err)
 		}
 		if len(refs) == 0 {
-			break
+			return erased, nil
 		}
 		var list []byte
 		for _, r := range refs {
@@ -69,12 +77,6 @@ func (l *Ledger) Erase(ctx context.Context, which Selection, reason, requester s
 		erased += len(refs)
 		which.query.From = refs[len(refs)-1].Index + 1
 	}
-	if erased > 0 {
-		if err := l.st.Scrub(ctx); err != nil {
-			l.opt.Log.Warn("what was erased may stay in the database's log files for a while", "err", err)
-		}
-	}
-	return erased, nil
 }
 
 // refs finds the first page of what is to be erased.

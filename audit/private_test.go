@@ -239,6 +239,88 @@ func TestEraseMany(t *testing.T) {
 	}
 }
 
+// scrubbed fails from the second transaction on, once it is armed, and counts the scrubs.
+type scrubbed struct {
+	*dbstore.Store
+	armed  bool
+	writes atomic.Int64
+	scrubs atomic.Int64
+}
+
+func (s *scrubbed) Update(ctx context.Context, fn func(audit.Tx) error) error {
+	if s.armed && s.writes.Add(1) > 1 {
+		return fmt.Errorf("%w: down", audit.ErrUnavailable)
+	}
+	return s.Store.Update(ctx, fn)
+}
+
+func (s *scrubbed) Scrub(ctx context.Context) error { s.scrubs.Add(1); return s.Store.Scrub(ctx) }
+
+// What was erased before the database went away is scrubbed too, and said.
+func TestEraseHalf(t *testing.T) {
+	b := newLedger(t)
+	b.stop()
+	f := &scrubbed{}
+	b.wrap = func(db *dbstore.Store) audit.Storage { f.Store = db; return f }
+	if err := b.open(); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 100 {
+				b.appended(audit.Private{Tag: audit.TagAddress, Value: "192.0.2.1"})
+			}
+		})
+	}
+	wg.Wait()
+	f.armed = true
+	n, err := b.ledger.Erase(context.Background(), audit.OpeningsOf("192.0.2.1"), "a test", "test")
+	if n != 512 || !errors.Is(err, audit.ErrUnavailable) || f.scrubs.Load() != 1 {
+		t.Errorf("%d erased, %v, %d scrubs", n, err, f.scrubs.Load())
+	}
+}
+
+// Nodes that erase the same at the same time erase each value once.
+func TestEraseNodes(t *testing.T) {
+	b, all := nodes(t, "a", "b")
+	for range 300 {
+		e := audit.Event(audit.OpSession, nil)
+		e.Private = []audit.Private{{Tag: audit.TagAddress, Value: "192.0.2.1"}, {Tag: audit.TagAsked, Value: "CN=Jane Roe"}}
+		if _, err := all[0].ledger.Append(context.Background(), e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var erased atomic.Int64
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() { // whole rows and parts of them, beside others who write
+			value := []string{"Jane Roe", "192.0.2.1"}[i/4]
+			n, err := all[i%2].ledger.Erase(context.Background(), audit.OpeningsOf(value), "a test", "test")
+			if erased.Add(int64(n)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for _, n := range all {
+		wg.Go(func() { n.operations(t, 50, 4) })
+	}
+	wg.Wait()
+	if erased.Load() != 600 {
+		t.Errorf("%d erased", erased.Load())
+	}
+	for _, n := range all {
+		n.close()
+	}
+	if err := b.open(); err != nil {
+		t.Fatal(err)
+	}
+	b.checkpoint()
+	if rep, err := b.verify(); err != nil || rep.Opened != 0 || rep.Erased != 600 {
+		t.Errorf("%+v %v", rep, err)
+	}
+}
+
 // absent wants a value to be in no file of the database, or in no row of it.
 func (b *bench) absent(value string) {
 	b.Helper()
@@ -458,6 +540,8 @@ func TestRefusalsWhileUnavailable(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.before.Store(nil)
+	began := uint64(time.Now().Unix())
+	time.Sleep(1100 * time.Millisecond)
 	b.ledger.Refused(audit.Refusal{Kind: "a", Client: "192.0.2.3"})
 	if err := b.ledger.FlushRefusals(ctx); err != nil {
 		t.Fatal(err)
@@ -467,6 +551,9 @@ func TestRefusalsWhileUnavailable(t *testing.T) {
 	open := b.stored(index)
 	if n, _ := l.Uint(audit.TagCount); n != 5 || len(open) != 1 || string(open[0].Value) != "192.0.2.1\n192.0.2.2\n192.0.2.3" {
 		t.Errorf("%d counted, %s", n, open)
+	}
+	if since, _ := l.Uint(audit.TagSince); since > began {
+		t.Errorf("counted since %d, the first came before %d", since, began)
 	}
 	if err := b.ledger.FlushRefusals(ctx); err != nil || b.ledger.Head().Size != index+1 {
 		t.Errorf("nothing is left, but it grows: %v", err)
