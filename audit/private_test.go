@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"strings"
@@ -239,6 +240,35 @@ func TestEraseMany(t *testing.T) {
 	}
 }
 
+// However many are erased in whatever order: no file has any of them, not even a copy that
+// SQLite made when it moved them.
+func TestEraseLeavesNoCopies(t *testing.T) {
+	onlySQLite(t)
+	b := newLedger(t)
+	const each, groups = 400, 20
+	group := func(n int) string { return fmt.Sprintf("of group %02d", n%groups) }
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range each {
+				asked := "OU=" + group(rand.IntN(groups)) + strings.Repeat("\ndns:padding.example", rand.IntN(40))
+				b.appended(audit.Private{Tag: audit.TagAsked, Value: asked})
+			}
+		})
+	}
+	wg.Wait()
+	for n := range groups {
+		must(b.ledger.Erase(context.Background(), audit.OpeningsOf(group(n)), "a test", "test"))
+		for erased := range n + 1 {
+			b.absent(group(erased))
+		}
+	}
+	b.checkpoint()
+	if rep, err := b.verify(); err != nil || rep.Erased != 8*each {
+		t.Errorf("%+v %v", rep, err)
+	}
+}
+
 // scrubbed fails from the second transaction on, once it is armed, and counts the scrubs.
 type scrubbed struct {
 	*dbstore.Store
@@ -393,7 +423,7 @@ func TestTamperOpenings(t *testing.T) {
 		"opening removed":           "DELETE FROM opening WHERE idx = (SELECT min(idx) FROM opening)",
 		"opening exchanged":         "UPDATE opening SET data = (SELECT data FROM opening ORDER BY idx DESC LIMIT 1) WHERE idx = (SELECT min(idx) FROM opening)",
 		"opening edited":            "UPDATE opening SET data = substr(data, 1, length(data) - 1) || x'58' WHERE idx = (SELECT min(idx) FROM opening)",
-		"opening put back":          "INSERT INTO opening SELECT %d, retain_until, data FROM opening LIMIT 1",
+		"opening put back":          "INSERT OR REPLACE INTO opening SELECT %d, retain_until, data FROM opening LIMIT 1",
 		"opening of nothing":        "UPDATE opening SET idx = 4711 WHERE idx = (SELECT max(idx) FROM opening)",
 		"opening of another entry":  "INSERT INTO opening SELECT 3, retain_until, data FROM opening LIMIT 1",
 		"evidence of another asker": "UPDATE serial SET evidence = CAST('chancery/evidence/v1' || char(10) || 'order other' || char(10) AS BLOB) WHERE evidence IS NOT NULL",

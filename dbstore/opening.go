@@ -55,16 +55,8 @@ func (t *tx) storeOpenings() error {
 	return err
 }
 
-// eraseOpenings takes openings out of their rows. SQLite overwrites what it deletes here;
-// it costs too much to do so always.
+// eraseOpenings takes openings out of their rows.
 func (t *tx) eraseOpenings(p audit.EraseOpenings) error {
-	if t.s.name == "sqlite" {
-		// Not by t.exec: the pragma works when it is prepared.
-		if _, err := t.s.conn.ExecContext(t.ctx, "PRAGMA secure_delete = ON"); err != nil {
-			return mapError(err)
-		}
-		defer t.s.conn.ExecContext(t.ctx, "PRAGMA secure_delete = FAST")
-	}
 	stored, err := t.openingsOf(p.Refs)
 	if err != nil {
 		return err
@@ -77,31 +69,52 @@ func (t *tx) eraseOpenings(p audit.EraseOpenings) error {
 			n++
 		}
 		index := int64(refs[0].Index)
-		rest, err := without(stored[index], refs[:n])
-		switch {
-		case err != nil:
+		blank, err := blanked(stored[index], refs[:n])
+		if err != nil {
 			return err
-		case len(rest) == 0:
+		}
+		if t.s.name != "postgres" {
+			err = t.cas("UPDATE opening SET data = ? WHERE idx = ?", audit.EncodeOpenings(blank), index)
+		} else if rest := unerased(blank); len(rest) == 0 {
 			gone = append(gone, index)
-		default:
+		} else {
 			changed, left = append(changed, index), append(left, audit.EncodeOpenings(rest))
+		}
+		if err != nil {
+			return err
 		}
 		refs = refs[n:]
 	}
-	if t.s.name == "postgres" {
-		return t.eraseTogether(gone, changed, left)
+	if t.s.name != "postgres" {
+		return nil
 	}
-	for _, index := range gone {
-		if err := t.cas("DELETE FROM opening WHERE idx = ?", index); err != nil {
-			return err
+	return t.eraseTogether(gone, changed, left)
+}
+
+// blanked overwrites openings of one leaf with zeros. SQLite keeps a row like that for good:
+// as it has the same size, it is written over the old one. To delete rows would move their
+// neighbours to other pages and leave copies of these behind, whatever secure_delete says.
+func blanked(data []byte, refs []audit.OpeningRef) ([]audit.Opening, error) {
+	stored, err := audit.DecodeOpenings(data)
+	if err != nil {
+		return nil, fmt.Errorf("%w: openings of entry %d: %w", audit.ErrTampered, refs[0].Index, err)
+	}
+	n := 0
+	for i, o := range stored {
+		if slices.ContainsFunc(refs, func(r audit.OpeningRef) bool { return r.Tag == o.Tag }) {
+			stored[i] = audit.Opening{Value: make([]byte, len(o.Value))}
+			n++
 		}
 	}
-	for i, index := range changed {
-		if err := t.cas("UPDATE opening SET data = ? WHERE idx = ?", left[i], index); err != nil {
-			return err
-		}
+	if n != len(refs) {
+		return nil, fmt.Errorf("%w: openings of entry %d are gone", audit.ErrConflict, refs[0].Index)
 	}
-	return nil
+	return stored, nil
+}
+
+// unerased drops what blanked has overwritten: no opening has tag 0.
+func unerased(os []audit.Opening) []audit.Opening {
+	return slices.DeleteFunc(os, func(o audit.Opening) bool { return o.Tag == 0 })
 }
 
 // eraseTogether is a statement for all, as one for each would be a round trip for each
@@ -160,21 +173,6 @@ func (t *tx) openingsOf(refs []audit.OpeningRef) (map[int64][]byte, error) {
 	return out, mapError(rows.Err())
 }
 
-// without takes openings of one leaf out of its row.
-func without(data []byte, refs []audit.OpeningRef) ([]audit.Opening, error) {
-	stored, err := audit.DecodeOpenings(data)
-	if err != nil {
-		return nil, fmt.Errorf("%w: openings of entry %d: %w", audit.ErrTampered, refs[0].Index, err)
-	}
-	left := slices.DeleteFunc(slices.Clone(stored), func(o audit.Opening) bool {
-		return slices.ContainsFunc(refs, func(r audit.OpeningRef) bool { return r.Tag == o.Tag })
-	})
-	if len(left) != len(stored)-len(refs) {
-		return nil, fmt.Errorf("%w: openings of entry %d are gone", audit.ErrConflict, refs[0].Index)
-	}
-	return left, nil
-}
-
 // Openings implements [audit.Storage].
 func (s *Store) Openings(ctx context.Context, q audit.OpeningQuery, fn func(audit.StoredOpenings) error) error {
 	query, args := "SELECT idx, retain_until, data FROM opening WHERE idx >= ? AND idx < ?", []any{int64(q.From), int64(q.To)}
@@ -190,6 +188,9 @@ func (s *Store) Openings(ctx context.Context, q audit.OpeningQuery, fn func(audi
 		open, err := audit.DecodeOpenings(data)
 		if err != nil {
 			return fmt.Errorf("%w: openings of entry %d: %w", audit.ErrTampered, index, err)
+		}
+		if open = unerased(open); len(open) == 0 {
+			return nil
 		}
 		return fn(audit.StoredOpenings{Index: uint64(index), RetainUntil: time.Unix(until, 0).UTC(), Openings: open})
 	}, query+" ORDER BY idx", args...)
