@@ -39,8 +39,12 @@ const erasePage = 512
 // Erase erases openings for good: each page of them in one transaction with an entry that
 // names them and says why. It returns how many there were; 0 writes nothing. What was
 // erased before an error stays erased. The reason stands in the ledger for ever and must not
-// repeat what is erased.
-func (l *Ledger) Erase(ctx context.Context, which Selection, reason, requester string) (erased int, err error) {
+// repeat what is erased. client is the address of who asks, or "": each entry commits to it,
+// unless it is what is to be erased.
+func (l *Ledger) Erase(ctx context.Context, which Selection, reason, requester, client string) (erased int, err error) {
+	if which.match != nil && which.match(Opening{Tag: TagAddress, Value: []byte(client)}) {
+		client = ""
+	}
 	defer func() {
 		if erased == 0 {
 			return
@@ -66,7 +70,9 @@ func (l *Ledger) Erase(ctx context.Context, which Selection, reason, requester s
 		f.Text(TagReason, reason)
 		f.Uint64(TagCount, uint64(len(refs)))
 		f.Bytes(TagErased, list)
-		_, err = l.Append(ctx, Event(OpErase, f), EraseOpenings{refs})
+		e := Event(OpErase, f)
+		e.Private = []Private{{TagAddress, client}}
+		_, err = l.Append(ctx, e, EraseOpenings{refs})
 		if errors.Is(err, ErrConflict) && conflicts < 1000 { // somebody else erased some of them
 			conflicts++
 			continue
@@ -108,7 +114,7 @@ func (l *Ledger) RunRetention(ctx context.Context) error {
 	timer := time.NewTicker(eraseEvery)
 	defer timer.Stop()
 	for {
-		n, err := l.Erase(ctx, OpeningsBefore(l.opt.Now()), "retention ended", "node:"+l.opt.Node)
+		n, err := l.Erase(ctx, OpeningsBefore(l.opt.Now()), "retention ended", "node:"+l.opt.Node, "")
 		switch {
 		case ctx.Err() != nil:
 			return nil

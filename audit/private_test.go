@@ -160,11 +160,11 @@ func TestAttack_AUD_18(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if n, err := b.ledger.Erase(ctx, audit.OpeningsOf("nobody@subject.example"), "a test", "test"); n != 0 || err != nil {
+	if n, err := b.ledger.Erase(ctx, audit.OpeningsOf("nobody@subject.example"), "a test", "test", ""); n != 0 || err != nil {
 		t.Errorf("%d %v", n, err)
 	}
 	size := b.ledger.Head().Size
-	n, err := b.ledger.Erase(ctx, audit.OpeningsOf(jane), "the subject asked for it", "test")
+	n, err := b.ledger.Erase(ctx, audit.OpeningsOf(jane), "the subject asked for it", "test", "")
 	if n != 5 || err != nil || b.ledger.Head().Size != size+1 {
 		t.Fatalf("erased %d, %v, %d entries more", n, err, b.ledger.Head().Size-size)
 	}
@@ -178,7 +178,7 @@ func TestAttack_AUD_18(t *testing.T) {
 			t.Errorf("entry %d: %v", a.Index, open)
 		}
 	}
-	if n, err := b.ledger.Erase(ctx, audit.EntryOpenings(of[0].Index), "a test", "test"); n != 1 || err != nil {
+	if n, err := b.ledger.Erase(ctx, audit.EntryOpenings(of[0].Index), "a test", "test", ""); n != 1 || err != nil {
 		t.Errorf("%d %v", n, err)
 	}
 	if open := b.stored(of[0].Index); open != nil {
@@ -218,13 +218,13 @@ func TestEraseMany(t *testing.T) {
 	}
 	wg.Wait()
 	size := b.ledger.Head().Size
-	if n, err := b.ledger.Erase(context.Background(), audit.OpeningsOf("Jane Roe"), "a test", "test"); n != 1200 || err != nil || b.ledger.Head().Size != size+3 {
+	if n, err := b.ledger.Erase(context.Background(), audit.OpeningsOf("Jane Roe"), "a test", "test", ""); n != 1200 || err != nil || b.ledger.Head().Size != size+3 {
 		t.Errorf("%d erased by %d entries, %v", n, b.ledger.Head().Size-size, err)
 	}
 	var erased atomic.Int64 // by several at once: each is erased once
 	for range 4 {
 		wg.Go(func() {
-			n, err := b.ledger.Erase(context.Background(), audit.OpeningsOf("::ffff:192.0.2.1"), "a test", "test")
+			n, err := b.ledger.Erase(context.Background(), audit.OpeningsOf("::ffff:192.0.2.1"), "a test", "test", "")
 			if erased.Add(int64(n)); err != nil {
 				t.Error(err)
 			}
@@ -258,13 +258,33 @@ func TestEraseLeavesNoCopies(t *testing.T) {
 	}
 	wg.Wait()
 	for n := range groups {
-		must(b.ledger.Erase(context.Background(), audit.OpeningsOf(group(n)), "a test", "test"))
+		must(b.ledger.Erase(context.Background(), audit.OpeningsOf(group(n)), "a test", "test", ""))
 		for erased := range n + 1 {
 			b.absent(group(erased))
 		}
 	}
 	b.checkpoint()
 	if rep, err := b.verify(); err != nil || rep.Erased != 8*each {
+		t.Errorf("%+v %v", rep, err)
+	}
+}
+
+// Who has something erased is on the ledger, unless that is what is to be erased.
+func TestEraseNamesWhoAsks(t *testing.T) {
+	b := newLedger(t)
+	a := b.appended(audit.Private{Tag: audit.TagAddress, Value: "192.0.2.1"})
+	for range 2 {
+		b.appended(audit.Private{Tag: audit.TagAddress, Value: "192.0.2.2"})
+	}
+	must(b.ledger.Erase(context.Background(), audit.EntryOpenings(a.Index), "a test", "test", "192.0.2.3"))
+	if open := b.stored(b.ledger.Head().Size - 1); len(open) != 1 || string(open[0].Value) != "192.0.2.3" {
+		t.Errorf("%v", open)
+	}
+	if n := must(b.ledger.Erase(context.Background(), audit.OpeningsOf("192.0.2.2"), "a test", "test", "192.0.2.2")); n != 2 || b.stored(b.ledger.Head().Size-1) != nil {
+		t.Errorf("%d erased, the entry commits to it again", n)
+	}
+	b.checkpoint()
+	if rep, err := b.verify(); err != nil || rep.Erased != 3 || rep.Opened != 1 {
 		t.Errorf("%+v %v", rep, err)
 	}
 }
@@ -305,7 +325,7 @@ func TestEraseHalf(t *testing.T) {
 	}
 	wg.Wait()
 	f.armed = true
-	n, err := b.ledger.Erase(context.Background(), audit.OpeningsOf("192.0.2.1"), "a test", "test")
+	n, err := b.ledger.Erase(context.Background(), audit.OpeningsOf("192.0.2.1"), "a test", "test", "")
 	if n != 512 || !errors.Is(err, audit.ErrUnavailable) || f.scrubs.Load() != 1 {
 		t.Errorf("%d erased, %v, %d scrubs", n, err, f.scrubs.Load())
 	}
@@ -326,7 +346,7 @@ func TestEraseNodes(t *testing.T) {
 	for i := range 8 {
 		wg.Go(func() { // whole rows and parts of them, beside others who write
 			value := []string{"Jane Roe", "192.0.2.1"}[i/4]
-			n, err := all[i%2].ledger.Erase(context.Background(), audit.OpeningsOf(value), "a test", "test")
+			n, err := all[i%2].ledger.Erase(context.Background(), audit.OpeningsOf(value), "a test", "test", "")
 			if erased.Add(int64(n)); err != nil {
 				t.Error(err)
 			}
@@ -400,7 +420,7 @@ func TestAttack_AUD_19(t *testing.T) {
 	if found(salt) != 1 {
 		t.Fatal("with the salt it is not found: this test would see nothing")
 	}
-	must(b.ledger.Erase(context.Background(), audit.EntryOpenings(a.Index), "a test", "test"))
+	must(b.ledger.Erase(context.Background(), audit.EntryOpenings(a.Index), "a test", "test", ""))
 	// What is left to guess with: no salt, and what stands in the entry.
 	h := audit.LeafHash(a.Bytes)
 	guesses := [][32]byte{{}, h, a.Leaf.Ledger, c, sha256.Sum256(a.Bytes)}
@@ -441,7 +461,7 @@ func TestTamperOpenings(t *testing.T) {
 			in := h.intent()
 			in.Evidence, in.Private = audit.EvidenceDigest(record), []audit.Private{{Tag: audit.TagAsked, Value: "dns:five.example"}}
 			must(b.ledger.Begin(context.Background(), in, ca.ReserveSerial{Issuer: h.spki, Serial: in.Serial, NotAfter: notAfter, Evidence: record}))
-			must(b.ledger.Erase(context.Background(), audit.EntryOpenings(erased), "a test", "test"))
+			must(b.ledger.Erase(context.Background(), audit.EntryOpenings(erased), "a test", "test", ""))
 			b.checkpoint()
 			if _, err := b.verify(); err != nil {
 				t.Fatal(err)
