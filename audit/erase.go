@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"net/netip"
 	"time"
 )
 
@@ -23,12 +22,8 @@ func EntryOpenings(index uint64) Selection {
 	return Selection{query: OpeningQuery{From: index, To: index + 1}}
 }
 
-// OpeningsOf are those of every entry that hold a value, see [Opening.Is]; an address in
-// any of its forms.
+// OpeningsOf are those of every entry that hold a value, see [Opening.Is].
 func OpeningsOf(value string) Selection {
-	if a, err := netip.ParseAddr(value); err == nil {
-		value = a.Unmap().String()
-	}
 	return Selection{query: OpeningQuery{To: allEntries}, match: func(o Opening) bool { return o.Is(value) }}
 }
 
@@ -44,15 +39,27 @@ const erasePage = 512
 // Erase erases openings for good: each page of them in one transaction with an entry that
 // names them and says why. It returns how many there were; 0 writes nothing. What was
 // erased before an error stays erased. The reason stands in the ledger for ever and must not
-// repeat what is erased.
-func (l *Ledger) Erase(ctx context.Context, which Selection, reason, requester string) (erased int, err error) {
+// repeat what is erased. client is the address of who asks, or "": each entry commits to it,
+// unless it is what is to be erased.
+func (l *Ledger) Erase(ctx context.Context, which Selection, reason, requester, client string) (erased int, err error) {
+	if which.match != nil && which.match(Opening{Tag: TagAddress, Value: []byte(client)}) {
+		client = ""
+	}
+	defer func() {
+		if erased == 0 {
+			return
+		}
+		if err := l.st.Scrub(context.WithoutCancel(ctx)); err != nil { // after an error too
+			l.opt.Log.Warn("what was erased may stay in the database's log files for a while", "err", err)
+		}
+	}()
 	for conflicts := 0; ; {
 		refs, err := l.refs(ctx, which)
 		if err != nil {
 			return erased, fmt.Errorf("looking for personal values: %w", err)
 		}
 		if len(refs) == 0 {
-			break
+			return erased, nil
 		}
 		var list []byte
 		for _, r := range refs {
@@ -63,7 +70,9 @@ func (l *Ledger) Erase(ctx context.Context, which Selection, reason, requester s
 		f.Text(TagReason, reason)
 		f.Uint64(TagCount, uint64(len(refs)))
 		f.Bytes(TagErased, list)
-		_, err = l.Append(ctx, Event(OpErase, f), EraseOpenings{refs})
+		e := Event(OpErase, f)
+		e.Private = []Private{{TagAddress, client}}
+		_, err = l.Append(ctx, e, EraseOpenings{refs})
 		if errors.Is(err, ErrConflict) && conflicts < 1000 { // somebody else erased some of them
 			conflicts++
 			continue
@@ -74,12 +83,6 @@ func (l *Ledger) Erase(ctx context.Context, which Selection, reason, requester s
 		erased += len(refs)
 		which.query.From = refs[len(refs)-1].Index + 1
 	}
-	if erased > 0 {
-		if err := l.st.Scrub(ctx); err != nil {
-			l.opt.Log.Warn("what was erased may stay in the database's log files for a while", "err", err)
-		}
-	}
-	return erased, nil
 }
 
 // refs finds the first page of what is to be erased.
@@ -111,7 +114,7 @@ func (l *Ledger) RunRetention(ctx context.Context) error {
 	timer := time.NewTicker(eraseEvery)
 	defer timer.Stop()
 	for {
-		n, err := l.Erase(ctx, OpeningsBefore(l.opt.Now()), "retention ended", "node:"+l.opt.Node)
+		n, err := l.Erase(ctx, OpeningsBefore(l.opt.Now()), "retention ended", "node:"+l.opt.Node, "")
 		switch {
 		case ctx.Err() != nil:
 			return nil

@@ -35,6 +35,14 @@ func (e Evidence) Record() []byte {
 // EvidenceDigest is what an intent says of a record.
 func EvidenceDigest(record []byte) [32]byte { return Digest("evidence", record) }
 
+// KeepsEvidence tells whether what the intent rests on is kept as a record. Before
+// commitments there were none, only digests.
+func (l Leaf) KeepsEvidence() bool {
+	_, digest := l.Get(TagEvidence)
+	_, asked := l.Get(TagAsked)
+	return l.Kind == KindIntent && l.Op == OpCertificate && digest && asked
+}
+
 // ParseEvidence reads a record.
 func ParseEvidence(record []byte) (Evidence, error) {
 	text, ok := strings.CutPrefix(string(record), evidenceMagic)

@@ -5,9 +5,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/text/unicode/norm"
 )
 
 // Private is a personal value of an entry. The leaf carries its commitment only, as ENCODINGS
@@ -45,14 +48,28 @@ func (o Opening) Opens(l Leaf) bool {
 }
 
 // Is tells whether text is a line of the value or, of what was asked for, what stands in a
-// line behind the name of an attribute ("CN=") or the kind of a name ("dns:").
+// line behind the name of an attribute ("CN=") or the kind of a name ("dns:"). Upper and
+// lower case are the same, as clients write names as they like, and so are all forms of
+// an address.
 func (o Opening) Is(text string) bool {
 	if text == "" {
 		return false
 	}
+	text = norm.NFC.String(text) // as [Text] has made the value
+	ip, err := netip.ParseAddr(text)
+	same := func(part string) bool {
+		if strings.EqualFold(part, text) {
+			return true
+		}
+		if err != nil {
+			return false
+		}
+		other, perr := netip.ParseAddr(part)
+		return perr == nil && other.Unmap() == ip.Unmap()
+	}
 	for line := range strings.SplitSeq(string(o.Value), "\n") {
 		i := strings.IndexAny(line, "=:")
-		if line == text || o.Tag == TagAsked && i >= 0 && line[i+1:] == text {
+		if same(line) || o.Tag == TagAsked && i >= 0 && same(line[i+1:]) {
 			return true
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"strings"
@@ -120,7 +121,7 @@ func TestOpeningsFailAlone(t *testing.T) {
 
 func TestOpeningIs(t *testing.T) {
 	o := audit.Opening{Tag: audit.TagAsked, Value: []byte("CN=Jane Roe\nO=Firm = 2\ndns:a.example\nip:2001:db8::1")}
-	for _, text := range []string{"Jane Roe", "CN=Jane Roe", "a.example", "dns:a.example", "2001:db8::1", "Firm = 2"} {
+	for _, text := range []string{"Jane Roe", "CN=Jane Roe", "a.example", "dns:a.example", "2001:db8::1", "Firm = 2", "jane ROE", "A.Example", "2001:DB8:0::1", "cn=jane roe"} {
 		if !o.Is(text) {
 			t.Errorf("%q is not found", text)
 		}
@@ -130,7 +131,10 @@ func TestOpeningIs(t *testing.T) {
 			t.Errorf("%q is found", text)
 		}
 	}
-	if address := (audit.Opening{Tag: audit.TagAddress, Value: []byte("2001:db8::1\n192.0.2.7")}); !address.Is("192.0.2.7") || !address.Is("2001:db8::1") || address.Is("db8::1") || address.Is("2.7") {
+	if accent := (audit.Opening{Tag: audit.TagAsked, Value: []byte("CN=Ren\u00e9")}); !accent.Is("Rene\u0301") {
+		t.Error("a name is not found when its accents are written apart")
+	}
+	if address := (audit.Opening{Tag: audit.TagAddress, Value: []byte("2001:db8::1\n192.0.2.7")}); !address.Is("192.0.2.7") || !address.Is("2001:db8::1") || !address.Is("::ffff:192.0.2.7") || !address.Is("2001:0DB8::0001") || address.Is("db8::1") || address.Is("2.7") {
 		t.Error("an address is not found, or a part of one is")
 	}
 }
@@ -156,11 +160,11 @@ func TestAttack_AUD_18(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if n, err := b.ledger.Erase(ctx, audit.OpeningsOf("nobody@subject.example"), "a test", "test"); n != 0 || err != nil {
+	if n, err := b.ledger.Erase(ctx, audit.OpeningsOf("nobody@subject.example"), "a test", "test", ""); n != 0 || err != nil {
 		t.Errorf("%d %v", n, err)
 	}
 	size := b.ledger.Head().Size
-	n, err := b.ledger.Erase(ctx, audit.OpeningsOf(jane), "the subject asked for it", "test")
+	n, err := b.ledger.Erase(ctx, audit.OpeningsOf(jane), "the subject asked for it", "test", "")
 	if n != 5 || err != nil || b.ledger.Head().Size != size+1 {
 		t.Fatalf("erased %d, %v, %d entries more", n, err, b.ledger.Head().Size-size)
 	}
@@ -174,7 +178,7 @@ func TestAttack_AUD_18(t *testing.T) {
 			t.Errorf("entry %d: %v", a.Index, open)
 		}
 	}
-	if n, err := b.ledger.Erase(ctx, audit.EntryOpenings(of[0].Index), "a test", "test"); n != 1 || err != nil {
+	if n, err := b.ledger.Erase(ctx, audit.EntryOpenings(of[0].Index), "a test", "test", ""); n != 1 || err != nil {
 		t.Errorf("%d %v", n, err)
 	}
 	if open := b.stored(of[0].Index); open != nil {
@@ -214,13 +218,13 @@ func TestEraseMany(t *testing.T) {
 	}
 	wg.Wait()
 	size := b.ledger.Head().Size
-	if n, err := b.ledger.Erase(context.Background(), audit.OpeningsOf("Jane Roe"), "a test", "test"); n != 1200 || err != nil || b.ledger.Head().Size != size+3 {
+	if n, err := b.ledger.Erase(context.Background(), audit.OpeningsOf("Jane Roe"), "a test", "test", ""); n != 1200 || err != nil || b.ledger.Head().Size != size+3 {
 		t.Errorf("%d erased by %d entries, %v", n, b.ledger.Head().Size-size, err)
 	}
 	var erased atomic.Int64 // by several at once: each is erased once
 	for range 4 {
 		wg.Go(func() {
-			n, err := b.ledger.Erase(context.Background(), audit.OpeningsOf("::ffff:192.0.2.1"), "a test", "test")
+			n, err := b.ledger.Erase(context.Background(), audit.OpeningsOf("::ffff:192.0.2.1"), "a test", "test", "")
 			if erased.Add(int64(n)); err != nil {
 				t.Error(err)
 			}
@@ -232,6 +236,137 @@ func TestEraseMany(t *testing.T) {
 	}
 	b.checkpoint()
 	if rep, err := b.verify(); err != nil || rep.Opened != 600 || rep.Erased != 1800 {
+		t.Errorf("%+v %v", rep, err)
+	}
+}
+
+// However many are erased in whatever order: no file has any of them, not even a copy that
+// SQLite made when it moved them.
+func TestEraseLeavesNoCopies(t *testing.T) {
+	onlySQLite(t)
+	b := newLedger(t)
+	const each, groups = 400, 20
+	group := func(n int) string { return fmt.Sprintf("of group %02d", n%groups) }
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range each {
+				asked := "OU=" + group(rand.IntN(groups)) + strings.Repeat("\ndns:padding.example", rand.IntN(40))
+				b.appended(audit.Private{Tag: audit.TagAsked, Value: asked})
+			}
+		})
+	}
+	wg.Wait()
+	for n := range groups {
+		must(b.ledger.Erase(context.Background(), audit.OpeningsOf(group(n)), "a test", "test", ""))
+		for erased := range n + 1 {
+			b.absent(group(erased))
+		}
+	}
+	b.checkpoint()
+	if rep, err := b.verify(); err != nil || rep.Erased != 8*each {
+		t.Errorf("%+v %v", rep, err)
+	}
+}
+
+// Who has something erased is on the ledger, unless that is what is to be erased.
+func TestEraseNamesWhoAsks(t *testing.T) {
+	b := newLedger(t)
+	a := b.appended(audit.Private{Tag: audit.TagAddress, Value: "192.0.2.1"})
+	for range 2 {
+		b.appended(audit.Private{Tag: audit.TagAddress, Value: "192.0.2.2"})
+	}
+	must(b.ledger.Erase(context.Background(), audit.EntryOpenings(a.Index), "a test", "test", "192.0.2.3"))
+	if open := b.stored(b.ledger.Head().Size - 1); len(open) != 1 || string(open[0].Value) != "192.0.2.3" {
+		t.Errorf("%v", open)
+	}
+	if n := must(b.ledger.Erase(context.Background(), audit.OpeningsOf("192.0.2.2"), "a test", "test", "192.0.2.2")); n != 2 || b.stored(b.ledger.Head().Size-1) != nil {
+		t.Errorf("%d erased, the entry commits to it again", n)
+	}
+	b.checkpoint()
+	if rep, err := b.verify(); err != nil || rep.Erased != 3 || rep.Opened != 1 {
+		t.Errorf("%+v %v", rep, err)
+	}
+}
+
+// scrubbed fails from the second transaction on, once it is armed, and counts the scrubs.
+type scrubbed struct {
+	*dbstore.Store
+	armed  bool
+	writes atomic.Int64
+	scrubs atomic.Int64
+}
+
+func (s *scrubbed) Update(ctx context.Context, fn func(audit.Tx) error) error {
+	if s.armed && s.writes.Add(1) > 1 {
+		return fmt.Errorf("%w: down", audit.ErrUnavailable)
+	}
+	return s.Store.Update(ctx, fn)
+}
+
+func (s *scrubbed) Scrub(ctx context.Context) error { s.scrubs.Add(1); return s.Store.Scrub(ctx) }
+
+// What was erased before the database went away is scrubbed too, and said.
+func TestEraseHalf(t *testing.T) {
+	b := newLedger(t)
+	b.stop()
+	f := &scrubbed{}
+	b.wrap = func(db *dbstore.Store) audit.Storage { f.Store = db; return f }
+	if err := b.open(); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 100 {
+				b.appended(audit.Private{Tag: audit.TagAddress, Value: "192.0.2.1"})
+			}
+		})
+	}
+	wg.Wait()
+	f.armed = true
+	n, err := b.ledger.Erase(context.Background(), audit.OpeningsOf("192.0.2.1"), "a test", "test", "")
+	if n != 512 || !errors.Is(err, audit.ErrUnavailable) || f.scrubs.Load() != 1 {
+		t.Errorf("%d erased, %v, %d scrubs", n, err, f.scrubs.Load())
+	}
+}
+
+// Nodes that erase the same at the same time erase each value once.
+func TestEraseNodes(t *testing.T) {
+	b, all := nodes(t, "a", "b")
+	for range 300 {
+		e := audit.Event(audit.OpSession, nil)
+		e.Private = []audit.Private{{Tag: audit.TagAddress, Value: "192.0.2.1"}, {Tag: audit.TagAsked, Value: "CN=Jane Roe"}}
+		if _, err := all[0].ledger.Append(context.Background(), e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var erased atomic.Int64
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() { // whole rows and parts of them, beside others who write
+			value := []string{"Jane Roe", "192.0.2.1"}[i/4]
+			n, err := all[i%2].ledger.Erase(context.Background(), audit.OpeningsOf(value), "a test", "test", "")
+			if erased.Add(int64(n)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for _, n := range all {
+		wg.Go(func() { n.operations(t, 50, 4) })
+	}
+	wg.Wait()
+	if erased.Load() != 600 {
+		t.Errorf("%d erased", erased.Load())
+	}
+	for _, n := range all {
+		n.close()
+	}
+	if err := b.open(); err != nil {
+		t.Fatal(err)
+	}
+	b.checkpoint()
+	if rep, err := b.verify(); err != nil || rep.Opened != 0 || rep.Erased != 600 {
 		t.Errorf("%+v %v", rep, err)
 	}
 }
@@ -285,7 +420,7 @@ func TestAttack_AUD_19(t *testing.T) {
 	if found(salt) != 1 {
 		t.Fatal("with the salt it is not found: this test would see nothing")
 	}
-	must(b.ledger.Erase(context.Background(), audit.EntryOpenings(a.Index), "a test", "test"))
+	must(b.ledger.Erase(context.Background(), audit.EntryOpenings(a.Index), "a test", "test", ""))
 	// What is left to guess with: no salt, and what stands in the entry.
 	h := audit.LeafHash(a.Bytes)
 	guesses := [][32]byte{{}, h, a.Leaf.Ledger, c, sha256.Sum256(a.Bytes)}
@@ -308,10 +443,11 @@ func TestTamperOpenings(t *testing.T) {
 		"opening removed":           "DELETE FROM opening WHERE idx = (SELECT min(idx) FROM opening)",
 		"opening exchanged":         "UPDATE opening SET data = (SELECT data FROM opening ORDER BY idx DESC LIMIT 1) WHERE idx = (SELECT min(idx) FROM opening)",
 		"opening edited":            "UPDATE opening SET data = substr(data, 1, length(data) - 1) || x'58' WHERE idx = (SELECT min(idx) FROM opening)",
-		"opening put back":          "INSERT INTO opening SELECT %d, retain_until, data FROM opening LIMIT 1",
+		"opening put back":          "INSERT OR REPLACE INTO opening SELECT %d, retain_until, data FROM opening LIMIT 1",
 		"opening of nothing":        "UPDATE opening SET idx = 4711 WHERE idx = (SELECT max(idx) FROM opening)",
 		"opening of another entry":  "INSERT INTO opening SELECT 3, retain_until, data FROM opening LIMIT 1",
 		"evidence of another asker": "UPDATE serial SET evidence = CAST('chancery/evidence/v1' || char(10) || 'order other' || char(10) AS BLOB) WHERE evidence IS NOT NULL",
+		"evidence removed":          "UPDATE serial SET evidence = NULL WHERE evidence IS NOT NULL",
 	} {
 		t.Run(what, func(t *testing.T) {
 			b := newLedger(t)
@@ -323,9 +459,9 @@ func TestTamperOpenings(t *testing.T) {
 			b.appended(audit.Private{Tag: audit.TagAddress, Value: "192.0.2.4"})
 			record := audit.Evidence{{Name: "order", Value: "x"}}.Record()
 			in := h.intent()
-			in.Evidence = audit.EvidenceDigest(record)
+			in.Evidence, in.Private = audit.EvidenceDigest(record), []audit.Private{{Tag: audit.TagAsked, Value: "dns:five.example"}}
 			must(b.ledger.Begin(context.Background(), in, ca.ReserveSerial{Issuer: h.spki, Serial: in.Serial, NotAfter: notAfter, Evidence: record}))
-			must(b.ledger.Erase(context.Background(), audit.EntryOpenings(erased), "a test", "test"))
+			must(b.ledger.Erase(context.Background(), audit.EntryOpenings(erased), "a test", "test", ""))
 			b.checkpoint()
 			if _, err := b.verify(); err != nil {
 				t.Fatal(err)
@@ -454,6 +590,8 @@ func TestRefusalsWhileUnavailable(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.before.Store(nil)
+	began := uint64(time.Now().Unix())
+	time.Sleep(1100 * time.Millisecond)
 	b.ledger.Refused(audit.Refusal{Kind: "a", Client: "192.0.2.3"})
 	if err := b.ledger.FlushRefusals(ctx); err != nil {
 		t.Fatal(err)
@@ -463,6 +601,9 @@ func TestRefusalsWhileUnavailable(t *testing.T) {
 	open := b.stored(index)
 	if n, _ := l.Uint(audit.TagCount); n != 5 || len(open) != 1 || string(open[0].Value) != "192.0.2.1\n192.0.2.2\n192.0.2.3" {
 		t.Errorf("%d counted, %s", n, open)
+	}
+	if since, _ := l.Uint(audit.TagSince); since > began {
+		t.Errorf("counted since %d, the first came before %d", since, began)
 	}
 	if err := b.ledger.FlushRefusals(ctx); err != nil || b.ledger.Head().Size != index+1 {
 		t.Errorf("nothing is left, but it grows: %v", err)

@@ -63,6 +63,9 @@ func (s *refusals) add(r Refusal, n uint64, at time.Time) {
 		c = &refusalCount{since: at, detail: r.Detail}
 		s.counts[r.Kind] = c
 	}
+	if at.Before(c.since) { // it could not be written before
+		c.since = at
+	}
 	c.n += n
 	if r.Client != "" && len(c.clients) < maxRefusalClient && !slices.Contains(c.clients, r.Client) {
 		c.clients = append(c.clients, r.Client)

@@ -104,7 +104,10 @@ type rows struct {
 }
 
 // reserved is what an intent says of its serial and its evidence, cut to 16 octets each.
-type reserved struct{ serial, evidence [16]byte }
+type reserved struct {
+	serial, evidence [16]byte
+	kept             bool // see [Leaf.KeepsEvidence]
+}
 
 type revoked struct {
 	leaf    uint64
@@ -159,7 +162,7 @@ func (r *rows) intent(index uint64, l Leaf) error {
 	issuer, _ := l.Hash(TagIssuer)
 	if serial, ok := l.Get(TagSerial); ok && l.Op == OpCertificate && r.serials != nil {
 		evidence, _ := l.Hash(TagEvidence)
-		r.serials[index] = reserved{serialDigest(issuer, serial), [16]byte(evidence[:16])}
+		r.serials[index] = reserved{serialDigest(issuer, serial), [16]byte(evidence[:16]), l.KeepsEvidence()}
 	}
 	number, ok := l.Uint(TagCRLNumber)
 	if !ok || l.Op != OpCRL {
@@ -320,6 +323,9 @@ func (r *rows) serialRows(ctx context.Context, src VerifySource) error {
 		want, ok := r.serials[s.Intent]
 		if !ok || want.serial != serialDigest(s.Issuer, s.Serial) {
 			return nil // one that no entry names blocks a serial and does no other harm
+		}
+		if want.kept && s.Evidence == nil {
+			return violate(s.Intent, "the evidence that it rests on is gone")
 		}
 		if d := EvidenceDigest(s.Evidence); s.Evidence != nil && want.evidence != [16]byte(d[:16]) {
 			return violate(s.Intent, "the evidence that is stored for it is not what it rests on")

@@ -55,54 +55,122 @@ func (t *tx) storeOpenings() error {
 	return err
 }
 
-// eraseOpenings takes openings out of their rows. SQLite overwrites what it deletes here;
-// it costs too much to do so always.
+// eraseOpenings takes openings out of their rows.
 func (t *tx) eraseOpenings(p audit.EraseOpenings) error {
-	if t.s.name == "sqlite" {
-		// Not by t.exec: the pragma works when it is prepared.
-		if _, err := t.s.conn.ExecContext(t.ctx, "PRAGMA secure_delete = ON"); err != nil {
-			return mapError(err)
-		}
-		defer t.s.conn.ExecContext(t.ctx, "PRAGMA secure_delete = FAST")
+	stored, err := t.openingsOf(p.Refs)
+	if err != nil {
+		return err
 	}
+	var gone, changed []int64
+	var left [][]byte
 	for refs := p.Refs; len(refs) > 0; {
 		n := 1
 		for n < len(refs) && refs[n].Index == refs[0].Index {
 			n++
 		}
-		if err := t.eraseOf(refs[:n]); err != nil {
+		index := int64(refs[0].Index)
+		blank, err := blanked(stored[index], refs[:n])
+		if err != nil {
+			return err
+		}
+		if t.s.name != "postgres" {
+			err = t.cas("UPDATE opening SET data = ? WHERE idx = ?", audit.EncodeOpenings(blank), index)
+		} else if rest := unerased(blank); len(rest) == 0 {
+			gone = append(gone, index)
+		} else {
+			changed, left = append(changed, index), append(left, audit.EncodeOpenings(rest))
+		}
+		if err != nil {
 			return err
 		}
 		refs = refs[n:]
 	}
-	return nil
+	if t.s.name != "postgres" {
+		return nil
+	}
+	return t.eraseTogether(gone, changed, left)
 }
 
-// eraseOf erases openings of one leaf.
-func (t *tx) eraseOf(refs []audit.OpeningRef) error {
-	index := int64(refs[0].Index)
-	var data []byte
-	err := t.row([]any{&data}, "SELECT data FROM opening WHERE idx = ?", index)
-	if errors.Is(err, audit.ErrNotFound) {
-		return fmt.Errorf("%w: the openings of entry %d are gone", audit.ErrConflict, index)
-	}
-	if err != nil {
-		return err
-	}
+// blanked overwrites openings of one leaf with zeros. SQLite keeps a row like that for good:
+// as it has the same size, it is written over the old one. To delete rows would move their
+// neighbours to other pages and leave copies of these behind, whatever secure_delete says.
+func blanked(data []byte, refs []audit.OpeningRef) ([]audit.Opening, error) {
 	stored, err := audit.DecodeOpenings(data)
 	if err != nil {
-		return fmt.Errorf("%w: openings of entry %d: %w", audit.ErrTampered, index, err)
+		return nil, fmt.Errorf("%w: openings of entry %d: %w", audit.ErrTampered, refs[0].Index, err)
 	}
-	left := slices.DeleteFunc(slices.Clone(stored), func(o audit.Opening) bool {
-		return slices.ContainsFunc(refs, func(r audit.OpeningRef) bool { return r.Tag == o.Tag })
-	})
-	switch {
-	case len(left) != len(stored)-len(refs):
-		return fmt.Errorf("%w: openings of entry %d are gone", audit.ErrConflict, index)
-	case len(left) == 0:
-		return t.cas("DELETE FROM opening WHERE idx = ?", index)
+	n := 0
+	for i, o := range stored {
+		if slices.ContainsFunc(refs, func(r audit.OpeningRef) bool { return r.Tag == o.Tag }) {
+			stored[i] = audit.Opening{Value: make([]byte, len(o.Value))}
+			n++
+		}
 	}
-	return t.cas("UPDATE opening SET data = ? WHERE idx = ?", audit.EncodeOpenings(left), index)
+	if n != len(refs) {
+		return nil, fmt.Errorf("%w: openings of entry %d are gone", audit.ErrConflict, refs[0].Index)
+	}
+	return stored, nil
+}
+
+// unerased drops what blanked has overwritten: no opening has tag 0.
+func unerased(os []audit.Opening) []audit.Opening {
+	return slices.DeleteFunc(os, func(o audit.Opening) bool { return o.Tag == 0 })
+}
+
+// eraseTogether is a statement for all, as one for each would be a round trip for each
+// while everybody waits.
+func (t *tx) eraseTogether(gone, changed []int64, left [][]byte) error {
+	n, err := t.exec("DELETE FROM opening WHERE idx = ANY(?::bigint[])", gone)
+	if err == nil && n != int64(len(gone)) {
+		err = audit.ErrConflict
+	}
+	if err != nil || len(changed) == 0 {
+		return err
+	}
+	n, err = t.exec("UPDATE opening o SET data = x.data FROM unnest(?::bigint[], ?::bytea[]) AS x (idx, data) WHERE o.idx = x.idx", changed, left)
+	if err == nil && n != int64(len(changed)) {
+		err = audit.ErrConflict
+	}
+	return err
+}
+
+// openingsOf are the rows that openings are taken out of, as far as they are there.
+func (t *tx) openingsOf(refs []audit.OpeningRef) (map[int64][]byte, error) {
+	out := map[int64][]byte{}
+	if t.s.name != "postgres" {
+		for _, r := range refs {
+			var data []byte
+			err := t.row([]any{&data}, "SELECT data FROM opening WHERE idx = ?", int64(r.Index))
+			if err == nil {
+				out[int64(r.Index)] = data
+			} else if !errors.Is(err, audit.ErrNotFound) {
+				return nil, err
+			}
+		}
+		return out, nil
+	}
+	var indexes []int64
+	for _, r := range refs {
+		indexes = append(indexes, int64(r.Index))
+	}
+	st, err := t.stmt("SELECT idx, data FROM opening WHERE idx = ANY(?::bigint[])")
+	if err != nil {
+		return nil, err
+	}
+	rows, err := st.QueryContext(t.ctx, indexes)
+	if err != nil {
+		return nil, mapError(err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var index int64
+		var data []byte
+		if err := rows.Scan(&index, &data); err != nil {
+			return nil, mapError(err)
+		}
+		out[index] = data
+	}
+	return out, mapError(rows.Err())
 }
 
 // Openings implements [audit.Storage].
@@ -120,6 +188,9 @@ func (s *Store) Openings(ctx context.Context, q audit.OpeningQuery, fn func(audi
 		open, err := audit.DecodeOpenings(data)
 		if err != nil {
 			return fmt.Errorf("%w: openings of entry %d: %w", audit.ErrTampered, index, err)
+		}
+		if open = unerased(open); len(open) == 0 {
+			return nil
 		}
 		return fn(audit.StoredOpenings{Index: uint64(index), RetainUntil: time.Unix(until, 0).UTC(), Openings: open})
 	}, query+" ORDER BY idx", args...)

@@ -328,6 +328,7 @@ func tamperBeside(t *testing.T, dir string, intent uint64) {
 	}{
 		"evidence changed":      {"evidence.bin", "not what it rests on", intent, change(intent, flip)},
 		"evidence emptied":      {"evidence.bin", "not what it rests on", intent, change(intent, func([]byte) []byte { return []byte{} })},
+		"evidence taken away":   {"evidence.bin", "does not have what it rests on", intent, change(intent, func([]byte) []byte { return nil })},
 		"evidence of nothing":   {"evidence.bin", "the ledger ends before", 1 << 40, func(b []byte) []byte { return append(b, binary.BigEndian.AppendUint64(nil, 1<<40)[0:]...) }},
 		"evidence of a genesis": {"evidence.bin", "not what it rests on", 0, func(b []byte) []byte { return append(make([]byte, 12), b...) }},
 		"opening changed":       {"openings.bin", "does not", intent, change(intent, flip)},

@@ -36,7 +36,7 @@ func (s *Server) erase(c echo.Context) error {
 		return problemf(badParameter, "value has %d octets, at most %d are allowed", len(body.Value), maxErase).at("/value", "")
 	case body.Reason == "" || len(body.Reason) > maxErase:
 		return problemf(badParameter, "reason must say why, in 1 to %d octets; it stands in the ledger for ever, so do not repeat what is to be erased", maxErase).at("/reason", "")
-	case body.Value != "" && strings.Contains(body.Reason, body.Value):
+	case body.Value != "" && strings.Contains(strings.ToLower(body.Reason), strings.ToLower(body.Value)):
 		return problemf(badParameter, "reason repeats what is to be erased, and it stands in the ledger for ever").at("/reason", "")
 	}
 	which := audit.OpeningsOf(body.Value)
@@ -45,7 +45,7 @@ func (s *Server) erase(c echo.Context) error {
 	}
 	ctx, cancel := unhurried(c)
 	defer cancel()
-	n, err := s.cfg.Erase(ctx, which, body.Reason, requester)
+	n, err := s.cfg.Erase(ctx, which, body.Reason, requester, client(c))
 	if err != nil {
 		return err
 	}

@@ -294,7 +294,7 @@ func newFixture(t testing.TB, edit ...func(*web.Config)) *fixture {
 		Ready:      func(context.Context) error { return nil },
 		AdminToken: func(s string) bool { return s == token },
 		Refused:    f.ca.note,
-		Erase: func(_ context.Context, _ audit.Selection, reason, _ string) (int, error) {
+		Erase: func(_ context.Context, _ audit.Selection, reason, _, _ string) (int, error) {
 			if reason == "nothing there" {
 				return 0, nil
 			}

@@ -184,6 +184,7 @@ func TestAnswersMatchOpenAPI(t *testing.T) {
 		{"erase an odd entry", call{method: post, path: "/api/v1/ledger/erase", body: `{"entry": "1", "reason": "asked for"}`}, nil, 400, "bad-json"},
 		{"erase for no reason", call{method: post, path: "/api/v1/ledger/erase", body: `{"entry": 1}`}, nil, 400, "bad-parameter"},
 		{"erase and say it again", call{method: post, path: "/api/v1/ledger/erase", body: `{"value": "Jane Roe", "reason": "Jane Roe wrote"}`}, nil, 400, "bad-parameter"},
+		{"erase and say it again in small letters", call{method: post, path: "/api/v1/ledger/erase", body: `{"value": "Jane Roe", "reason": "jane roe wrote"}`}, nil, 400, "bad-parameter"},
 		{"erase too long a value", call{method: post, path: "/api/v1/ledger/erase", body: `{"value": "` + strings.Repeat("x", 2000) + `", "reason": "asked for"}`}, nil, 400, "bad-parameter"},
 		{"erase without ledger", call{method: post, path: "/api/v1/ledger/erase", body: `{"entry": 1, "reason": "asked for"}`}, audit.ErrUnavailable, 503, "unavailable"},
 		{"erase without token", call{method: post, path: "/api/v1/ledger/erase", body: `{}`, noToken: true}, nil, 401, "unauthorized"},

@@ -91,7 +91,7 @@ type Config struct {
 	// Refused counts for the ledger what was refused. It neither waits nor fails.
 	Refused func(audit.Refusal)
 	// Erase erases the personal values of one entry, or of all entries that hold a value.
-	Erase func(ctx context.Context, which audit.Selection, reason, requester string) (erased int, err error)
+	Erase func(ctx context.Context, which audit.Selection, reason, requester, client string) (erased int, err error)
 
 	PublicURL     string // https://ca.example:8443, without a path
 	PublicHTTPURL string // http://ca.example:8080, without a path

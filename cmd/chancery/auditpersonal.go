@@ -119,8 +119,8 @@ func auditEraseCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "erase (--entry N | --value TEXT) --reason TEXT", Short: "Erase personal values for good",
 		Long: "Has the running server erase what opens the commitments of an entry, or of every entry that holds a value:\n" +
-			"a client's address, a name, or an attribute of a subject, each whole. Entries, proofs and certificates stay as\n" +
-			"they are. The erasure is an entry of its own, with the reason: do not repeat the value there.",
+			"a client's address, a name, or an attribute of a subject, each whole, in upper or lower case. Entries, proofs and\n" +
+			"certificates stay as they are. The erasure is an entry of its own, with the reason: do not repeat the value there.",
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if c.Flags().Changed("entry") == (value != "") || reason == "" {

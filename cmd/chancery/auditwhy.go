@@ -162,7 +162,7 @@ func whyOf(ctx context.Context, st *dbstore.Store, cert *x509.Certificate) (*why
 		a.Revoked = fmt.Sprintf("%s, %s", row.Revoked.At.Format(lineTime), row.Revoked.Reason)
 	}
 	a.fromLeaves(intent, done)
-	if err := a.evidence(ctx, st, row.Intent, is.SPKI, serial); err != nil {
+	if err := a.evidence(ctx, st, row.Intent, intent.KeepsEvidence(), is.SPKI, serial); err != nil {
 		return nil, err
 	}
 	if a.Personal, err = openedAt(ctx, st, row.Intent, intent); err != nil {
@@ -189,8 +189,11 @@ func (a *why) fromLeaves(intent, done audit.Leaf) {
 }
 
 // evidence shows what the decision rests on, if that was kept, and holds it against the intent.
-func (a *why) evidence(ctx context.Context, st *dbstore.Store, intent uint64, issuer [32]byte, serial []byte) error {
+func (a *why) evidence(ctx context.Context, st *dbstore.Store, intent uint64, kept bool, issuer [32]byte, serial []byte) error {
 	record, err := st.Evidence(ctx, issuer, serial)
+	if errors.Is(err, audit.ErrNotFound) && kept {
+		return fmt.Errorf("%w: the evidence that entry %d rests on is gone", audit.ErrTampered, intent)
+	}
 	if errors.Is(err, audit.ErrNotFound) {
 		return a.oldOrder(ctx, st)
 	}

@@ -116,6 +116,9 @@ func (v *verifier) besides(index uint64, l *leaf.Leaf) error {
 		if err := b.next(0, false); err != nil {
 			return err
 		}
+	} else if l.Kind == leaf.Intent && l.Op == leaf.OpCertificate && l.Get(leaf.TagEvidence) != nil && l.Get(leaf.TagAsked) != nil {
+		// Whoever commits to what was asked for keeps what it rests on.
+		return bad(index, "evidence.bin does not have what it rests on")
 	}
 	if b := &v.openings; b.any && b.index == index {
 		list, err := readOpenings(b.value)
