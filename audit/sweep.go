@@ -220,7 +220,15 @@ func (v *verifier) feed(ctx context.Context, src SweepSource, limit uint64) (atH
 		return false, err
 	}
 	v.marks = v.marks[:0]
-	err = src.CheckpointsBetween(ctx, from+1, to, v.storedCheckpoint)
+	if err := v.signedSince(ctx, src); err != nil {
+		return false, err
+	}
+	err = src.CheckpointsBetween(ctx, from+1, to, func(size uint64, body, note string) error {
+		if note == "" && head.Size-size < signedLate {
+			v.unsigned = append(v.unsigned, unsignedRow{size, body})
+		}
+		return v.storedCheckpoint(size, body, note)
+	})
 	if err != nil {
 		return false, err
 	}
@@ -234,6 +242,9 @@ func (v *verifier) feed(ctx context.Context, src SweepSource, limit uint64) (atH
 	if err := v.page(ctx, from, to); err != nil {
 		return false, err
 	}
+	if err := v.signers.judge(); err != nil { // all is read that can say something of these notes
+		return false, breaks("P9", err)
+	}
 	if to < head.Size {
 		return false, nil
 	}
@@ -244,6 +255,52 @@ func (v *verifier) feed(ctx context.Context, src SweepSource, limit uint64) (atH
 		return false, violate(head.Size, "there is a checkpoint of %d entries, but the ledger ends at %d: entries were cut off", signed, head.Size)
 	}
 	return true, v.atHead()
+}
+
+// unsignedRow is a checkpoint that was not signed yet when it was read.
+type unsignedRow struct {
+	size uint64
+	body string
+}
+
+// signedLate is how far behind the head a checkpoint may be that is still being signed.
+const signedLate = 4096
+
+// signedSince takes the notes of checkpoints that have been signed since a step read their
+// rows: one of them may be the first that covers the birth of a key.
+func (v *verifier) signedSince(ctx context.Context, src SweepSource) error {
+	all := v.unsigned
+	wait := all
+	if len(wait) == 0 {
+		return nil
+	}
+	v.unsigned = nil
+	err := src.CheckpointsBetween(ctx, wait[0].size, wait[len(wait)-1].size, func(size uint64, body, note string) error {
+		for len(wait) > 0 && wait[0].size < size {
+			wait = wait[1:]
+		}
+		if len(wait) == 0 || wait[0].size != size {
+			return nil
+		}
+		was := wait[0]
+		if note == "" {
+			if v.head.Size-size < signedLate {
+				v.unsigned = append(v.unsigned, was)
+			}
+			return nil
+		}
+		if body != was.body || !strings.HasPrefix(note, body) { // the tree was held against that body
+			return violate(size, "the row of its checkpoint holds another one")
+		}
+		if _, err := v.signers.add(note); err != nil {
+			return violate(size, "its checkpoint is not signed by the ledger's key: %v", err)
+		}
+		return nil
+	})
+	if err != nil {
+		v.unsigned = all
+	}
+	return err
 }
 
 // signedSize is the size of the newest signed checkpoint, 0 if there is none.
@@ -303,12 +360,13 @@ func (s *Sweeper) follow(ctx context.Context) (reached bool) {
 			s.front, s.tally = newPass(), NewTally()
 			s.front.tally = s.tally
 			s.tally.keep = tallyKeep
-			s.surplus = newSurplusWatch()
+			if s.surplus == nil { // what was found stays, though the front begins anew
+				s.surplus = newSurplusWatch()
+			}
 			s.reached = false
 		}
 		before := s.front.edge.size()
-		signers := &s.front.signers
-		reached = s.step(ctx, &s.front, s.opt.Chunk, func(SweepSource) error { return breaks("P9", signers.judge()) })
+		reached = s.step(ctx, &s.front, s.opt.Chunk, nil)
 		if s.front == nil {
 			return false
 		}
@@ -340,6 +398,15 @@ func (s *Sweeper) again(ctx context.Context) {
 			err = violate(s.round.head.Size, "%d entries or tiles lie behind the head", n)
 		}
 		if err != nil {
+			return err
+		}
+		at, err := src.Recoveries(ctx)
+		if err != nil {
+			return err
+		}
+		if s.round.recovered, err = readRecovered(ctx, src, at); errors.Is(err, ErrTampered) {
+			return violate(0, "%v", err)
+		} else if err != nil {
 			return err
 		}
 		return s.round.settle(ctx)
@@ -538,16 +605,19 @@ func crlLacks(i IssuerRow, recorded recordedCRL, revocations []RevocationRow, no
 	if now.After(l.NextUpdate) {
 		return l.NextUpdate, "", fmt.Sprintf("the CRL of issuer %q ended at %s", i.Name, l.NextUpdate.UTC().Format(time.RFC3339))
 	}
+	if l.Number.Uint64() > recorded.number { // its entry comes with it: the front will have read it by the next look
+		return l.NextUpdate, "", fmt.Sprintf("the CRL of issuer %q is number %d, which no entry records", i.Name, l.Number.Uint64())
+	}
+	listed := make(map[string]bool, len(l.RevokedCertificateEntries))
+	for _, e := range l.RevokedCertificateEntries {
+		listed[string(e.SerialNumber.Bytes())] = true
+	}
 	for _, r := range revocations {
-		if r.Leaf >= i.CRLCovers && !r.Expires.Before(l.ThisUpdate) && !lists(l, r.Serial) {
+		if r.Leaf >= i.CRLCovers && !r.Expires.Before(l.ThisUpdate) && !listed[string(r.Serial)] {
 			return l.NextUpdate, "", fmt.Sprintf("serial %x was revoked at %s and is not on the CRL of issuer %q", r.Serial, r.At.UTC().Format(time.RFC3339), i.Name)
 		}
 	}
 	return l.NextUpdate, "", ""
-}
-
-func lists(l *x509.RevocationList, serial []byte) bool {
-	return slices.ContainsFunc(l.RevokedCertificateEntries, func(e x509.RevocationListEntry) bool { return string(e.SerialNumber.Bytes()) == string(serial) })
 }
 
 // counts holds what the HSMs say that they have signed against the ledger.

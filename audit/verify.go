@@ -90,7 +90,8 @@ type verifier struct {
 
 	openings openings
 
-	recovered []Recovered // as the database lists them; each is found again among the leaves
+	unsigned  []unsignedRow // of the sweeper: the newest checkpoints that had no note
+	recovered []Recovered   // as the database lists them; each is found again among the leaves
 }
 
 // mark is a checkpoint that the tree has to reach. Of what is anchored outside of the
