@@ -105,6 +105,7 @@ type Sweeper struct {
 
 	mu    sync.Mutex
 	state Sweep
+	alive time.Time // when the last step began; zero: before Run
 }
 
 // crlSeen is what was looked at last, so that a CRL is read once.
@@ -147,7 +148,16 @@ func (s *Sweeper) State() Sweep {
 	if err := s.ledger.Broken(); err != nil && !slices.ContainsFunc(out.Alarms, func(a Alarm) bool { return a.Closed }) {
 		out.Alarms = append(out.Alarms, Alarm{Promise: "P1", Index: NoIndex, What: err.Error(), Closed: true})
 	}
+	if !s.alive.IsZero() && time.Since(s.alive) > stuckFor { // a database, or a disk, that neither answers nor fails
+		out.Alarms = append(out.Alarms, Alarm{Promise: "sweep", Index: NoIndex, What: "the promises have not been checked since " + s.alive.UTC().Format(time.RFC3339) + ": the sweeper waits for an answer", Since: s.alive})
+	}
 	return out
+}
+
+func (s *Sweeper) lives() {
+	s.mu.Lock()
+	s.alive = time.Now()
+	s.mu.Unlock()
 }
 
 // firstShare is the share of its time that the sweeper works until it has read all
@@ -158,6 +168,7 @@ const firstShare = 4
 func (s *Sweeper) Run(ctx context.Context) error {
 	var look, step time.Time // when the next is due
 	for {
+		s.lives()
 		now := time.Now()
 		pause := time.Duration(0)
 		switch {
@@ -356,6 +367,7 @@ func (s *Sweeper) follow(ctx context.Context) (reached bool) {
 		if s.closedAlready() || ctx.Err() != nil {
 			return false
 		}
+		s.lives()
 		if s.front == nil {
 			s.front, s.tally = newPass(), NewTally()
 			s.front.tally = s.tally
@@ -455,14 +467,16 @@ func (s *Sweeper) look(ctx context.Context) {
 // What is tolerated before it is an alarm.
 const (
 	openFor    = 2 * time.Minute  // an intent of this node; the HSM store closes what is left open within 40 s
+	openOther  = 15 * time.Minute // one of another node; others close what that leaves when it ends
 	openMore   = time.Minute      // … and then has had time, after the database was away
 	lateFor    = time.Minute      // the newest checkpoint
 	revokedFor = 30 * time.Second // a revocation that is on no CRL
 	unreadFor  = 5 * time.Minute  // the sweeper cannot read
+	stuckFor   = 15 * time.Minute // a step of the sweeper
 	countedFor = 135 * time.Minute
 )
 
-// openIntents: what this node began, it closes (P1).
+// openIntents: what this node began, it closes; what others began, they or we do (P1).
 func (s *Sweeper) openIntents() {
 	now := s.ledger.opt.Now()
 	for i := range s.old {
@@ -473,7 +487,11 @@ func (s *Sweeper) openIntents() {
 	var bad []Alarm
 	for i, in := range s.front.open {
 		node, _ := in.leaf.Get(TagNode)
-		if string(node) != Text(s.ledger.Node(), 1024) || now.Sub(in.leaf.Time) < openFor {
+		patience := openFor
+		if string(node) != Text(s.ledger.Node(), 1024) {
+			patience = openOther
+		}
+		if now.Sub(in.leaf.Time) < patience {
 			continue
 		}
 		if _, noticed := s.old[i]; !noticed {
@@ -605,9 +623,6 @@ func crlLacks(i IssuerRow, recorded recordedCRL, revocations []RevocationRow, no
 	if now.After(l.NextUpdate) {
 		return l.NextUpdate, "", fmt.Sprintf("the CRL of issuer %q ended at %s", i.Name, l.NextUpdate.UTC().Format(time.RFC3339))
 	}
-	if l.Number.Uint64() > recorded.number { // its entry comes with it: the front will have read it by the next look
-		return l.NextUpdate, "", fmt.Sprintf("the CRL of issuer %q is number %d, which no entry records", i.Name, l.Number.Uint64())
-	}
 	listed := make(map[string]bool, len(l.RevokedCertificateEntries))
 	for _, e := range l.RevokedCertificateEntries {
 		listed[string(e.SerialNumber.Bytes())] = true
@@ -616,6 +631,9 @@ func crlLacks(i IssuerRow, recorded recordedCRL, revocations []RevocationRow, no
 		if r.Leaf >= i.CRLCovers && !r.Expires.Before(l.ThisUpdate) && !listed[string(r.Serial)] {
 			return l.NextUpdate, "", fmt.Sprintf("serial %x was revoked at %s and is not on the CRL of issuer %q", r.Serial, r.At.UTC().Format(time.RFC3339), i.Name)
 		}
+	}
+	if l.Number.Uint64() > recorded.number { // its entry comes with it: the front will have read it by the next look
+		return l.NextUpdate, "", fmt.Sprintf("the CRL of issuer %q is number %d, which no entry records", i.Name, l.Number.Uint64())
 	}
 	return l.NextUpdate, "", ""
 }
