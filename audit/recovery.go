@@ -62,8 +62,9 @@ type RecoveryReader interface {
 
 // FindLoss holds a database that no server uses against intent journal and anchor file
 // (anchor "" for none). at is the size from which a recovery goes on: the head's, or, to
-// go on with one that was begun, its own; 0: the head's.
-func FindLoss(ctx context.Context, r RecoveryReader, j *Journal, anchor string, at uint64) (Loss, error) {
+// go on with one that was begun, its own; 0: the head's. births are the leaves in which
+// checkpoint keys were born.
+func FindLoss(ctx context.Context, r RecoveryReader, j *Journal, anchor string, at uint64, births []uint64) (Loss, error) {
 	head, err := r.Head(ctx)
 	if err != nil {
 		return Loss{}, fmt.Errorf("reading the head: %w", err)
@@ -83,11 +84,14 @@ func FindLoss(ctx context.Context, r RecoveryReader, j *Journal, anchor string, 
 	}
 	var origin string
 	var keys [][]byte
-	err = r.Leaves(ctx, 0, 1, func(_ uint64, b []byte) (err error) { l.Genesis, origin, keys, err = OpenGenesis(b); return err })
+	err = r.Leaves(ctx, 0, 1, func(_ uint64, b []byte) (err error) { l.Genesis, origin, _, err = OpenGenesis(b); return err })
 	if err != nil {
 		return Loss{}, fmt.Errorf("%w: leaf 0: %v", ErrTampered, err)
 	}
 	l.Ledger = l.Genesis.Ledger
+	if _, _, keys, err = CheckpointKeys(ctx, r, births); err != nil {
+		return Loss{}, err
+	}
 	if err := l.journal(ctx, r, head, j); err != nil {
 		return Loss{}, err
 	}

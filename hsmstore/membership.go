@@ -701,10 +701,12 @@ func (s *Store) endCheckpointKey(ctx context.Context, grant *admin.Grant, k *Key
 	f := k.stateFields(KeyDestroyed, "its member leaves")
 	f.Hash(audit.TagGrant, grant.Hash())
 	to := SetKeyState{ID: k.id, From: []KeyState{KeyBorn, KeyUsable, KeyDisabled, KeyQuarantined}, To: KeyDestroyed}
+	was := k.State()
+	k.setState(KeyDestroyed) // first: no checkpoint that covers the entry may rest on this key alone
 	if _, err := s.ledger.Append(ctx, audit.Event(audit.OpKeyState, f), to); err != nil {
+		k.setState(was)
 		return fmt.Errorf("recording the end of key %q: %w", k.name, err)
 	}
-	k.setState(KeyDestroyed)
 	return nil
 }
 

@@ -105,12 +105,21 @@ func (r *recovering) run(ctx context.Context) (err error) {
 	return r.recover(ctx)
 }
 
+// loss is what the database lacks; at as in [audit.FindLoss].
+func (r *recovering) loss(ctx context.Context, at uint64) (audit.Loss, error) {
+	keys, err := r.db.Keys(ctx)
+	if err != nil {
+		return audit.Loss{}, fmt.Errorf("reading keys: %w", err)
+	}
+	return audit.FindLoss(ctx, r.db, r.journal, r.anchor, at, checkpointBirths(keys))
+}
+
 // ask writes the request.
 func (r *recovering) ask(ctx context.Context) error {
 	if r.lifetime < time.Second || r.lifetime > admin.MaxLifetime {
 		return &exit{exitUsage, fmt.Errorf("--lifetime %s must be 1s to %s", r.lifetime, admin.MaxLifetime)}
 	}
-	loss, err := audit.FindLoss(ctx, r.db, r.journal, r.anchor, 0)
+	loss, err := r.loss(ctx, 0)
 	if err != nil {
 		return err
 	}
@@ -164,7 +173,7 @@ func (r *recovering) recover(ctx context.Context) error {
 	if err != nil {
 		return &exit{exitVerify, err}
 	}
-	loss, err := audit.FindLoss(ctx, r.db, r.journal, r.anchor, decided.Size)
+	loss, err := r.loss(ctx, decided.Size)
 	if err != nil {
 		return err
 	}
