@@ -44,7 +44,7 @@ func TestFindLoss(t *testing.T) {
 		if err := b.open(); err != nil {
 			t.Fatal(err)
 		}
-		l, err := audit.FindLoss(context.Background(), b.db, j, b.path("anchor"), 0)
+		l, err := audit.FindLoss(context.Background(), b.db, j, b.path("anchor"), 0, nil)
 		j.Close()
 		b.stop()
 		if err != nil || l.Size != 21 || l.Common != c.common || l.Known != c.known || l.Begun != c.begun {
