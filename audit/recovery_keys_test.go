@@ -1,0 +1,128 @@
+package audit_test
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"errors"
+	"os"
+	"testing"
+
+	"chancery/audit"
+	"chancery/dbstore"
+)
+
+// lateKey is a checkpoint key of a member that joined later.
+type lateKey struct {
+	private ed25519.PrivateKey
+	spki    []byte
+}
+
+func newLateKey(t *testing.T) lateKey {
+	t.Helper()
+	pub, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spki, err := x509.MarshalPKIXPublicKey(pub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return lateKey{private, spki}
+}
+
+// born writes its birth.
+func (k lateKey) born(t *testing.T, l *audit.Ledger) uint64 {
+	t.Helper()
+	var f audit.Fields
+	f.Bytes(audit.TagSPKI, k.spki)
+	f.Hash(audit.TagKey, sha256.Sum256(k.spki))
+	f.Uint8(audit.TagPurpose, uint8(audit.PurposeCheckpoint))
+	f.Hash(audit.TagGrant, [32]byte{7})
+	a, err := l.Append(context.Background(), audit.Event(audit.OpKeyGenerate, f))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a.Index
+}
+
+// note is a checkpoint of some tree that it alone has signed.
+func (k lateKey) note(origin string, size uint64) string {
+	body := audit.Head{Size: size}.Body(origin)
+	id := sha256.Sum256(append([]byte(origin+"\n\x01"), k.spki[len(k.spki)-32:]...))
+	return string(body) + "\n— " + origin + " " + base64.StdEncoding.EncodeToString(append(id[:4:4], ed25519.Sign(k.private, body)...)) + "\n"
+}
+
+// anchor appends a note to the anchor.
+func (b *bench) anchor(note string) {
+	b.Helper()
+	f, err := os.OpenFile(b.path("anchor"), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		b.Fatal(err)
+	}
+	_, err = f.WriteString(note + "\n")
+	if err := errors.Join(err, f.Close()); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// A checkpoint that only a key signed whose birth was lost too does not stop the start after
+// the recovery that gave it up; any other does.
+func TestAnchorOfLostKey(t *testing.T) {
+	b := newLedger(t)
+	b.fill(3)
+	b.checkpoint()
+	size := b.ledger.Head().Size
+	var f audit.Fields
+	f.Uint64(audit.TagCommon, size)
+	f.Uint64(audit.TagKnown, size+20)
+	if _, err := b.ledger.Append(context.Background(), audit.Event(audit.OpRecovery, f), audit.PutRecovery{}); err != nil {
+		t.Fatal(err)
+	}
+	k, origin := newLateKey(t), b.ledger.Origin()
+	for _, c := range []struct {
+		size uint64
+		ok   bool
+	}{{size + 5, true}, {size + 20, true}, {size + 21, false}} {
+		b.stop()
+		b.anchor(k.note(origin, c.size))
+		if err := b.open(); (err == nil) != c.ok || err != nil && !errors.Is(err, audit.ErrTampered) {
+			t.Errorf("checkpoint of %d entries, %d to %d were given up: %v", c.size, size, size+20, err)
+		}
+	}
+}
+
+// What only a later key has signed shows a loss too, if its birth is left.
+func TestLossByLaterKey(t *testing.T) {
+	b := newLedger(t)
+	k := newLateKey(t)
+	birth := k.born(t, b.ledger)
+	b.fill(3)
+	b.checkpoint()
+	size, origin := b.ledger.Head().Size, b.ledger.Origin()
+	b.anchor(k.note(origin, size+9))
+	b.stop()
+	ctx := context.Background()
+	db, err := dbstore.Open(ctx, b.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	j, err := audit.OpenJournal(b.path("journal"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.Close()
+	for _, c := range []struct {
+		births []uint64
+		known  uint64
+	}{{nil, size}, {[]uint64{0, birth}, size + 9}} {
+		l, err := audit.FindLoss(ctx, db, j, b.path("anchor"), 0, c.births)
+		if err != nil || l.Known != c.known || (l.Checkpoint != "") != (c.known > size) {
+			t.Errorf("births %v: %d entries are known, want %d: %v", c.births, l.Known, c.known, err)
+		}
+	}
+}
