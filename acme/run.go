@@ -197,7 +197,7 @@ func (s *Server) resumeOrder(ctx context.Context, id, serial string) error {
 	if o, err = s.cfg.Storage.ACMEOrder(ctx, id); err != nil {
 		return fmt.Errorf("reading order: %w", err)
 	}
-	if o.Serial != was && o.Serial != tried {
+	if o.Serial != was && o.Serial != tried && !errors.Is(failed, errPanic) { // a panic does not tell what it tried
 		return nil // another node has it
 	}
 	s.log.Warn("acme order could not be resumed", "order", id, "err", failed)

@@ -69,7 +69,6 @@ type member struct {
 	since     time.Time
 	err       error
 	standing  Standing // as the database had it when this node last knew
-	decisions uint64   // that this node has recorded about it
 	serial    string   // as enrolled, or as seen at the first start
 	label     string
 	starts    uint64
@@ -79,6 +78,7 @@ type member struct {
 	bad       map[KeyID]string // keys that this token cannot use
 	drift     map[KeyID]string // those of them that Verify found out; see markDrift
 	run       *run             // the supervision at hand; nil: none
+	decisions uint64           // about its standing, recorded by this node
 }
 
 // live is what signing needs of a member that is up; it never changes.

@@ -84,7 +84,7 @@ func TestNodes(t *testing.T) {
 	eventually(t, func() bool { return !strings.Contains(ca.run(0, "hsm", "list"), "drained") })
 	ca.approve(nil, "key", "generate", "shared", "--purpose", "document")
 	eventually(t, func() bool {
-		return strings.Contains(cb.run(0, "key", "show", "shared"), "usable")
+		return strings.Contains(cb.run(0, "key", "list"), "shared") && strings.Contains(cb.run(0, "key", "show", "shared"), "usable")
 	})
 	// An act on one node while the other is at one: they wait for each other.
 	cb.approve(func() { ca.run(0, "hsm", "verify") }, "key", "destroy", "shared")
