@@ -94,7 +94,7 @@ func (s *Server) finalize(ctx context.Context, q *request) (*reply, error) {
 	settled := false
 	defer func() {
 		if !settled { // a panic: what it left in processing is resumed
-			s.leave(o.ID)
+			s.leave(o.ID, "")
 		}
 	}()
 	serial, failed := s.issue(detached, o, der, clientOf(q.http))
@@ -110,7 +110,7 @@ func (s *Server) finalize(ctx context.Context, q *request) (*reply, error) {
 	case after.Status != Ready:
 		if after.Status == Processing && after.Serial == serial { // else another node issues it
 			s.log.Error("acme order stays in processing and will be resumed", "order", o.ID, "err", failed)
-			s.leave(o.ID)
+			s.leave(o.ID, serial)
 		}
 		return s.orderReply(0, after), nil
 	case errors.Is(failed, audit.ErrConflict):

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"chancery/acme"
 	"chancery/audit"
@@ -259,5 +260,37 @@ func TestResumeLeavesRunningAlone(t *testing.T) {
 	close(hold)
 	if z := c.settle(o.Authorizations[0]); z.Status != "invalid" || slow.Load() != 1 || tries.Load() != 2 {
 		t.Errorf("%+v, %d validations", z, slow.Load())
+	}
+}
+
+// An order that another node has taken up meanwhile is left to that node, until its attempt
+// has ended.
+func TestResumeLeavesOtherNodesAlone(t *testing.T) {
+	h := newHouse(t)
+	c := h.member()
+	o := c.ready("a.lab")
+	var tries atomic.Int64
+	fails := func() error { tries.Add(1); return audit.ErrBusy }
+	h.ca.afterIntent.Store(&fails)
+	c.post(o.Finalize, csrFor(t, "a.lab")).into(t, 200, &o)
+	id := o.url[strings.LastIndex(o.url, "/")+1:]
+	left, err := h.store.ACMEOrder(t.Context(), id)
+	if err != nil || left.Status != acme.Processing {
+		t.Fatalf("%+v, %v", left, err)
+	}
+	for { // whatever this node tries beside
+		if left, err = h.store.ACMEOrder(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		err = h.ledger.Write(t.Context(), acme.OrderProcessing{ID: id, Account: left.Account, CSR: left.CSR, Serial: "77", Old: left.Serial, Now: time.Now()})
+		if err == nil {
+			break
+		}
+	}
+	h.ca.afterIntent.Store(nil)
+	before := tries.Load()
+	time.Sleep(5 * time.Second) // a pause and the next are shorter
+	if now, err := h.store.ACMEOrder(t.Context(), id); err != nil || now.Status != acme.Processing || now.Serial != "77" || h.ca.count() != 0 {
+		t.Errorf("after %d tries: order is %s with serial %s, %d certificates, %v", before, now.Status, now.Serial, h.ca.count(), err)
 	}
 }

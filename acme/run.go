@@ -7,7 +7,6 @@ import (
 	"maps"
 	"net/http"
 	"runtime/debug"
-	"slices"
 	"sync"
 	"time"
 
@@ -68,33 +67,33 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 }
 
-// leftovers are the orders that this process knows to be left in processing. Those whose
-// intent is open may be under way, here or on another node, and are left alone.
+// leftovers are the orders that this process knows to be left in processing, with the
+// serial of the attempt that ended ("" if it is not known): one that has another serial
+// now is under way on another node. Those whose intent is open may be under way, here or on
+// another node, and are left alone.
 type leftovers struct {
 	mu     sync.Mutex
-	orders map[string]bool
+	orders map[string]string
 	listed bool // those of the last look are among them; only Run
 }
 
-func (l *leftovers) add(ids ...string) {
+func (l *leftovers) add(id, serial string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, id := range ids {
-		l.orders[id] = true
-	}
+	l.orders[id] = serial
 }
 
 func (l *leftovers) remove(id string) { l.mu.Lock(); defer l.mu.Unlock(); delete(l.orders, id) }
 
-func (l *leftovers) all() []string {
+func (l *leftovers) all() map[string]string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return slices.Collect(maps.Keys(l.orders))
+	return maps.Clone(l.orders)
 }
 
-// leave tells Run of an order that was left in processing.
-func (s *Server) leave(id string) {
-	s.left.add(id)
+// leave tells Run of an order that was left in processing with a serial.
+func (s *Server) leave(id, serial string) {
+	s.left.add(id, serial)
 	s.resumeSoon()
 }
 
@@ -127,20 +126,20 @@ func (s *Server) resume(ctx context.Context) (more bool, err error) {
 			return true, fmt.Errorf("listing orders in processing: %w", err)
 		}
 		for _, o := range orders {
-			s.left.add(o.ID)
+			s.left.add(o.ID, o.Serial)
 		}
 		s.left.listed = len(orders) < resumePage
 	}
 	var g errgroup.Group
 	g.SetLimit(8)
-	for _, id := range s.left.all() {
+	for id, serial := range s.left.all() {
 		g.Go(func() error {
 			leave, busy := s.issuing.enter(id)
 			if busy != nil { // a finalize is about to see what became of it: look again
 				return nil
 			}
 			defer leave()
-			err := s.resumeOrder(ctx, id)
+			err := s.resumeOrder(ctx, id, serial)
 			if err == nil {
 				s.left.remove(id)
 			}
@@ -153,7 +152,7 @@ func (s *Server) resume(ctx context.Context) (more bool, err error) {
 
 // resumeOrder issues the stored CSR of an order under a new serial. The serial of the
 // attempt before is spent: its intent was closed as an orphan before the server started.
-func (s *Server) resumeOrder(ctx context.Context, id string) error {
+func (s *Server) resumeOrder(ctx context.Context, id, serial string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -163,10 +162,11 @@ func (s *Server) resumeOrder(ctx context.Context, id string) error {
 	if err != nil {
 		return fmt.Errorf("reading order: %w", err)
 	}
-	if o.Status != Processing {
+	if o.Status != Processing || serial != "" && o.Serial != serial { // ended, or another node has it
 		return nil
 	}
-	failed := s.protect("resuming order", func() error { _, err := s.issue(ctx, o, o.CSR, ""); return err })
+	var tried string
+	failed := s.protect("resuming order", func() (err error) { tried, err = s.issue(ctx, o, o.CSR, ""); return err })
 	if failed == nil {
 		s.log.Info("acme order resumed", "order", id)
 		return nil
@@ -188,10 +188,17 @@ func (s *Server) resumeOrder(ctx context.Context, id string) error {
 		}
 		why = problem(http.StatusForbidden, Unauthorized, "the account or an authorization of the order is no longer valid; make a new order")
 	default:
+		if after, err := s.cfg.Storage.ACMEOrder(ctx, id); err == nil && after.Serial == tried {
+			s.left.add(id, tried)
+		}
 		return failed
 	}
+	was := o.Serial
 	if o, err = s.cfg.Storage.ACMEOrder(ctx, id); err != nil {
 		return fmt.Errorf("reading order: %w", err)
+	}
+	if o.Serial != was && o.Serial != tried {
+		return nil // another node has it
 	}
 	s.log.Warn("acme order could not be resumed", "order", id, "err", failed)
 	err = s.cfg.Ledger.Write(ctx, OrderInvalid{ID: id, Serial: o.Serial, Error: why})

@@ -99,7 +99,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.work = newDispatcher(s.runValidation, s.resumeSoon)
 	s.issuing.m = map[string]chan struct{}{}
-	s.left.orders = map[string]bool{}
+	s.left.orders = map[string]string{}
 	s.routes = s.endpoints()
 	if s.dir, err = s.directory(); err != nil {
 		return nil, err

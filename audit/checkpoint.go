@@ -295,7 +295,7 @@ func (c *Checkpointer) sign(ctx context.Context) (Checkpoint, error) {
 	}
 	origin := c.ledger.Origin()
 	if c.ledger.opt.Shared {
-		if other, err := c.byOther(ctx, head.Size); err != nil || other.Size > 0 {
+		if other, err := c.byOther(ctx, head); err != nil || other.Size > 0 {
 			return other, err
 		}
 	}
@@ -323,6 +323,14 @@ func (c *Checkpointer) sign(ctx context.Context) (Checkpoint, error) {
 		}
 	}
 	c.tellMissing(lines)
+	if vouched, err := c.vouched(ctx, head.Size, lines); err != nil {
+		return none, err
+	} else if !vouched {
+		if other, err := c.byOther(ctx, head); err != nil || other.Size > 0 {
+			return other, err
+		}
+		return none, fmt.Errorf("checkpoint %d has only lines of keys whose birth no earlier checkpoint covers; it waits for an older key", head.Size)
+	}
 	opened, err := OpenCheckpoint(signed, origin, c.ledger.checkpointKeys())
 	if err != nil {
 		return none, err
@@ -334,9 +342,34 @@ func (c *Checkpointer) sign(ctx context.Context) (Checkpoint, error) {
 	return opened, nil
 }
 
-// byOther takes a checkpoint that another node has signed and that covers size entries, to
-// be anchored here too; size 0: there is none.
-func (c *Checkpointer) byOther(ctx context.Context, size uint64) (Checkpoint, error) {
+// vouched tells whether one of the lines makes a checkpoint: it is by a key of leaf 0, or by
+// one whose birth a smaller signed checkpoint covers. A note of other lines alone would
+// never be valid (see [signers]).
+func (c *Checkpointer) vouched(ctx context.Context, size uint64, lines []CheckpointLine) (bool, error) {
+	eldest := uint64(NoIndex)
+	for _, l := range lines {
+		if l.Err == nil {
+			eldest = min(eldest, l.Birth)
+		}
+	}
+	if eldest == 0 || eldest == NoIndex { // none at all is told elsewhere
+		return true, nil
+	}
+	note, err := c.Latest(ctx)
+	if errors.Is(err, ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("reading the newest checkpoint: %w", err)
+	}
+	covers, err := noteSize(note)
+	return err == nil && covers > eldest && covers < size, err
+}
+
+// byOther takes a checkpoint that another node, or an earlier start, has signed and that
+// covers the head, to be anchored here too; size 0: there is none.
+func (c *Checkpointer) byOther(ctx context.Context, head Head) (Checkpoint, error) {
+	size := head.Size
 	note, err := c.Latest(ctx)
 	if errors.Is(err, ErrNotFound) {
 		return Checkpoint{}, nil
@@ -350,6 +383,9 @@ func (c *Checkpointer) byOther(ctx context.Context, size uint64) (Checkpoint, er
 	other, err := OpenCheckpoint(note, c.ledger.Origin(), c.ledger.checkpointKeys())
 	if err != nil {
 		return Checkpoint{}, nil // by keys that are not known here yet: sign another one
+	}
+	if other.Size == size && other.Root != head.Root() {
+		return Checkpoint{}, fmt.Errorf("%w: checkpoint %d that another node has signed is of another tree", ErrTampered, size)
 	}
 	c.last, c.owed = size, note
 	return other, nil

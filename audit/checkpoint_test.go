@@ -3,6 +3,7 @@ package audit_test
 import (
 	"context"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
@@ -113,4 +114,82 @@ func TestCheckpointLines(t *testing.T) {
 	if !strings.Contains(log.String(), "every checkpoint key signs again") {
 		t.Errorf("the log does not say that all is well again:\n%s", log.String())
 	}
+}
+
+// lineSigner has the line of one key alone.
+type lineSigner struct {
+	softSigner
+	line func(body []byte) audit.CheckpointLine // nil: that of the ledger's key
+}
+
+func (s *lineSigner) SignCheckpoint(ctx context.Context, body []byte) ([]audit.CheckpointLine, error) {
+	if s.line == nil {
+		return s.softSigner.SignCheckpoint(ctx, body)
+	}
+	return []audit.CheckpointLine{s.line(body)}, nil
+}
+
+// While the older keys are away, a key that was just born makes no checkpoint: nobody could
+// verify it, ever. Once a checkpoint of theirs covers its birth it does, also after a
+// restart, but not again for the size that vouches for it.
+func TestCheckpointOfNewKeyWaits(t *testing.T) {
+	b := newLedger(t)
+	ctx := t.Context()
+	b.fill(3)
+	b.checkpoint()
+	pub, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spki, err := x509.MarshalPKIXPublicKey(pub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var f audit.Fields
+	f.Bytes(audit.TagSPKI, spki)
+	f.Hash(audit.TagKey, sha256.Sum256(spki))
+	f.Uint8(audit.TagPurpose, uint8(audit.PurposeCheckpoint))
+	f.Hash(audit.TagGrant, [32]byte{7})
+	born, err := b.ledger.Append(ctx, audit.Event(audit.OpKeyGenerate, f))
+	if err != nil {
+		t.Fatal(err)
+	}
+	alone := func(body []byte) audit.CheckpointLine {
+		return audit.CheckpointLine{Key: "checkpoint-gamma", SPKI: spki, Birth: born.Index, Signature: ed25519.Sign(key, body)}
+	}
+	signer := &lineSigner{b.signer, alone}
+	latest := func(c *audit.Checkpointer, byNew bool) string {
+		t.Helper()
+		note, err := c.Latest(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := audit.OpenCheckpoint(note, b.ledger.Origin(), [][]byte{b.spki}); (err != nil) != byNew {
+			t.Fatalf("by the new key alone: want %v\n%s", byNew, note)
+		}
+		return note
+	}
+	c := audit.NewCheckpointer(b.ledger, signer, "")
+	if err := c.Sign(ctx); err == nil || !strings.Contains(err.Error(), "waits for an older key") || b.ledger.Broken() != nil {
+		t.Fatalf("%v, ledger %v", err, b.ledger.Broken())
+	}
+	before := latest(c, false)
+	signer.line = nil
+	if err := c.Sign(ctx); err != nil {
+		t.Fatal(err)
+	}
+	covering := latest(c, false)
+	if covering == before {
+		t.Fatal("the older key has signed nothing")
+	}
+	signer.line = alone
+	again := audit.NewCheckpointer(b.ledger, signer, "") // as after a restart
+	if err := again.Sign(ctx); err != nil || latest(again, false) != covering {
+		t.Fatalf("%v: the checkpoint that covers the birth was replaced", err)
+	}
+	b.fill(1)
+	if err := again.Sign(ctx); err != nil {
+		t.Fatal(err)
+	}
+	latest(again, true)
 }

@@ -27,7 +27,8 @@ import (
 // issuer and serial are "-" where the leaf is neither a certificate's intent nor a
 // revocation. A sequencer that ends writes "<size> - - - -"; a recovery (see recovery.go)
 // "<index> recovering <grant> - -" and, when it is whole, "<size> recovered <grant> - -":
-// entries from that index on that stand before it were given up. Lines of a batch that was never committed are
+// entries from that index on that stand before it were given up. A long recovery says again
+// that it is not whole, so that the last lines always tell. Lines of a batch that was never committed are
 // possible at any place and do no harm: their index comes again. A batch is known to
 // be committed when the next line begins where it ended.
 //
@@ -39,6 +40,9 @@ type Journal struct {
 	size int64  // of the file
 	base uint64 // largest committed size that the journal knows
 	cut  bool   // a recovery was begun and is not whole
+
+	grant  [32]byte // of the recovery that this process carries out
+	marked int64    // size of the file before its last mark
 }
 
 type journalRecord struct {
@@ -143,7 +147,7 @@ func (j *Journal) tail() io.Reader {
 // readJournal calls fn for each leaf of the batches that are known to be committed,
 // in their order, and returns the largest committed size. It may begin within a line.
 // cut is told of the marks of a recovery: from the first on, entries of size and more are
-// others; the second says that it is whole.
+// others; the last says that it is whole.
 func readJournal(r io.Reader, fn func(index uint64, hash tlog.Hash), cut func(size uint64, whole bool)) (base uint64, err error) {
 	var batch []journalRecord
 	var began uint64
@@ -158,6 +162,11 @@ func readJournal(r io.Reader, fn func(index uint64, hash tlog.Hash), cut func(si
 			continue
 		}
 		if f[1] == markRecovering {
+			if b == began+uint64(len(batch)) { // said again, behind a batch that was committed
+				for _, r := range batch {
+					fn(r.index, r.hash)
+				}
+			}
 			cut(b, false)
 			batch, began, base = batch[:0], b, b
 			continue
@@ -224,10 +233,15 @@ func (j *Journal) write(base uint64, recs []journalRecord) error {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	marked := j.marked
+	if j.cut && j.size-marked > journalTail/2 {
+		b = append(fmt.Appendf(nil, markLine, base, markRecovering, j.grant), b...)
+		marked = j.size
+	}
 	if err := j.append(b); err != nil {
 		return err
 	}
-	j.base = max(j.base, base)
+	j.base, j.marked = max(j.base, base), marked
 	return nil
 }
 

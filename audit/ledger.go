@@ -64,7 +64,11 @@ type item struct {
 	still    func() error // see Intent.Still
 	err      error
 	finished chan struct{}
+	taken    atomic.Bool // by the sequencer, or back by who waited for it
 }
+
+// take takes an item for one side alone.
+func (it *item) take() bool { return it.taken.CompareAndSwap(false, true) }
 
 // Open reads the head of the ledger in st. An empty ledger has a zero [Ledger.ID]
 // until [Ledger.Genesis].
@@ -204,17 +208,20 @@ func (l *Ledger) seal() error {
 	return l.opt.Journal.seal(l.Head().Size)
 }
 
-func (l *Ledger) fill(first *item) []*item {
-	batch := []*item{first}
-	for len(batch) < l.opt.Batch {
-		select {
-		case it := <-l.queue:
+func (l *Ledger) fill(first *item) (batch []*item) {
+	for it := first; ; {
+		if it.take() {
 			batch = append(batch, it)
+		}
+		if len(batch) == l.opt.Batch {
+			return batch
+		}
+		select {
+		case it = <-l.queue:
 		default:
 			return batch
 		}
 	}
-	return batch
 }
 
 func (it *item) fail(err error) { it.err = err; close(it.finished) }
@@ -223,6 +230,9 @@ func (it *item) fail(err error) { it.err = err; close(it.finished) }
 // its outcome only after COMMIT and the intent journal are both on disk. An error
 // ends the sequencer.
 func (l *Ledger) commit(batch []*item) error {
+	if len(batch) == 0 {
+		return nil
+	}
 	if l.isHalted() {
 		for _, it := range batch {
 			it.fail(fmt.Errorf("%w: %w", ErrUnavailable, l.Broken()))
@@ -245,6 +255,9 @@ func (l *Ledger) commit(batch []*item) error {
 			it.err = err
 		}
 		close(it.finished)
+	}
+	if l.isHalted() { // while the batch was written: the sequencer stays and refuses
+		return nil
 	}
 	return l.Broken()
 }
@@ -468,7 +481,8 @@ func (it *item) apply(tx Tx) (err error) {
 }
 
 // submit queues an item, unless ctx has ended or the queue is full, and waits for
-// the commit; once queued, the outcome is awaited whatever becomes of ctx.
+// the commit. When ctx ends while the item still waits, behind a database that hangs, it
+// is taken back; once the sequencer has it, the outcome is awaited whatever becomes of ctx.
 func (l *Ledger) submit(ctx context.Context, it *item) error {
 	if broken := l.Broken(); broken != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, broken)
@@ -485,18 +499,25 @@ func (l *Ledger) submit(ctx context.Context, it *item) error {
 	default:
 		return ErrBusy
 	}
-	select {
-	case <-it.finished:
-	case <-l.stop:
+	for gone := ctx.Done(); ; gone = nil {
 		select {
 		case <-it.finished:
-		default:
-			if l.drained(it) {
-				return fmt.Errorf("%w: the server is stopping", ErrUnavailable)
+			return it.err
+		case <-gone:
+			if it.take() {
+				return fmt.Errorf("%w: the ledger did not come to it in time, and nothing was written: %w", ErrUnavailable, ctx.Err())
 			}
+		case <-l.stop:
+			select {
+			case <-it.finished:
+			default:
+				if l.drained(it) {
+					return fmt.Errorf("%w: the server is stopping", ErrUnavailable)
+				}
+			}
+			return it.err
 		}
 	}
-	return it.err
 }
 
 // drained takes what is left in the queue after Run has ended, so that an item

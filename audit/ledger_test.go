@@ -494,3 +494,46 @@ func BenchmarkOperation(b *testing.B) {
 		})
 	}
 }
+
+// slow is a storage that waits within each transaction.
+type slow struct {
+	*dbstore.Store
+	begun, hold chan struct{}
+}
+
+func (s slow) Update(ctx context.Context, fn func(audit.Tx) error) error {
+	s.begun <- struct{}{}
+	<-s.hold
+	return s.Store.Update(ctx, fn)
+}
+
+// Behind a database that hangs nobody waits for longer than the request lives, and what was
+// given up is not written later.
+func TestHangingDatabase(t *testing.T) {
+	b := newLedger(t)
+	b.stop()
+	s := slow{begun: make(chan struct{}, 16), hold: make(chan struct{})}
+	b.wrap = func(db *dbstore.Store) audit.Storage { s.Store = db; return s }
+	if err := b.open(); err != nil {
+		t.Fatal(err)
+	}
+	size := b.ledger.Head().Size
+	first := make(chan error, 1)
+	go func() { _, err := b.ledger.Begin(t.Context(), intent(1)); first <- err }()
+	<-s.begun
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := b.ledger.Begin(ctx, intent(2)); !errors.Is(err, audit.ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("behind a database that hangs: %v", err)
+	}
+	close(s.hold)
+	if err := <-first; err != nil {
+		t.Error(err)
+	}
+	if err := b.ledger.Write(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if got := b.ledger.Head().Size; got != size+1 {
+		t.Errorf("%d entries were written, want 1", got-size)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -64,8 +65,10 @@ func (l *Ledger) follow(ctx context.Context, head Head) error {
 		return fmt.Errorf("%w: entries %d to %d do not give the head's tree", ErrTampered, l.edge.size(), head.Size-1)
 	}
 	if l.opt.Journal != nil { // its fsync comes with the next batch: the writer's own journal has them
-		if err := l.opt.Journal.write(l.edge.size(), recs); err != nil {
-			return err
+		for part := range slices.Chunk(recs, l.opt.Batch) {
+			if err := l.opt.Journal.write(part[0].index, part); err != nil {
+				return err
+			}
 		}
 	}
 	for i, leaf := range leaves {
@@ -89,7 +92,9 @@ func (l *Ledger) look() error {
 	}
 	if err := l.follow(ctx, head); errors.Is(err, ErrTampered) || errors.Is(err, ErrDisk) {
 		l.fence(err)
-		return l.Broken()
+		if !l.isHalted() {
+			return l.Broken()
+		}
 	}
 	return nil
 }

@@ -95,6 +95,32 @@ func (n *node) operations(t *testing.T, count, callers int) {
 	wg.Wait()
 }
 
+// A node that hangs within a transaction has the lock on the head row: the others wait for
+// it for some seconds, not until its connection is found dead.
+func TestNodeHangs(t *testing.T) {
+	_, all := nodes(t, "a", "b")
+	held, release, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	go func() {
+		ended <- all[0].db.Update(context.Background(), func(tx audit.Tx) error {
+			_, err := tx.Head()
+			close(held)
+			<-release
+			return err
+		})
+	}()
+	<-held
+	began := time.Now()
+	all[1].operations(t, 1, 1)
+	if took := time.Since(began); took > 20*time.Second {
+		t.Errorf("node b wrote after %s", took)
+	}
+	close(release)
+	if err := <-ended; !errors.Is(err, audit.ErrUnavailable) && !errors.Is(err, audit.ErrUncertain) {
+		t.Errorf("node a wrote behind node b: %v", err)
+	}
+	all[0].operations(t, 1, 1)
+}
+
 // Nodes that write at the same time make one ledger, each hears of what the others wrote
 // once and in order, and the journal of each knows all of it.
 func TestNodes(t *testing.T) {

@@ -3,6 +3,7 @@ package audit
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -29,6 +30,7 @@ const recoverCommand = "chancery audit recover --help"
 const (
 	markRecovering = "recovering"
 	markRecovered  = "recovered"
+	markLine       = "%d %s %x - -\n"
 )
 
 // LostSerial is a serial that a lost entry gave, or revoked.
@@ -47,15 +49,22 @@ type Loss struct {
 	Known      uint64    // entries that the witnesses know
 	Checkpoint string    // the newest anchored note that is not of the entries left, or ""
 	Serials    []LostSerial
-	Begun      bool // a recovery was begun here before and is not whole
+	Begun      bool // a recovery was begun here before and is not whole; its losses count
 
 	Recovered map[[32]byte]bool // grants of recoveries that were carried out here
 }
 
+// RecoveryReader reads a ledger and which recoveries it has gone through.
+type RecoveryReader interface {
+	Reader
+	Recoveries(ctx context.Context) ([]uint64, error)
+}
+
 // FindLoss holds a database that no server uses against intent journal and anchor file
 // (anchor "" for none). at is the size from which a recovery goes on: the head's, or, to
-// go on with one that was begun, its own; 0: the head's.
-func FindLoss(ctx context.Context, r Reader, j *Journal, anchor string, at uint64) (Loss, error) {
+// go on with one that was begun, its own; 0: the head's. births are the leaves in which
+// checkpoint keys were born.
+func FindLoss(ctx context.Context, r RecoveryReader, j *Journal, anchor string, at uint64, births []uint64) (Loss, error) {
 	head, err := r.Head(ctx)
 	if err != nil {
 		return Loss{}, fmt.Errorf("reading the head: %w", err)
@@ -75,11 +84,14 @@ func FindLoss(ctx context.Context, r Reader, j *Journal, anchor string, at uint6
 	}
 	var origin string
 	var keys [][]byte
-	err = r.Leaves(ctx, 0, 1, func(_ uint64, b []byte) (err error) { l.Genesis, origin, keys, err = OpenGenesis(b); return err })
+	err = r.Leaves(ctx, 0, 1, func(_ uint64, b []byte) (err error) { l.Genesis, origin, _, err = OpenGenesis(b); return err })
 	if err != nil {
 		return Loss{}, fmt.Errorf("%w: leaf 0: %v", ErrTampered, err)
 	}
 	l.Ledger = l.Genesis.Ledger
+	if _, _, keys, err = CheckpointKeys(ctx, r, births); err != nil {
+		return Loss{}, err
+	}
 	if err := l.journal(ctx, r, head, j); err != nil {
 		return Loss{}, err
 	}
@@ -105,26 +117,46 @@ func (l *Loss) journal(ctx context.Context, r Reader, head Head, j *Journal) err
 	if _, err := readJournal(whole(), func(i uint64, hash tlog.Hash) { kept[i] = hash }, forget); err != nil {
 		return err
 	}
-	l.Common, l.Known, l.Begun = l.Size, max(j.base, l.Size), j.cut
+	l.Common, l.Begun = l.Size, j.cut
 	lines := map[uint64][]noted{}
+	var known uint64    // before a recovery that is not whole; what one that is whole gave up is settled
+	recovering := false // lines are those of a recovery
 	sc := bufio.NewScanner(whole())
 	for sc.Scan() {
 		f := strings.Fields(sc.Text())
 		if len(f) != 5 {
 			continue
 		}
-		third, herr := hex.DecodeString(f[2])
-		if herr != nil || len(third) != 32 {
+		base, err := strconv.ParseUint(f[0], 10, 63)
+		if err != nil {
 			continue
 		}
-		if f[1] == markRecovered {
+		third, herr := hex.DecodeString(f[2])
+		if herr != nil || len(third) != 32 {
+			if f[1] == "-" && !recovering {
+				known = max(known, base)
+			}
+			continue
+		}
+		switch {
+		case f[1] == markRecovering:
+			if !recovering {
+				l.Common = min(l.Common, base)
+			}
+			recovering = true
+		case f[1] == markRecovered:
 			l.Recovered[[32]byte(third)] = true
+			l.Common, known, recovering = l.Size, base, false
+		case !recovering:
+			known = max(known, base)
 		}
 		index, err := strconv.ParseUint(f[1], 10, 63)
 		if err != nil {
 			continue
 		}
-		l.Known = max(l.Known, index+1)
+		if !recovering {
+			known = max(known, index+1)
+		}
 		issuer, ierr := hex.DecodeString(f[3])
 		serial, serr := hex.DecodeString(f[4])
 		if ierr == nil && serr == nil && len(issuer) == 32 && len(serial) > 0 && len(serial) <= 20 {
@@ -134,6 +166,7 @@ func (l *Loss) journal(ctx context.Context, r Reader, head Head, j *Journal) err
 	if err := sc.Err(); err != nil {
 		return err
 	}
+	l.Known = max(known, l.Size)
 	err := r.Leaves(ctx, 0, head.Size, func(i uint64, b []byte) error {
 		h := LeafHash(b)
 		if want, ok := kept[i]; ok && want != h {
@@ -158,7 +191,7 @@ func (l *Loss) journal(ctx context.Context, r Reader, head Head, j *Journal) err
 }
 
 // anchors reads the anchor file for checkpoints of what is lost.
-func (l *Loss) anchors(ctx context.Context, r Reader, head Head, path, origin string, keys [][]byte) error {
+func (l *Loss) anchors(ctx context.Context, r RecoveryReader, head Head, path, origin string, keys [][]byte) error {
 	if path == "" {
 		return nil
 	}
@@ -170,10 +203,18 @@ func (l *Loss) anchors(ctx context.Context, r Reader, head Head, path, origin st
 		return fmt.Errorf("opening the anchor: %w", err)
 	}
 	defer f.Close()
+	places, err := r.Recoveries(ctx)
+	if err != nil {
+		return fmt.Errorf("reading recoveries: %w", err)
+	}
+	before, err := readRecovered(ctx, r, places)
+	if err != nil {
+		return err
+	}
 	var newest Checkpoint
 	err = readAnchor(f, origin, func(note string) error {
 		c, err := OpenCheckpoint(note, origin, keys)
-		if err != nil || c.Size <= l.Common && c.Size <= newest.Size {
+		if err != nil || c.Size == 0 || gaveUp(before, c.Size) {
 			return nil // what is not signed vouches for nothing
 		}
 		if c.Size <= head.Size {
@@ -182,6 +223,7 @@ func (l *Loss) anchors(ctx context.Context, r Reader, head Head, path, origin st
 				return err
 			}
 		}
+		l.Common = min(l.Common, c.Size-1)
 		if c.Size > newest.Size {
 			newest = c
 		}
@@ -204,9 +246,10 @@ func (j *Journal) EndRecovery(size uint64, grant [32]byte) error {
 
 func (j *Journal) mark(size uint64, what string, grant [32]byte) error {
 	j.mu.Lock()
-	err := j.append(fmt.Appendf(nil, "%d %s %x - -\n", size, what, grant))
+	at := j.size
+	err := j.append(fmt.Appendf(nil, markLine, size, what, grant))
 	if err == nil {
-		j.base, j.cut = size, what == markRecovering
+		j.base, j.cut, j.grant, j.marked = size, what == markRecovering, grant, at
 	}
 	j.mu.Unlock()
 	if err != nil {
@@ -250,6 +293,53 @@ func readRecovered(ctx context.Context, r Reader, at []uint64) (out []Recovered,
 		}
 	}
 	return out, nil
+}
+
+// warranted reads the recoveries that the database lists and holds each against the
+// officers' signatures: who has the database alone must not excuse an anchored checkpoint.
+func (l *Ledger) warranted(ctx context.Context, head Head, at []uint64) ([]Recovered, error) {
+	if len(at) == 0 {
+		return nil, nil
+	}
+	recs, err := readRecovered(ctx, l.st, at)
+	if err != nil {
+		return nil, err
+	}
+	zero, err := l.Leaf(ctx, 0)
+	if err != nil {
+		return nil, err
+	}
+	officers, quorum, err := l.st.RosterRows(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reading the officers: %w", err)
+	}
+	a := newApprovals()
+	a.genesis(zero)
+	if rosterDigest(officers, quorum) != a.roster {
+		return nil, fmt.Errorf("%w: the officers or the quorum in the database are not those that entry 0 names", ErrTampered)
+	}
+	keys := map[[32]byte]OfficerRow{}
+	for _, o := range officers {
+		keys[sha256.Sum256(o.SPKI)] = o
+	}
+	for _, r := range recs {
+		leaf, err := l.Leaf(ctx, r.From)
+		if err != nil {
+			return nil, err
+		}
+		if a.root, err = tlog.TreeHash(int64(r.From), hashes(ctx, l.st, head.Size)); err != nil {
+			return nil, fmt.Errorf("computing the tree of %d entries: %w", r.From, err)
+		}
+		list, _ := leaf.Get(TagWarrant)
+		err = a.recovery(r.From, leaf, list)
+		if err == nil {
+			err = a.recoveries[r.From].signed(keys, quorum)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%w: the recovery of %w", ErrTampered, err)
+		}
+	}
+	return recs, nil
 }
 
 // PutRecovery notes the leaf of a recovery, so that it is found again.

@@ -281,6 +281,14 @@ func (t *Tally) add(index uint64, l Leaf) {
 	}
 }
 
+// trimmed is the time before which the tally does not know when something was.
+func (t *Tally) trimmed() time.Time {
+	if t.full.IsZero() {
+		return t.full
+	}
+	return t.full.Add(-t.keep)
+}
+
 func (t *Tally) of(token string, key [32]byte) *uses {
 	u := t.uses[use{token, key}]
 	if u == nil {
@@ -511,13 +519,24 @@ func newSurplusWatch() *surplusWatch {
 	return &surplusWatch{map[use]countBase{}, map[use]Comparison{}, map[use]time.Time{}}
 }
 
+// How many counters and surpluses are kept: who writes the file of counts can invent any number.
+const (
+	mostCounters = 10_000
+	mostSurplus  = 1_000
+)
+
 // watchSkew is how far the clocks of HSM and server may be apart in a running server.
 const watchSkew = 5 * time.Second
 
 // alarms compares what was not compared before, and gives all that was found.
 func (w *surplusWatch) alarms(t *Tally, r CountsReading) []Alarm {
+	given := map[use]bool{}
 	for _, c := range r.Counts {
 		u := use{c.Token, c.Key}
+		if _, known := t.kinds[c.Key]; !known {
+			continue // no artefact of this CA comes from it
+		}
+		given[u] = true
 		if w.at[u].Equal(c.To) {
 			continue
 		}
@@ -526,6 +545,10 @@ func (w *surplusWatch) alarms(t *Tally, r CountsReading) []Alarm {
 		if base, ok := w.bases[u]; !c.From.IsZero() && ok && base.Count <= c.Count && base.From.Equal(c.From) {
 			span.Count, span.From, e = c.Count-base.Count, base.To, base.earlier
 		} else if !c.From.IsZero() { // a counter that is new here
+			delete(w.bases, u)
+			if c.To.Add(-watchSkew).Before(t.trimmed()) {
+				continue // too old to tell what the ledger had by then: the next reading is the first
+			}
 			from := c
 			from.From = c.To
 			w.bases[u] = countBase{c, t.before(from, watchSkew)}
@@ -534,7 +557,15 @@ func (w *surplusWatch) alarms(t *Tally, r CountsReading) []Alarm {
 		}
 		found := t.compare(span, e, r.Witness, watchSkew)
 		if was, ok := w.worst[u]; found.Surplus && (!ok || found.Count-found.Most > was.Count-was.Most) {
-			w.worst[u] = found
+			if ok || len(w.worst) < mostSurplus {
+				w.worst[u] = found
+			}
+		}
+	}
+	for u := range w.at { // of very many, those that are counted no more need no memory
+		if len(w.at) > mostCounters && !given[u] {
+			delete(w.at, u)
+			delete(w.bases, u)
 		}
 	}
 	return w.found()

@@ -105,6 +105,7 @@ type Sweeper struct {
 
 	mu    sync.Mutex
 	state Sweep
+	alive time.Time // when the last step began; zero: before Run
 }
 
 // crlSeen is what was looked at last, so that a CRL is read once.
@@ -147,7 +148,16 @@ func (s *Sweeper) State() Sweep {
 	if err := s.ledger.Broken(); err != nil && !slices.ContainsFunc(out.Alarms, func(a Alarm) bool { return a.Closed }) {
 		out.Alarms = append(out.Alarms, Alarm{Promise: "P1", Index: NoIndex, What: err.Error(), Closed: true})
 	}
+	if !s.alive.IsZero() && time.Since(s.alive) > stuckFor { // a database, or a disk, that neither answers nor fails
+		out.Alarms = append(out.Alarms, Alarm{Promise: "sweep", Index: NoIndex, What: "the promises have not been checked since " + s.alive.UTC().Format(time.RFC3339) + ": the sweeper waits for an answer", Since: s.alive})
+	}
 	return out
+}
+
+func (s *Sweeper) lives() {
+	s.mu.Lock()
+	s.alive = time.Now()
+	s.mu.Unlock()
 }
 
 // firstShare is the share of its time that the sweeper works until it has read all
@@ -158,6 +168,7 @@ const firstShare = 4
 func (s *Sweeper) Run(ctx context.Context) error {
 	var look, step time.Time // when the next is due
 	for {
+		s.lives()
 		now := time.Now()
 		pause := time.Duration(0)
 		switch {
@@ -220,7 +231,15 @@ func (v *verifier) feed(ctx context.Context, src SweepSource, limit uint64) (atH
 		return false, err
 	}
 	v.marks = v.marks[:0]
-	err = src.CheckpointsBetween(ctx, from+1, to, v.storedCheckpoint)
+	if err := v.signedSince(ctx, src); err != nil {
+		return false, err
+	}
+	err = src.CheckpointsBetween(ctx, from+1, to, func(size uint64, body, note string) error {
+		if note == "" && head.Size-size < signedLate {
+			v.unsigned = append(v.unsigned, unsignedRow{size, body})
+		}
+		return v.storedCheckpoint(size, body, note)
+	})
 	if err != nil {
 		return false, err
 	}
@@ -234,6 +253,9 @@ func (v *verifier) feed(ctx context.Context, src SweepSource, limit uint64) (atH
 	if err := v.page(ctx, from, to); err != nil {
 		return false, err
 	}
+	if err := v.signers.judge(); err != nil { // all is read that can say something of these notes
+		return false, breaks("P9", err)
+	}
 	if to < head.Size {
 		return false, nil
 	}
@@ -244,6 +266,52 @@ func (v *verifier) feed(ctx context.Context, src SweepSource, limit uint64) (atH
 		return false, violate(head.Size, "there is a checkpoint of %d entries, but the ledger ends at %d: entries were cut off", signed, head.Size)
 	}
 	return true, v.atHead()
+}
+
+// unsignedRow is a checkpoint that was not signed yet when it was read.
+type unsignedRow struct {
+	size uint64
+	body string
+}
+
+// signedLate is how far behind the head a checkpoint may be that is still being signed.
+const signedLate = 4096
+
+// signedSince takes the notes of checkpoints that have been signed since a step read their
+// rows: one of them may be the first that covers the birth of a key.
+func (v *verifier) signedSince(ctx context.Context, src SweepSource) error {
+	all := v.unsigned
+	wait := all
+	if len(wait) == 0 {
+		return nil
+	}
+	v.unsigned = nil
+	err := src.CheckpointsBetween(ctx, wait[0].size, wait[len(wait)-1].size, func(size uint64, body, note string) error {
+		for len(wait) > 0 && wait[0].size < size {
+			wait = wait[1:]
+		}
+		if len(wait) == 0 || wait[0].size != size {
+			return nil
+		}
+		was := wait[0]
+		if note == "" {
+			if v.head.Size-size < signedLate {
+				v.unsigned = append(v.unsigned, was)
+			}
+			return nil
+		}
+		if body != was.body || !strings.HasPrefix(note, body) { // the tree was held against that body
+			return violate(size, "the row of its checkpoint holds another one")
+		}
+		if _, err := v.signers.add(note); err != nil {
+			return violate(size, "its checkpoint is not signed by the ledger's key: %v", err)
+		}
+		return nil
+	})
+	if err != nil {
+		v.unsigned = all
+	}
+	return err
 }
 
 // signedSize is the size of the newest signed checkpoint, 0 if there is none.
@@ -299,16 +367,18 @@ func (s *Sweeper) follow(ctx context.Context) (reached bool) {
 		if s.closedAlready() || ctx.Err() != nil {
 			return false
 		}
+		s.lives()
 		if s.front == nil {
 			s.front, s.tally = newPass(), NewTally()
 			s.front.tally = s.tally
 			s.tally.keep = tallyKeep
-			s.surplus = newSurplusWatch()
+			if s.surplus == nil { // what was found stays, though the front begins anew
+				s.surplus = newSurplusWatch()
+			}
 			s.reached = false
 		}
 		before := s.front.edge.size()
-		signers := &s.front.signers
-		reached = s.step(ctx, &s.front, s.opt.Chunk, func(SweepSource) error { return breaks("P9", signers.judge()) })
+		reached = s.step(ctx, &s.front, s.opt.Chunk, nil)
 		if s.front == nil {
 			return false
 		}
@@ -340,6 +410,15 @@ func (s *Sweeper) again(ctx context.Context) {
 			err = violate(s.round.head.Size, "%d entries or tiles lie behind the head", n)
 		}
 		if err != nil {
+			return err
+		}
+		at, err := src.Recoveries(ctx)
+		if err != nil {
+			return err
+		}
+		if s.round.recovered, err = readRecovered(ctx, src, at); errors.Is(err, ErrTampered) {
+			return violate(0, "%v", err)
+		} else if err != nil {
 			return err
 		}
 		return s.round.settle(ctx)
@@ -388,14 +467,16 @@ func (s *Sweeper) look(ctx context.Context) {
 // What is tolerated before it is an alarm.
 const (
 	openFor    = 2 * time.Minute  // an intent of this node; the HSM store closes what is left open within 40 s
+	openOther  = 15 * time.Minute // one of another node; others close what that leaves when it ends
 	openMore   = time.Minute      // … and then has had time, after the database was away
 	lateFor    = time.Minute      // the newest checkpoint
 	revokedFor = 30 * time.Second // a revocation that is on no CRL
 	unreadFor  = 5 * time.Minute  // the sweeper cannot read
+	stuckFor   = 15 * time.Minute // a step of the sweeper
 	countedFor = 135 * time.Minute
 )
 
-// openIntents: what this node began, it closes (P1).
+// openIntents: what this node began, it closes; what others began, they or we do (P1).
 func (s *Sweeper) openIntents() {
 	now := s.ledger.opt.Now()
 	for i := range s.old {
@@ -406,7 +487,11 @@ func (s *Sweeper) openIntents() {
 	var bad []Alarm
 	for i, in := range s.front.open {
 		node, _ := in.leaf.Get(TagNode)
-		if string(node) != Text(s.ledger.Node(), 1024) || now.Sub(in.leaf.Time) < openFor {
+		patience := openFor
+		if string(node) != Text(s.ledger.Node(), 1024) {
+			patience = openOther
+		}
+		if now.Sub(in.leaf.Time) < patience {
 			continue
 		}
 		if _, noticed := s.old[i]; !noticed {
@@ -538,16 +623,19 @@ func crlLacks(i IssuerRow, recorded recordedCRL, revocations []RevocationRow, no
 	if now.After(l.NextUpdate) {
 		return l.NextUpdate, "", fmt.Sprintf("the CRL of issuer %q ended at %s", i.Name, l.NextUpdate.UTC().Format(time.RFC3339))
 	}
+	listed := make(map[string]bool, len(l.RevokedCertificateEntries))
+	for _, e := range l.RevokedCertificateEntries {
+		listed[string(e.SerialNumber.Bytes())] = true
+	}
 	for _, r := range revocations {
-		if r.Leaf >= i.CRLCovers && !r.Expires.Before(l.ThisUpdate) && !lists(l, r.Serial) {
+		if r.Leaf >= i.CRLCovers && !r.Expires.Before(l.ThisUpdate) && !listed[string(r.Serial)] {
 			return l.NextUpdate, "", fmt.Sprintf("serial %x was revoked at %s and is not on the CRL of issuer %q", r.Serial, r.At.UTC().Format(time.RFC3339), i.Name)
 		}
 	}
+	if l.Number.Uint64() > recorded.number { // its entry comes with it: the front will have read it by the next look
+		return l.NextUpdate, "", fmt.Sprintf("the CRL of issuer %q is number %d, which no entry records", i.Name, l.Number.Uint64())
+	}
 	return l.NextUpdate, "", ""
-}
-
-func lists(l *x509.RevocationList, serial []byte) bool {
-	return slices.ContainsFunc(l.RevokedCertificateEntries, func(e x509.RevocationListEntry) bool { return string(e.SerialNumber.Bytes()) == string(serial) })
 }
 
 // counts holds what the HSMs say that they have signed against the ledger.

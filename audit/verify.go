@@ -90,7 +90,8 @@ type verifier struct {
 
 	openings openings
 
-	recovered []Recovered // as the database lists them; each is found again among the leaves
+	unsigned  []unsignedRow // of the sweeper: the newest checkpoints that had no note
+	recovered []Recovered   // as the database lists them; each is found again among the leaves
 }
 
 // mark is a checkpoint that the tree has to reach. Of what is anchored outside of the
@@ -241,6 +242,7 @@ func (v *verifier) addNote(note string, anchored bool) error {
 
 func (v *verifier) mark(c Checkpoint, anchored bool) error {
 	if c.Size > v.head.Size && anchored && gaveUp(v.recovered, c.Size) {
+		v.signers.forget(c)
 		return nil
 	}
 	if c.Size > v.head.Size {
@@ -331,8 +333,11 @@ func (v *verifier) leaf(ctx context.Context, s StoredLeaf, arts map[uint64]Artef
 		v.tally.add(index, l)
 	}
 	for len(v.marks) > 0 && v.marks[0].Size == index+1 {
-		if v.edge.head().Root() != v.marks[0].Root && !(v.marks[0].anchored && gaveUp(v.recovered, v.marks[0].Size)) {
-			return violate(v.lastOK, "the entries from here to %d do not hash to the checkpoint behind them", index)
+		if m := v.marks[0]; v.edge.head().Root() != m.Root {
+			if !m.anchored || !gaveUp(v.recovered, m.Size) {
+				return violate(v.lastOK, "the entries from here to %d do not hash to the checkpoint behind them", index)
+			}
+			v.signers.forget(m.Checkpoint)
 		}
 		v.marks, v.lastOK = v.marks[1:], index+1
 	}

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
 )
 
 // signers is what the leaves say of the keys that sign checkpoints, and the signed notes
@@ -23,6 +24,12 @@ type signers struct {
 	keys   []signerKey         // those of leaf 0 first
 	ended  map[[32]byte]uint64 // by SHA-256 of the SPKI: the leaf that ended it
 	notes  []seenNote
+	lost   map[lostNote]bool // notes of entries that a recovery gave up: they vouch for no key
+}
+
+type lostNote struct {
+	size uint64
+	root tlog.Hash
 }
 
 type signerKey struct {
@@ -35,12 +42,13 @@ type signerKey struct {
 // kept only if there are lines of keys that are not known yet.
 type seenNote struct {
 	size uint64
+	root tlog.Hash
 	by   []uint32
 	text string
 }
 
 func newSigners(origin string, spkis [][]byte) signers {
-	s := signers{origin: origin, ended: map[[32]byte]uint64{}}
+	s := signers{origin: origin, ended: map[[32]byte]uint64{}, lost: map[lostNote]bool{}}
 	for _, k := range spkis {
 		s.keys = append(s.keys, signerKey{spki: k})
 	}
@@ -69,7 +77,7 @@ func (s *signers) add(text string) (Checkpoint, error) {
 	if err != nil {
 		return c, err
 	}
-	seen := seenNote{size: c.Size, by: verifiedBy(n)}
+	seen := seenNote{size: c.Size, root: c.Root, by: verifiedBy(n)}
 	if slices.ContainsFunc(n.UnverifiedSigs, func(sig note.Signature) bool { return sig.Name == s.origin }) {
 		seen.text = text
 	} else if unsigned != nil {
@@ -78,6 +86,9 @@ func (s *signers) add(text string) (Checkpoint, error) {
 	s.notes = append(s.notes, seen)
 	return c, nil
 }
+
+// forget: a note is of entries that a recovery gave up, so it says nothing of these.
+func (s *signers) forget(c Checkpoint) { s.lost[lostNote{c.Size, c.Root}] = true }
 
 func verifiedBy(n *note.Note) (out []uint32) {
 	for _, sig := range n.Sigs {
@@ -116,6 +127,9 @@ func (s *signers) event(index uint64, l Leaf, genesis [32]byte) error {
 // judge wants of every note since the last judgement a line of a key that counts, and none
 // of a known key that is wrong.
 func (s *signers) judge() error {
+	if len(s.lost) > 0 {
+		s.notes = slices.DeleteFunc(s.notes, func(n seenNote) bool { return s.lost[lostNote{n.size, n.root}] })
+	}
 	if len(s.notes) == 0 {
 		return nil
 	}

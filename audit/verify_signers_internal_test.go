@@ -123,6 +123,39 @@ func TestSigners(t *testing.T) {
 	}
 }
 
+// A checkpoint of entries that a recovery gave up vouches for no key of those that came in
+// their place, though the keys of leaf 0 have signed it, and is not judged.
+func TestSignersLostNotes(t *testing.T) {
+	n := &softNote{t: t, origin: "ca.example/ledger/00"}
+	for range 3 {
+		n.key()
+	}
+	for _, lost := range []bool{false, true} {
+		s := newSigners(n.origin, n.spkis[:1])
+		c, err := s.add(n.note(20, 0)) // of the other tree
+		if err != nil {
+			t.Fatal(err)
+		}
+		stranger, err := s.add(n.note(25, 2))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.forget(stranger)
+		if lost {
+			s.forget(c)
+		}
+		if _, err := s.add(n.note(30, 1)); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.event(10, n.birth(1, 7), [32]byte{1}); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.judge(); (err != nil) != lost {
+			t.Errorf("the checkpoint that covers the birth is lost: %v; %v", lost, err)
+		}
+	}
+}
+
 // Verifier keys are those of package note, and a line verifies there.
 func TestVerifierKey(t *testing.T) {
 	n := &softNote{t: t, origin: "ca.example/ledger/00"}

@@ -2,9 +2,11 @@ package audit_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -30,6 +32,8 @@ func TestJournalKnowsWhatIsCommitted(t *testing.T) {
 		{"begins within a batch", "1 - -\n" + line(4, 6, 1) + line(7, 7, 2) + line(8, 8, 3), "7:2", 8},
 		{"given up by a recovery", line(0, 0, 1) + line(0, 1, 2) + line(2, 2, 3) + "1 recovering 00 - -\n" + line(1, 1, 5) + line(2, 2, 6) + "3 recovered 00 - -\n" + line(3, 3, 7) + "4 - - - -\n",
 			"0:1 1:2 cut 1 false 1:5 2:6 cut 3 true 3:7", 4},
+		{"a long recovery", line(0, 0, 1) + "1 recovering 00 - -\n" + line(1, 1, 5) + "2 recovering 00 - -\n" + line(2, 2, 6) + "3 recovered 00 - -\n",
+			"0:1 cut 1 false 1:5 cut 2 false 2:6 cut 3 true", 3},
 		{"cut off and ended", line(0, 0, 1) + "1 1 00\n" + line(1, 1, 2) + "2 - - - -\n", "0:1 1:2", 2},
 	} {
 		var got []string
@@ -38,6 +42,38 @@ func TestJournalKnowsWhatIsCommitted(t *testing.T) {
 		if err != nil || strings.Join(got, " ") != c.want || base != c.base {
 			t.Errorf("%s: %q, base %d, %v; want %q, base %d", c.what, got, base, err, c.want, c.base)
 		}
+	}
+}
+
+// A recovery that revokes so much that its beginning is out of sight is killed: the journal
+// still says that it is not whole (AUD-04).
+func TestLongRecoveryCutShort(t *testing.T) {
+	b := newLedger(t)
+	if err := b.journal.BeginRecovery(b.ledger.Head().Size, [32]byte{7}); err != nil {
+		t.Fatal(err)
+	}
+	var f audit.Fields
+	f.Hash(audit.TagIssuer, [32]byte{1})
+	f.Bytes(audit.TagSerial, bytes.Repeat([]byte{9}, 20))
+	for size := 0; size < 5<<19; { // journalTail is 1 MiB
+		var wg sync.WaitGroup
+		for range 500 {
+			wg.Go(func() {
+				if _, err := b.ledger.Append(t.Context(), audit.Event(audit.OpRevoke, f)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		st, err := os.Stat(b.path("journal"))
+		if err != nil || t.Failed() {
+			t.Fatal(err)
+		}
+		size = int(st.Size())
+	}
+	b.stop()
+	if err := b.open(); !errors.Is(err, audit.ErrTampered) || !strings.Contains(err.Error(), "did not end") {
+		t.Fatalf("a ledger starts in the middle of a recovery: %v", err)
 	}
 }
 

@@ -392,3 +392,40 @@ func TestACMEOpenOrders(t *testing.T) {
 		}
 	}
 }
+
+// An order whose intent is open is under way, here or on another node: nobody else takes
+// it. When the intent is closed without a certificate it is there for whoever looks.
+func TestProcessingOrdersOfOthers(t *testing.T) {
+	r := newACMERoom(t)
+	if err := r.led.Genesis(t.Context(), audit.Genesis{Random: [32]byte{1}, Domain: "ca.example", CheckpointKeys: [][]byte{{1}}, Acts: []string{"x"}}); err != nil {
+		t.Fatal(err)
+	}
+	acct := r.account().ID
+	create := r.newOrder(acct, nil, "a.example")
+	r.write(nil, create)
+	r.prove(create.New[0])
+	o := create.Order
+	listed := func() int {
+		t.Helper()
+		list, err := r.store.ACMEProcessingOrders(t.Context(), 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	serial := []byte{0x5e, 0x01}
+	in := audit.Intent{Op: audit.OpCertificate, Key: [32]byte{1}, Purpose: audit.PurposeIssuer, Serial: serial, Issuer: [32]byte{2}, TBSHash: [32]byte{3}}
+	op, err := r.led.Begin(t.Context(), in, acme.OrderProcessing{ID: o.ID, Account: acct, CSR: []byte("csr"), Serial: "5e01", Now: r.now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := listed(); n != 0 {
+		t.Errorf("%d orders are listed although the intent is open", n)
+	}
+	if _, err := r.led.Failed(t.Context(), op, "test", nil); err != nil {
+		t.Fatal(err)
+	}
+	if n := listed(); n != 1 {
+		t.Errorf("%d orders are listed after the intent was closed, want 1", n)
+	}
+}

@@ -60,7 +60,7 @@ func openPostgres(ctx context.Context, dsn string) (*Store, error) {
 
 func (s *Store) openPostgres(ctx context.Context, dsn string) error {
 	var err error
-	if s.rwdb, err = openPool(dsn); err != nil {
+	if s.rwdb, err = openPool(dsn, fmt.Sprintf("SET idle_in_transaction_session_timeout = %d", idleTime.Milliseconds())); err != nil {
 		return err
 	}
 	s.rwdb.SetMaxOpenConns(4) // the writing connection, locks; migrations and their lock
@@ -102,9 +102,19 @@ const (
 	deadTime = 8 * time.Second
 )
 
+// idleTime is how long a transaction that writes may wait for its node, which has the
+// lock on the head row: a node that hangs or whose machine is gone must not stop the others.
+const idleTime = 10 * time.Second
+
+// serverSide has PostgreSQL notice as soon as we do that the other side is gone: its own
+// settings wait two hours, and until then the node's locks are not free.
+var serverSide = fmt.Sprintf("SET tcp_keepalives_idle = %d; SET tcp_keepalives_interval = %d; SET tcp_keepalives_count = 4; SET tcp_user_timeout = %d",
+	int((deadTime / 2).Seconds()), int((deadTime / 8).Seconds()), deadTime.Milliseconds())
+
 // openPool makes a pool for a URL, which may name several hosts: connections go to the
-// one that takes writes, so that a promoted standby is found.
-func openPool(dsn string) (*sql.DB, error) {
+// one that takes writes, so that a promoted standby is found. Each begins with the
+// statements of set.
+func openPool(dsn string, set ...string) (*sql.DB, error) {
 	c, err := pgx.ParseConfig(dsn)
 	if err != nil {
 		return nil, err
@@ -124,7 +134,11 @@ func openPool(dsn string) (*sql.DB, error) {
 		}
 		return err
 	}, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: deadTime / 2, Interval: deadTime / 8, Count: 4}}).DialContext
-	return stdlib.OpenDB(*c), nil
+	begin := strings.Join(append(set, serverSide), "; ")
+	return stdlib.OpenDB(*c, stdlib.OptionAfterConnect(func(ctx context.Context, conn *pgx.Conn) error {
+		_, err := conn.Exec(ctx, begin, pgx.QueryExecModeSimpleProtocol)
+		return err
+	})), nil
 }
 
 // Risks are settings of the database that an operator should know of at start.
@@ -228,7 +242,7 @@ func postgresError(err error) error {
 		case pe.Code == "23505": // unique_violation
 			return audit.ErrExists
 		case strings.HasPrefix(pe.Code, "08"), strings.HasPrefix(pe.Code, "53"), strings.HasPrefix(pe.Code, "57"), strings.HasPrefix(pe.Code, "58"),
-			pe.Code == "25006", strings.HasPrefix(pe.Code, "40"), pe.Code == "25P02": // connection, resources, operator, system, read-only, rollback
+			pe.Code == "25006", strings.HasPrefix(pe.Code, "40"), pe.Code == "25P02", pe.Code == "25P03": // connection, resources, operator, system, read-only, rollback, idle
 			return fmt.Errorf("%w: %w", audit.ErrUnavailable, err)
 		}
 		return err

@@ -50,6 +50,7 @@ func (s *Store) changeState(ctx context.Context, k *Key, from, to KeyState, reas
 		return fmt.Errorf("recording that key %q is %s: %w", k.name, to, err)
 	}
 	k.state.CompareAndSwap(old, &to)
+	s.lookAgain() // another node may have decided behind it
 	s.log.Warn("state of a key changed", "key", k.name, "from", from, "to", to, "reason", reason)
 	return nil
 }

@@ -103,6 +103,7 @@ type account struct {
 	spent   map[string]use    // by nonce
 	random  map[string]bool   // SHA-256 of what the token's random source gave at each start
 	regrow  regrow            // the last recovery
+	regrown map[string]bool   // nonces of all recoveries
 	role    string            // that the token is bound to, or ""
 	bound   map[string]string // by SHA-256 of the SPKI: what an adopted key was first bound to
 }
@@ -110,7 +111,6 @@ type account struct {
 // regrow is from where a recovery let checkpoints be signed anew.
 type regrow struct {
 	size, seq uint64
-	nonce     string
 }
 
 type use struct {
@@ -119,7 +119,7 @@ type use struct {
 }
 
 func readAccount(path string) (*account, error) {
-	a := &account{path: path, spent: map[string]use{}, random: map[string]bool{}, bound: map[string]string{}}
+	a := &account{path: path, spent: map[string]use{}, random: map[string]bool{}, regrown: map[string]bool{}, bound: map[string]string{}}
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return a, nil
@@ -151,9 +151,10 @@ func readAccount(path string) (*account, error) {
 		case len(f) == 3 && f[0] == "bound":
 			a.bound[f[1]] = f[2]
 		case len(f) == 4 && f[0] == "recovered":
-			if _, err := fmt.Sscan(line[len("recovered "):], &a.regrow.size, &a.regrow.seq, &a.regrow.nonce); err != nil {
+			if _, err := fmt.Sscan(f[1]+" "+f[2], &a.regrow.size, &a.regrow.seq); err != nil {
 				return nil, fmt.Errorf("account of ceremonies %s: line %d is damaged", path, n+1)
 			}
+			a.regrown[f[3]] = true
 		case len(f) == 2 && f[0] == "drawn":
 			a.drawn = append(a.drawn, f[1])
 		case len(f) == 2 && f[0] == "split":

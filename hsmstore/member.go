@@ -64,20 +64,21 @@ type member struct {
 	count       counts
 	stats       stats
 
-	mu       sync.Mutex
-	state    State
-	since    time.Time
-	err      error
-	standing Standing // as the database had it when this node last knew
-	serial   string   // as enrolled, or as seen at the first start
-	label    string
-	starts   uint64
-	badSigs  int
-	link     *link // nil unless up or suspect
-	head     workerStatus
-	bad      map[KeyID]string // keys that this token cannot use
-	drift    map[KeyID]string // those of them that Verify found out; see markDrift
-	run      *run             // the supervision at hand; nil: none
+	mu        sync.Mutex
+	state     State
+	since     time.Time
+	err       error
+	standing  Standing // as the database had it when this node last knew
+	decisions uint64   // that this node has recorded about it
+	serial    string   // as enrolled, or as seen at the first start
+	label     string
+	starts    uint64
+	badSigs   int
+	link      *link // nil unless up or suspect
+	head      workerStatus
+	bad       map[KeyID]string // keys that this token cannot use
+	drift     map[KeyID]string // those of them that Verify found out; see markDrift
+	run       *run             // the supervision at hand; nil: none
 }
 
 // live is what signing needs of a member that is up; it never changes.

@@ -111,6 +111,7 @@ func (s *Store) recordStanding(ctx context.Context, m *member, to Standing, reas
 		return fmt.Errorf("recording that member %s is %s: %w", m.cfg.Name, to, err)
 	}
 	m.decided(to)
+	s.lookAgain() // another node may have decided behind it
 	return nil
 }
 
@@ -415,25 +416,31 @@ func (s *Store) ceremony(ctx context.Context) (unlock func(), err error) {
 		patience = unhurriedWait
 	}
 	end := time.Now().Add(patience)
+	release := func() {}
+	if s.cfg.Nodes != nil { // first: what other nodes do meanwhile is taken up under keysMu
+		waits, cancel := context.WithDeadline(ctx, end)
+		release, err = s.cfg.Nodes.Exclusive(waits, ceremonies)
+		cancel()
+		if err != nil {
+			return nil, fmt.Errorf("%w: another act on keys or members is under way, here or on another node (it may wait for officers' shares: chancery hsm share); try again later: %w", ErrBusy, err)
+		}
+	}
 	for !s.keysMu.TryLock() {
 		if time.Now().After(end) {
+			release()
 			return nil, fmt.Errorf("%w: another act on keys or members is under way (it may wait for officers' shares: chancery hsm share); try again later", ErrBusy)
 		}
 		if err := wait(ctx, ceremonyPause); err != nil {
+			release()
 			return nil, err
 		}
 	}
-	if s.cfg.Nodes == nil {
-		return s.keysMu.Unlock, nil
+	if s.cfg.Nodes != nil { // the act before it was perhaps another node's
+		if err := s.takeUpHeld(ctx); err != nil {
+			s.log.Error("what other nodes changed about keys and members is not known yet", "err", err)
+		}
 	}
-	ctx, cancel := context.WithDeadline(ctx, end)
-	defer cancel()
-	release, err := s.cfg.Nodes.Exclusive(ctx, ceremonies)
-	if err != nil {
-		s.keysMu.Unlock()
-		return nil, fmt.Errorf("%w: waiting for other nodes: %w", ErrBusy, err)
-	}
-	return func() { release(); s.keysMu.Unlock() }, nil
+	return func() { s.keysMu.Unlock(); release() }, nil
 }
 
 // ceremonyPause is how often an act looks whether the one before it has ended.
@@ -549,10 +556,15 @@ func (s *Store) Fence(ctx context.Context, name, reason string) error {
 	if err != nil {
 		return err
 	}
-	m.set(Fenced, fmt.Errorf("fenced: %s", audit.Text(reason, 200)))
-	m.halt()
-	s.resize()
-	return s.recordStanding(ctx, m, StandingFenced, reason)
+	out := func() {
+		m.set(Fenced, fmt.Errorf("fenced: %s", audit.Text(reason, 200)))
+		m.halt()
+		s.resize()
+	}
+	out()
+	err = s.recordStanding(ctx, m, StandingFenced, reason)
+	out() // also if it was let in again meanwhile
+	return err
 }
 
 // Admit lets a drained or fenced member back: its worker is started, which checks the
@@ -689,10 +701,12 @@ func (s *Store) endCheckpointKey(ctx context.Context, grant *admin.Grant, k *Key
 	f := k.stateFields(KeyDestroyed, "its member leaves")
 	f.Hash(audit.TagGrant, grant.Hash())
 	to := SetKeyState{ID: k.id, From: []KeyState{KeyBorn, KeyUsable, KeyDisabled, KeyQuarantined}, To: KeyDestroyed}
+	was := k.State()
+	k.setState(KeyDestroyed) // first: no checkpoint that covers the entry may rest on this key alone
 	if _, err := s.ledger.Append(ctx, audit.Event(audit.OpKeyState, f), to); err != nil {
+		k.setState(was)
 		return fmt.Errorf("recording the end of key %q: %w", k.name, err)
 	}
-	k.setState(KeyDestroyed)
 	return nil
 }
 

@@ -49,6 +49,11 @@ func (s *Store) heard(_ uint64, l audit.Leaf) {
 			s.retired.Store(true)
 		}
 	}
+	s.lookAgain()
+}
+
+// lookAgain has keys and members read from the database again.
+func (s *Store) lookAgain() {
 	select {
 	case s.changed <- struct{}{}:
 	default:
@@ -58,9 +63,10 @@ func (s *Store) heard(_ uint64, l audit.Leaf) {
 // heard takes up a state that another node has recorded. A quarantine stays, and that a
 // key becomes usable is read from the database, with its members.
 func (k *Key) heard(to KeyState) {
-	old := k.state.Load()
-	if to != KeyUsable && *old != KeyQuarantined {
-		k.state.CompareAndSwap(old, &to)
+	for to != KeyUsable {
+		if old := k.state.Load(); *old == KeyQuarantined || k.state.CompareAndSwap(old, &to) {
+			return
+		}
 	}
 }
 
@@ -85,10 +91,7 @@ func (s *Store) follow(ctx context.Context) {
 		}
 		if err := s.takeUp(ctx); err != nil && ctx.Err() == nil {
 			s.log.Error("what other nodes changed about keys and members is not known yet", "err", err)
-			select {
-			case s.changed <- struct{}{}:
-			default:
-			}
+			s.lookAgain()
 			if wait(ctx, backoffMax) != nil {
 				return
 			}
@@ -105,24 +108,50 @@ func (s *Store) takeUp(ctx context.Context) error {
 		}
 	}
 	defer s.keysMu.Unlock()
+	return s.takeUpHeld(ctx)
+}
+
+// takeUpHeld is takeUp, with keysMu held.
+func (s *Store) takeUpHeld(ctx context.Context) error {
+	was := s.known()
 	keys, members, err := s.cfg.Nodes.Rows(ctx)
 	if err != nil {
 		return err
 	}
 	for _, r := range keys {
-		if err := s.takeUpKey(r); err != nil {
+		if err := s.takeUpKey(r, was.keys[r.Name]); err != nil {
 			return fmt.Errorf("key %q: %w", r.Name, err)
 		}
 	}
 	var errs []error
 	for _, r := range members {
-		errs = append(errs, s.takeUpMember(ctx, r))
+		errs = append(errs, s.takeUpMember(ctx, r, was.members[r.Name]))
 	}
 	s.resize()
 	return errors.Join(append(errs, s.reload(ctx))...)
 }
 
-func (s *Store) takeUpKey(r KeyRecord) error {
+// known is what this node knew before it read the rows: what it decided or heard while
+// they were read is newer than they are, and stays.
+type known struct {
+	keys    map[string]*KeyState
+	members map[string]uint64 // decisions
+}
+
+func (s *Store) known() known {
+	was := known{map[string]*KeyState{}, map[string]uint64{}}
+	for _, k := range s.all() {
+		was.keys[k.name] = k.state.Load()
+	}
+	for _, m := range s.list() {
+		m.mu.Lock()
+		was.members[m.cfg.Name] = m.decisions
+		m.mu.Unlock()
+	}
+	return was
+}
+
+func (s *Store) takeUpKey(r KeyRecord, was *KeyState) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	k, known := s.keys[r.Name]
@@ -139,8 +168,8 @@ func (s *Store) takeUpKey(r KeyRecord) error {
 		k.setMembers(r.Members)
 	}
 	k.description.Store(&r.Description)
-	if old := k.state.Load(); *old != r.State && *old != KeyQuarantined && k.state.CompareAndSwap(old, &r.State) {
-		s.log.Warn("state of a key changed by another node", "key", r.Name, "from", *old, "to", r.State)
+	if was != nil && *was != r.State && *was != KeyQuarantined && k.state.CompareAndSwap(was, &r.State) {
+		s.log.Warn("state of a key changed by another node", "key", r.Name, "from", *was, "to", r.State)
 	}
 	return nil
 }
@@ -148,13 +177,13 @@ func (s *Store) takeUpKey(r KeyRecord) error {
 // takeUpMember follows a decision about a member that another node recorded. What this
 // node knows of the member itself, that it is fenced or down, is not undone by what was
 // decided before.
-func (s *Store) takeUpMember(ctx context.Context, r MemberRecord) error {
+func (s *Store) takeUpMember(ctx context.Context, r MemberRecord, decisions uint64) error {
 	m := s.member(r.Name)
 	if m == nil {
-		return s.takeUpNew(ctx, r)
+		return s.takeUpNew(r)
 	}
-	was := m.decided(r.Standing)
-	if was == r.Standing {
+	was, newer := m.follows(r.Standing, decisions)
+	if was == r.Standing || !newer {
 		return nil
 	}
 	m.log.Warn("standing of an HSM member changed by another node", "from", was, "to", r.Standing)
@@ -162,6 +191,7 @@ func (s *Store) takeUpMember(ctx context.Context, r MemberRecord) error {
 	case StandingRemoved:
 		s.drop(m)
 	case StandingRetired:
+		s.retired.Store(true) // perhaps before this node heard of anything
 		s.endRetired(ctx, m)
 	case StandingFenced:
 		m.set(Fenced, errors.New("fenced by another node"))
@@ -173,14 +203,18 @@ func (s *Store) takeUpMember(ctx context.Context, r MemberRecord) error {
 		}
 	case StandingActive:
 		if st == Out || st == Fenced {
-			return s.bringUp(ctx, m)
+			m.halt()
+			m.mu.Lock()
+			m.state, m.err, m.badSigs = Starting, nil, 0
+			m.mu.Unlock()
+			m.launch(s.running) // it comes up when it can
 		}
 	}
 	return nil
 }
 
 // takeUpNew is for a member that joined on another node.
-func (s *Store) takeUpNew(ctx context.Context, r MemberRecord) error {
+func (s *Store) takeUpNew(r MemberRecord) error {
 	if r.Standing == StandingRemoved {
 		return nil
 	}
@@ -190,17 +224,29 @@ func (s *Store) takeUpNew(ctx context.Context, r MemberRecord) error {
 	}
 	s.setList(append(slices.Clone(s.list()), m))
 	if m.current().State == Starting {
-		return s.bringUp(ctx, m)
+		m.launch(s.running)
 	}
 	return nil
 }
 
-// decided notes the standing that the database has and returns the one before.
-func (m *member) decided(now Standing) (was Standing) {
+// decided notes a standing that this node has recorded.
+func (m *member) decided(now Standing) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.standing = now
+	m.decisions++
+}
+
+// follows notes the standing that the database had, unless this node has recorded
+// another one since it counted its decisions; it returns the one before.
+func (m *member) follows(now Standing, decisions uint64) (was Standing, newer bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.decisions != decisions {
+		return m.standing, false
+	}
 	was, m.standing = m.standing, now
-	return was
+	return was, true
 }
 
 // abandonAge is how old an intent is at least before another node closes it: a node that

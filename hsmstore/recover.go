@@ -73,7 +73,7 @@ func (c *ceremony) recover(r recovery) (struct{}, error) {
 		return struct{}{}, &fault{exitGrant, err}
 	}
 	nonce := hex.EncodeToString(p.Nonce[:])
-	if a.regrow.nonce == nonce { // told already: what was signed since stays signed
+	if a.regrown[nonce] { // told already: what was signed since stays signed
 		return struct{}{}, nil
 	}
 	st, err := os.Stat(strings.TrimSuffix(c.open.Account, ".mandates"))

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -28,27 +29,29 @@ func TestVerifyRecovered(t *testing.T) {
 		number   uint64 // of CRLs, from which they go on
 		larger   bool   // the auditor keeps a checkpoint of more than was known
 		forked   bool   // the newest checkpoint is of other entries
+		vouches  bool   // what was given up has a checkpoint that would cover the birth of a new key
 	}
 	for name, x := range map[string]struct {
 		change
 		at   int // from the recovery's entry
 		says string
 	}{
-		"all is well":            {change{}, 0, ""},
-		"one officer":            {change{votes: []int{1}}, 0, "1 approvals of 2"},
-		"one officer twice":      {change{votes: []int{1, 1}}, 0, "there twice"},
-		"a stranger":             {change{key: newECDSA(t)}, 0, "not that of an officer"},
-		"other entries":          {change{proposal: func(p *admin.Proposal) { p.Acts[0] = p.Acts[0][:20] + "x" + p.Acts[0][21:] }}, 0, "something else"},
-		"another act":            {change{proposal: func(p *admin.Proposal) { p.Action = "restore" }}, 0, "something else"},
-		"another ledger":         {change{proposal: func(p *admin.Proposal) { p.Ledger[0]++ }}, 0, "another ledger"},
-		"a warrant that is over": {change{proposal: func(p *admin.Proposal) { p.NotBefore, p.Expires = time.Unix(1, 0), time.Unix(2, 0) }}, 0, "not in force"},
-		"another grant":          {change{grant: true}, 0, "its grant is not that"},
-		"more given up":          {change{known: 3}, 0, "something else"},
-		"older ones given up":    {change{common: 3}, 0, "something else"},
-		"lost without a grant":   {change{ungrant: true}, 2, "without a grant"},
-		"CRL numbers go back":    {change{number: 1}, 1, "go back"},
-		"a larger checkpoint":    {change{larger: true}, 4, "cut off"},
-		"a fork of the newest":   {change{forked: true}, -1, "are not those of the checkpoint"},
+		"all is well":             {change{}, 0, ""},
+		"one officer":             {change{votes: []int{1}}, 0, "1 approvals of 2"},
+		"one officer twice":       {change{votes: []int{1, 1}}, 0, "there twice"},
+		"a stranger":              {change{key: newECDSA(t)}, 0, "not that of an officer"},
+		"other entries":           {change{proposal: func(p *admin.Proposal) { p.Acts[0] = p.Acts[0][:20] + "x" + p.Acts[0][21:] }}, 0, "something else"},
+		"another act":             {change{proposal: func(p *admin.Proposal) { p.Action = "restore" }}, 0, "something else"},
+		"another ledger":          {change{proposal: func(p *admin.Proposal) { p.Ledger[0]++ }}, 0, "another ledger"},
+		"a warrant that is over":  {change{proposal: func(p *admin.Proposal) { p.NotBefore, p.Expires = time.Unix(1, 0), time.Unix(2, 0) }}, 0, "not in force"},
+		"another grant":           {change{grant: true}, 0, "its grant is not that"},
+		"more given up":           {change{known: 3}, 0, "something else"},
+		"older ones given up":     {change{common: 3}, 0, "something else"},
+		"lost without a grant":    {change{ungrant: true}, 2, "without a grant"},
+		"CRL numbers go back":     {change{number: 1}, 1, "go back"},
+		"a larger checkpoint":     {change{larger: true}, 4, "cut off"},
+		"a key behind a lost one": {change{vouches: true}, 0, "no checkpoint before it covers"},
+		"a fork of the newest":    {change{forked: true}, -1, "are not those of the checkpoint"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := newMade(t, nil)
@@ -60,12 +63,15 @@ func TestVerifyRecovered(t *testing.T) {
 			root := audit.Head{Size: at, Range: rng}.Root()
 			// What is lost: entries that no export has any more.
 			lost := audit.Head{Size: at, Range: rng}
-			for i := range 6 {
+			known := at + 6
+			if x.vouches {
+				known = at + 30
+			}
+			for i := range known - at {
 				h := sha256.Sum256([]byte{byte(i)})
 				lost = grown(lost, h)
 			}
 			kept := l.signNote(string(lost.Body(l.origin)))
-			known := at + 6
 			if x.larger {
 				lost = grown(lost, sha256.Sum256(nil))
 				kept = l.signNote(string(lost.Body(l.origin)))
@@ -132,13 +138,31 @@ func TestVerifyRecovered(t *testing.T) {
 			if x.forked {
 				l.rng[0][0]++
 			}
+			k := newLate(t)
+			if x.vouches {
+				l.joins(k, l.grantFor("generate-key checkpoint-gamma checkpoint Ed25519 on gamma"))
+				if l.size >= known {
+					t.Fatalf("%d entries of %d", l.size, known)
+				}
+				for l.size < known+3 {
+					l.later()
+				}
+			}
+			last := l.by(k)
 			dir := l.finish()
+			if x.vouches {
+				write(t, dir, "checkpoint", []byte(last))
+			}
 			write(t, filepath.Dir(dir), "kept.txt", []byte(kept))
 			keep := []string{"--trusted-checkpoint", filepath.Join(filepath.Dir(dir), "kept.txt"), dir}
 			switch {
 			case x.forked: // whatever was given up, what is shown is what is signed
 				if v := verifyExport(t, 7, keep...); v.Violation == nil {
 					t.Error("a checkpoint of other entries passes")
+				}
+			case x.vouches:
+				if v := verifyExport(t, 7, keep...); v.Violation == nil || !strings.Contains(v.Violation.What, x.says) {
+					t.Errorf("%+v", v.Violation)
 				}
 			case x.says != "":
 				broken(t, at+uint64(x.at), x.says, keep...)

@@ -3,6 +3,7 @@ package web
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"sync"
@@ -20,13 +21,14 @@ const (
 )
 
 // readiness keeps the last answer of a check. It runs one check at a time, however
-// many ask.
+// many ask; one that hangs, as a database may, is an answer too.
 type readiness struct {
 	check func(context.Context) error
 
-	mu  sync.Mutex
-	at  time.Time
-	err error
+	mu      sync.Mutex
+	at      time.Time
+	err     error
+	running chan error // of the check at hand; nil: none
 }
 
 func (r *readiness) ask(ctx context.Context) error {
@@ -35,12 +37,39 @@ func (r *readiness) ask(ctx context.Context) error {
 	if !r.at.IsZero() && time.Since(r.at) < readyFor {
 		return r.err
 	}
+	if r.running != nil {
+		select {
+		case <-r.running: // too late to be an answer
+		default:
+			return r.answer(errHangs)
+		}
+	}
+	r.running = make(chan error, 1)
 	// Not the caller's cancellation: the answer is for others, too.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), readyTimeout)
-	defer cancel()
-	r.err = r.check(ctx)
-	r.at = time.Now()
-	return r.err
+	go func(ctx context.Context, answer chan<- error) {
+		ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+		defer cancel()
+		defer func() {
+			if v := recover(); v != nil {
+				answer <- fmt.Errorf("the check panicked: %v", v)
+			}
+		}()
+		answer <- r.check(ctx)
+	}(context.WithoutCancel(ctx), r.running)
+	select {
+	case err := <-r.running:
+		r.running = nil
+		return r.answer(err)
+	case <-time.After(readyTimeout + readyTimeout/10): // the check's own words are better
+		return r.answer(errHangs)
+	}
+}
+
+var errHangs = fmt.Errorf("%w: the database does not answer", audit.ErrUnavailable)
+
+func (r *readiness) answer(err error) error {
+	r.at, r.err = time.Now(), err
+	return err
 }
 
 // healthz is GET /healthz: the process lives and answers.

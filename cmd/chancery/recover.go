@@ -105,12 +105,21 @@ func (r *recovering) run(ctx context.Context) (err error) {
 	return r.recover(ctx)
 }
 
+// loss is what the database lacks; at as in [audit.FindLoss].
+func (r *recovering) loss(ctx context.Context, at uint64) (audit.Loss, error) {
+	keys, err := r.db.Keys(ctx)
+	if err != nil {
+		return audit.Loss{}, fmt.Errorf("reading keys: %w", err)
+	}
+	return audit.FindLoss(ctx, r.db, r.journal, r.anchor, at, checkpointBirths(keys))
+}
+
 // ask writes the request.
 func (r *recovering) ask(ctx context.Context) error {
 	if r.lifetime < time.Second || r.lifetime > admin.MaxLifetime {
 		return &exit{exitUsage, fmt.Errorf("--lifetime %s must be 1s to %s", r.lifetime, admin.MaxLifetime)}
 	}
-	loss, err := audit.FindLoss(ctx, r.db, r.journal, r.anchor, 0)
+	loss, err := r.loss(ctx, 0)
 	if err != nil {
 		return err
 	}
@@ -164,7 +173,7 @@ func (r *recovering) recover(ctx context.Context) error {
 	if err != nil {
 		return &exit{exitVerify, err}
 	}
-	loss, err := audit.FindLoss(ctx, r.db, r.journal, r.anchor, decided.Size)
+	loss, err := r.loss(ctx, decided.Size)
 	if err != nil {
 		return err
 	}
@@ -176,7 +185,7 @@ func (r *recovering) recover(ctx context.Context) error {
 			err = fmt.Errorf("%w: vote %d stands in place %d", admin.ErrNotGranted, v.Leaf, i)
 		}
 	}
-	if err == nil && !loss.Begun && !loss.Recovered[w.Warrant.Grant()] && (loss.Common < decided.Common || loss.Known > decided.Known) {
+	if err == nil && !loss.Recovered[w.Warrant.Grant()] && (loss.Common < decided.Common || loss.Known > decided.Known) {
 		err = fmt.Errorf("%w: the officers signed that entries %d to %d are given up; here it would be %d to %d. Ask them again: --request", admin.ErrNotGranted, decided.Common, decided.Known, loss.Common, loss.Known)
 	}
 	if err == nil && (p.Action != admin.RecoverLedger || !slices.Equal(acts, []string{act}) || p.Parameters != admin.ParametersDigest(parameters) || loss.Size != decided.Size) {
@@ -251,7 +260,12 @@ func (r *recovering) isRecovery(ctx context.Context, index uint64, grant [32]byt
 
 // record writes the recovery and what the CA owes after it to the ledger.
 func (r *recovering) record(ctx context.Context, w *admin.Warrant, loss audit.Loss, decided admin.RecoverParameters, grant [32]byte) (size, revoked, strange uint64, err error) {
-	l, err := audit.Open(ctx, r.db, audit.Options{Node: r.cfg.NodeID, Build: build(), Journal: r.journal, Recover: true, Log: r.log})
+	head, err := r.db.Head(ctx)
+	if err != nil {
+		return 0, 0, 0, fmt.Errorf("reading the head: %w", err)
+	}
+	begun := head.Size > loss.Size // on another node, perhaps, whose server runs again; else nobody may write before the first entry
+	l, err := audit.Open(ctx, r.db, audit.Options{Node: r.cfg.NodeID, Build: build(), Journal: r.journal, Recover: true, Shared: begun && r.db.Shared(), Log: r.log})
 	if err != nil {
 		return 0, 0, 0, err
 	}
@@ -261,7 +275,7 @@ func (r *recovering) record(ctx context.Context, w *admin.Warrant, loss audit.Lo
 		err = errors.Join(err, <-done)
 		size = l.Head().Size
 	}()
-	if l.Head().Size == loss.Size {
+	if !begun {
 		var f audit.Fields
 		f.List(audit.TagWarrant, w.Evidence()...)
 		f.Hash(audit.TagGrant, grant)

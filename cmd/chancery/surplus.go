@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -114,6 +115,31 @@ func readCounts(path string) ([]audit.SignatureCount, error) {
 		return nil, fmt.Errorf("counts: %w", err)
 	}
 	defer f.Close()
+	return parseCounts(path, f)
+}
+
+// mostCounts is how large a file of counts may be that a running server reads.
+const mostCounts = 4 << 20
+
+// readCountsServing is readCounts for a running server, which others may write for: it
+// neither waits for a pipe nor reads without end.
+func readCountsServing(path string) ([]audit.SignatureCount, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("counts: %w", err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("counts: %w", err)
+	}
+	if !st.Mode().IsRegular() || st.Size() > mostCounts {
+		return nil, fmt.Errorf("counts: %s is no file, or has more than %d octets", path, mostCounts)
+	}
+	return parseCounts(path, io.LimitReader(f, mostCounts))
+}
+
+func parseCounts(path string, f io.Reader) ([]audit.SignatureCount, error) {
 	counts, err := audit.ReadCounts(f)
 	if err != nil {
 		return nil, fmt.Errorf("counts: %s: %w", path, err)
@@ -196,7 +222,7 @@ func (s *server) countsReader() func(lost map[uint64]bool) (audit.CountsReading,
 		at = time.Now()
 		last = audit.CountsReading{Witness: all}
 		for _, f := range files {
-			counts, err := readCounts(f)
+			counts, err := readCountsServing(f)
 			if err != nil {
 				lastErr = err
 				return last, err

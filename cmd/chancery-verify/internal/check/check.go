@@ -315,15 +315,25 @@ func (v *verifier) marked(text string, c checkpoint, err error) error {
 	return nil
 }
 
+// forget takes a note out that is of entries that a recovery gave up: it says nothing of
+// the keys of these.
+func (v *verifier) forget(c checkpoint) {
+	v.notes = slices.DeleteFunc(v.notes, func(n checkpoint) bool { return n.kept && n.size == c.size && n.root == c.root })
+}
+
 // markBehind holds a checkpoint below what was verified before against the tree of now.
 func (v *verifier) markBehind(c checkpoint) error {
 	root, err := rootAt(v.f, c.size, v.newest.size, v.newest.root)
 	if err != nil {
 		return bad(v.s.Edge.Size, "the hash tiles do not lead from %s of %d entries to the newest: %v", c.from, c.size, err)
 	}
-	if root != c.root && !(c.kept && v.s.gaveUp(c.size)) {
+	if root == c.root {
+		return nil
+	}
+	if !c.kept || !v.s.gaveUp(c.size) {
 		return bad(0, "the first %d entries are not those of %s", c.size, c.from)
 	}
+	v.forget(c)
 	return nil
 }
 
@@ -379,8 +389,11 @@ func (v *verifier) bundle(n, w uint64) error {
 // reach holds the tree against the checkpoints of a size.
 func (v *verifier) reach(size uint64) error {
 	for len(v.marks) > 0 && v.marks[0].size == size {
-		if v.s.Edge.root() != v.marks[0].root && !(v.marks[0].kept && v.s.gaveUp(size)) {
-			return bad(v.proved, "the entries from here to %d are not those of %s", size-1, v.marks[0].from)
+		if m := v.marks[0]; v.s.Edge.root() != m.root {
+			if !m.kept || !v.s.gaveUp(size) {
+				return bad(v.proved, "the entries from here to %d are not those of %s", size-1, m.from)
+			}
+			v.forget(m)
 		}
 		v.marks, v.proved = v.marks[1:], size
 	}
@@ -407,6 +420,11 @@ func (v *verifier) finish() error {
 			if err := v.tile(level, v.s.Edge.Size>>(8*(level+1)), t); err != nil {
 				return err
 			}
+		}
+	}
+	for _, c := range v.beyond {
+		if v.s.gaveUp(c.size) {
+			v.forget(c)
 		}
 	}
 	if err := v.judgeNotes(); err != nil {

@@ -1,0 +1,34 @@
+package web
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"chancery/audit"
+)
+
+// A check that hangs is "not ready", for everyone who asks, and no second one is begun; when
+// it has ended the next one tells.
+func TestReadinessThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hold, checks := make(chan struct{}), 0
+		r := readiness{check: func(context.Context) error { checks++; <-hold; return nil }}
+		for range 3 {
+			if err := r.ask(t.Context()); !errors.Is(err, audit.ErrUnavailable) {
+				t.Errorf("while it hangs: %v", err)
+			}
+			time.Sleep(2 * readyFor)
+		}
+		if checks != 1 {
+			t.Errorf("%d checks were begun", checks)
+		}
+		close(hold)
+		synctest.Wait()
+		if err := r.ask(t.Context()); err != nil || checks != 2 {
+			t.Errorf("afterwards: %v, %d checks", err, checks)
+		}
+	})
+}
