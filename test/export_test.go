@@ -175,6 +175,7 @@ func TestExport(t *testing.T) {
 	copyFile(t, filepath.Join(out, "checkpoint"), newer)
 	broken(t, first.Size, "cut off", "--trusted-checkpoint", newer, old)
 	broken(t, first.Size, "cut off", "--state", state, old)
+	broken(t, first.Size, "cut off", "--state", state, old, certs[0]) // all is read, and held against the earlier run too
 
 	tamperExport(t, out, second.Size, c2spEntry(t, out))
 	exportLines(t, s, second.Size)

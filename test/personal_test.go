@@ -231,6 +231,8 @@ func erasing(t *testing.T, s *site) {
 	}
 	cmd("audit", "export", "--out", opened, "--with-openings")
 	verifyExport(t, 0, opened, janesFile, johnsFile, junesFile)
+	state := filepath.Join(t.TempDir(), "state")
+	verifyExport(t, 0, "--state", state, opened)
 	if inFolder(t, opened, jane) || inFolder(t, opened, june) || !inFolder(t, opened, john) {
 		t.Error("the export does not hold what is left, and only that")
 	}
@@ -239,6 +241,9 @@ func erasing(t *testing.T, s *site) {
 	}
 	if v := verifyExport(t, 7, opened); v.Violation == nil || !strings.Contains(v.Violation.What, "was erased, and the export opens it") {
 		t.Errorf("openings from before the erasure: %+v", v)
+	}
+	if v := verifyExport(t, 7, "--state", state, opened); v.Violation == nil || !strings.Contains(v.Violation.What, "was erased, and the export opens it") {
+		t.Errorf("openings from before the erasure, after an earlier run: %+v", v)
 	}
 	cmd("audit", "export", "--out", opened)
 	if _, err := os.Stat(stale); err == nil {

@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"unicode"
 
 	"chancery/cmd/chancery-verify/internal/check"
 	"chancery/cmd/chancery-verify/internal/folder"
@@ -119,7 +120,7 @@ func run(args []string, out, errs io.Writer) int {
 // printable keeps what an export says from moving the cursor of a terminal.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < 0x20 || r >= 0x7f && r < 0xa0 || r == '\u2028' || r == '\u2029' {
+		if r < 0x20 || r >= 0x7f && r < 0xa0 || r == '\u2028' || r == '\u2029' || unicode.Is(unicode.Bidi_Control, r) {
 			return '\uFFFD'
 		}
 		return r

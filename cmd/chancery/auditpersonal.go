@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -25,7 +26,13 @@ func (p personal) text() string {
 	if p.Value == nil {
 		return "erased; the commitment stays"
 	}
-	return fmt.Sprintf("%s (kept until %s)", strings.Join(p.Value, ", "), p.RetainUntil)
+	shown := make([]string, len(p.Value))
+	for i, v := range p.Value {
+		if shown[i] = v; strings.ContainsAny(v, ",()\"") || v != visible(v) { // a client wrote it, perhaps to look like more of them
+			shown[i] = strconv.QuoteToASCII(v)
+		}
+	}
+	return fmt.Sprintf("%s (kept until %s)", strings.Join(shown, ", "), p.RetainUntil)
 }
 
 // openedAt opens the commitments of an entry as far as they can be.

@@ -212,10 +212,11 @@ func (v *verifier) begin() error {
 	if v.roster, err = readRoster(v.f, g); err != nil {
 		return err
 	}
-	v.s = v.opt.State
-	if len(v.files) > 0 { // they may be anywhere
-		v.s = nil
+	whole, err := v.whole()
+	if err != nil {
+		return err
 	}
+	v.s = v.opt.State
 	switch {
 	case v.s == nil:
 		v.s = newState(origin, g.Ledger)
@@ -223,6 +224,11 @@ func (v *verifier) begin() error {
 		return bad(0, "it begins ledger %s, the state is of %s", g.Ledger, v.s.Ledger)
 	case v.s.Edge.Size > v.newest.size:
 		return bad(v.newest.size, "%d entries were verified before, now the ledger ends here: entries were cut off", v.s.Edge.Size)
+	case whole: // what was verified before must be a prefix all the same
+		if v.s.Edge.Size > 0 {
+			v.marks = append(v.marks, checkpoint{origin: origin, size: v.s.Edge.Size, root: v.s.Edge.root(), from: "the earlier run", kept: true})
+		}
+		v.s = newState(origin, g.Ledger)
 	}
 	for _, k := range keys {
 		if !slices.ContainsFunc(v.s.Signers, func(s signer) bool { return bytes.Equal(s.SPKI, k) }) {
@@ -231,6 +237,19 @@ func (v *verifier) begin() error {
 	}
 	v.report.From, v.proved = v.s.Edge.Size, v.s.Edge.Size
 	return nil
+}
+
+// whole tells whether all is to be read, whatever an earlier run has: files may be recorded
+// anywhere, and openings anywhere may have been erased anywhere.
+func (v *verifier) whole() (bool, error) {
+	r, err := v.f.Openings()
+	if errors.Is(err, folder.ErrMissing) {
+		return len(v.files) > 0, nil
+	}
+	if err != nil {
+		return true, err
+	}
+	return true, r.Close()
 }
 
 // witnesses are the checkpoints that must be prefixes: the older ones of the export and
