@@ -10,7 +10,9 @@ import (
 	"errors"
 	"os"
 	"testing"
+	"time"
 
+	"chancery/admin"
 	"chancery/audit"
 	"chancery/dbstore"
 )
@@ -72,16 +74,11 @@ func (b *bench) anchor(note string) {
 // A checkpoint that only a key signed whose birth was lost too does not stop the start after
 // the recovery that gave it up; any other does.
 func TestAnchorOfLostKey(t *testing.T) {
-	b := newLedger(t)
+	b := newPredecessor(t)
 	b.fill(3)
 	b.checkpoint()
 	size := b.ledger.Head().Size
-	var f audit.Fields
-	f.Uint64(audit.TagCommon, size)
-	f.Uint64(audit.TagKnown, size+20)
-	if _, err := b.ledger.Append(context.Background(), audit.Event(audit.OpRecovery, f), audit.PutRecovery{}); err != nil {
-		t.Fatal(err)
-	}
+	b.recover(size, size+20, b.officers[:2])
 	k, origin := newLateKey(t), b.ledger.Origin()
 	for _, c := range []struct {
 		size uint64
@@ -92,6 +89,40 @@ func TestAnchorOfLostKey(t *testing.T) {
 		if err := b.open(); (err == nil) != c.ok || err != nil && !errors.Is(err, audit.ErrTampered) {
 			t.Errorf("checkpoint of %d entries, %d to %d were given up: %v", c.size, size, size+20, err)
 		}
+	}
+}
+
+// recover writes the leaf of a recovery with the votes of these officers.
+func (p *predecessor) recover(common, known uint64, voters []*admin.OfficerKey) {
+	p.Helper()
+	ctx := context.Background()
+	must(0, p.ledger.Write(ctx, admin.PutRoster{Roster: p.roster}))
+	head := p.ledger.Head()
+	terms := admin.Terms{Ledger: p.ledger.ID(), Roster: p.roster, RosterDigest: p.roster.Digest(), PolicyDigest: p.roster.PolicyDigest()}
+	proposal := must(terms.Draft(admin.RecoverLedger, []string{admin.RecoverAct(head.Size, head.Root(), common, known)}, []byte("{}"), admin.AdminToken, time.Now(), time.Hour).Encode())
+	w := &admin.Warrant{Proposal: proposal}
+	for i, k := range voters {
+		w.Votes = append(w.Votes, admin.VoteRecord{Officer: k.Name, SPKI: must(k.Officer()).SPKI, Decision: admin.Approve, Signature: must(k.SignVote(admin.Approve, proposal)), Leaf: uint64(i)})
+	}
+	var f audit.Fields
+	f.List(audit.TagWarrant, w.Evidence()...)
+	f.Hash(audit.TagGrant, w.Grant())
+	f.Uint64(audit.TagCommon, common)
+	f.Uint64(audit.TagKnown, known)
+	must(p.ledger.Append(ctx, audit.Event(audit.OpRecovery, f), audit.PutRecovery{}))
+}
+
+// The start believes no recovery that a quorum did not sign.
+func TestStartWithoutQuorum(t *testing.T) {
+	b := newPredecessor(t)
+	b.fill(3)
+	b.checkpoint()
+	size := b.ledger.Head().Size
+	b.recover(size, size+20, []*admin.OfficerKey{b.officers[0], b.officers[0]})
+	b.stop()
+	b.anchor(newLateKey(t).note(b.ledger.Origin(), size+5))
+	if err := b.open(); !errors.Is(err, audit.ErrTampered) {
+		t.Errorf("a recovery that one officer signed twice lets the ledger start: %v", err)
 	}
 }
 
