@@ -192,6 +192,7 @@ func (s *site) checkAfterCrash(round int, l *load, running bool) {
 	s.t.Helper()
 	rep := s.auditVerify() // every intent closed at most once, no row without done, tree and checkpoints
 	db := s.database()
+	defer db.Close() // hundreds of rounds would use up PostgreSQL's connections
 	open, err := db.OpenIntents(context.Background(), "dev")
 	if err != nil {
 		s.t.Fatal(err)
