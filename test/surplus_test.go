@@ -224,7 +224,7 @@ func TestSurplusWhileServing(t *testing.T) {
 	quiet()
 	c.counts(file, time.Time{})
 	c.behind("alpha", "issuing")
-	quiet() // nobody counted it yet
+	quiet()                               // nobody counted it yet
 	c.await(20*time.Second, func() bool { // a CRL that is signed after a reading hides one until the next
 		c.counts(file, time.Time{})
 		status, text := c.get(client, "/readyz")
