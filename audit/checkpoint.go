@@ -295,6 +295,9 @@ func (c *Checkpointer) sign(ctx context.Context) (Checkpoint, error) {
 	}
 	origin := c.ledger.Origin()
 	if c.ledger.opt.Shared {
+		if err := c.stillThere(ctx, head); err != nil {
+			return none, err
+		}
 		if other, err := c.byOther(ctx, head); err != nil || other.Size > 0 {
 			return other, err
 		}
@@ -340,6 +343,26 @@ func (c *Checkpointer) sign(ctx context.Context) (Checkpoint, error) {
 	}
 	c.last, c.owed = head.Size, signed
 	return opened, nil
+}
+
+// stillThere holds the head that this process knows against the database: after a failover
+// another node may have written on where entries of this one are lost.
+func (c *Checkpointer) stillThere(ctx context.Context, head Head) error {
+	now, err := c.ledger.st.Head(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the head: %w", err)
+	}
+	if now.Size < head.Size {
+		return Lost(now.Size, head.Size)
+	}
+	root, err := tlog.TreeHash(int64(head.Size), hashes(ctx, c.ledger.st, now.Size))
+	if err != nil {
+		return fmt.Errorf("computing the tree of %d entries: %w", head.Size, err)
+	}
+	if root != head.Root() {
+		return fmt.Errorf("%w: the first %d entries are others than this process knows", ErrTampered, head.Size)
+	}
+	return nil
 }
 
 // vouched tells whether one of the lines makes a checkpoint: it is by a key of leaf 0, or by

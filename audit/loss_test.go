@@ -2,6 +2,7 @@ package audit_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"os"
@@ -71,4 +72,32 @@ func TestAttack_AUD_04_ForgedRecovery(t *testing.T) {
 	if err := b.open(); !errors.Is(err, audit.ErrTampered) {
 		t.Fatalf("a ledger with a forged recovery starts: %v", err)
 	}
+}
+
+// A checkpoint of entries that the database lost, as when it failed over between two
+// transactions, is not stored; one that was stored goes with the recovery.
+func TestCheckpointOfLostEntries(t *testing.T) {
+	onlySQLite(t)
+	b := newLedger(t)
+	b.fill(3)
+	size := b.ledger.Head().Size
+	body := func(size uint64) string { return string(audit.Head{Size: size}.Body(b.ledger.Origin())) }
+	if err := b.db.PutCheckpoint(t.Context(), size+1, body(size+1), ""); !errors.Is(err, audit.ErrTampered) {
+		t.Errorf("a checkpoint above the head is stored: %v", err)
+	}
+	raw, err := sql.Open("sqlite3", b.path("x.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	if _, err := raw.Exec("INSERT INTO ledger_checkpoint (size, body, note) VALUES (?, ?, '')", size+1, body(size+1)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.ledger.Append(t.Context(), audit.Event(audit.OpRecovery, audit.Fields{}), audit.PutRecovery{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.db.Checkpoints(t.Context(), func(size uint64, _, _ string) error { return fmt.Errorf("checkpoint %d is still there", size) }); err != nil {
+		t.Error(err)
+	}
+	b.checkpoint()
 }

@@ -26,6 +26,12 @@ func (l *Ledger) OnForeign(fn func(index uint64, leaf Leaf)) {
 	l.foreign = fn
 }
 
+// Lost is the ErrTampered of a database whose head has fewer entries than a process knows
+// to be committed.
+func Lost(has, known uint64) error {
+	return fmt.Errorf("%w: head has size %d, this process knows %d: the database lost entries that it had committed, as after a failover to a standby that was not synchronous", ErrTampered, has, known)
+}
+
 // follow takes up what other nodes have written up to head. Only the sequencer calls
 // it. What is there must go on from what this node knows; a head that went back does
 // not: the database lost what it had committed.
@@ -35,7 +41,7 @@ func (l *Ledger) follow(ctx context.Context, head Head) error {
 	case !l.opt.Shared:
 		return behind
 	case head.Size < l.edge.size():
-		return fmt.Errorf("%w: the database lost entries that it had committed, as after a failover to a standby that was not synchronous", behind)
+		return Lost(head.Size, l.edge.size())
 	case head.Size == l.edge.size() || l.edge.size() == 0:
 		return behind
 	}

@@ -315,6 +315,13 @@ func (s *Store) openSerials(ctx context.Context) (map[string]bool, error) {
 func (s *Store) PutCheckpoint(ctx context.Context, size uint64, body, note string) error {
 	return s.Update(ctx, func(atx audit.Tx) error {
 		t := atx.(*tx)
+		var entries int64
+		if err := t.row([]any{&entries}, "SELECT size FROM ledger_head WHERE id = 1"); err != nil {
+			return err
+		}
+		if uint64(entries) < size { // a failover between two transactions: its checkpoint must not stay behind
+			return fmt.Errorf("checkpoint: %w", audit.Lost(uint64(entries), size))
+		}
 		if _, err := t.exec("INSERT INTO ledger_checkpoint (size, body, note) VALUES (?, ?, '') ON CONFLICT (size) DO NOTHING", int64(size), body); err != nil {
 			return err
 		}

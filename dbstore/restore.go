@@ -18,6 +18,9 @@ func (t *tx) applyRestore(p audit.Projection, at *audit.StoredLeaf) (handled boo
 		err = t.putRevocation(ca.RevokeSerial{Issuer: p.Issuer, Serial: p.Serial, Reason: p.Reason, At: p.At}, p.NotAfter.Unix(), at)
 	case audit.PutRecovery:
 		_, err = t.exec("INSERT INTO ledger_recovery (leaf) VALUES (?)", int64(at.Index))
+		if err == nil { // those of a lost tail would stand in the way of the new entries'
+			_, err = t.exec("DELETE FROM ledger_checkpoint WHERE size > ?", int64(at.Index))
+		}
 	case ca.RaiseCRLs:
 		err = t.cas("UPDATE issuer SET crl_number = ?, crl_this = ? WHERE spki_hash = ? AND crl_number < ? AND crl_this <= ?",
 			int64(p.Number), p.This.Unix(), p.Issuer[:], int64(p.Number), p.This.Unix())
