@@ -101,6 +101,12 @@ func RecoverAct(size uint64, root [32]byte, common, known uint64) string {
 	return act("recover-ledger", strconv.FormatUint(size, 10), hexHash(root), strconv.FormatUint(common, 10), strconv.FormatUint(known, 10))
 }
 
+// ChangeRosterAct lets a roster, by its version and [Roster.Digest], follow the one of the
+// digest before.
+func ChangeRosterAct(version uint64, before, after [32]byte) string {
+	return act("change-roster", strconv.FormatUint(version, 10), hexHash(before), hexHash(after))
+}
+
 // RetireAct ends the use of every key of a cluster, because another one goes on with
 // them.
 func RetireAct() string { return act("retire-cluster") }

@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -32,18 +34,21 @@ type Action struct {
 type Config struct {
 	Ledger  Ledger
 	Storage Storage
-	Roster  Roster            // in force; the caller held it against the ledger, see [CheckRoster]
-	Actions map[string]Action // by Proposal.Action
-	Log     *slog.Logger      // nil: slog.Default
-	Now     func() time.Time  // nil: time.Now
+	Rosters History           // up to the one in force; the caller held it against the ledger, see [History.Check]
+	Actions map[string]Action // by Proposal.Action; the board adds [ChangeRoster]
+	// RosterChanged tells others of a roster that came into force; nil: nobody. What it
+	// returns stands in the result of the act.
+	RosterChanged func(ctx context.Context, h History) error
+	Log           *slog.Logger     // nil: slog.Default
+	Now           func() time.Time // nil: time.Now
 }
 
 // Board is where proposals are made, voted on and carried out. [Board.Run] must run.
 type Board struct {
-	cfg    Config
-	digest [32]byte // of the roster
+	cfg Config
 
 	mu     sync.Mutex
+	now    inForce
 	queue  []job
 	made   map[[32]byte]bool // proposals whose grant this process made, or tried to
 	queued chan struct{}
@@ -54,7 +59,7 @@ func NewBoard(cfg Config) (*Board, error) {
 	if cfg.Ledger == nil || cfg.Storage == nil || len(cfg.Actions) == 0 {
 		return nil, errors.New("admin: Ledger, Storage and Actions must be set")
 	}
-	if err := cfg.Roster.Check(); err != nil {
+	if err := cfg.Rosters.Current().Check(); err != nil {
 		return nil, fmt.Errorf("officers: %w", err)
 	}
 	if cfg.Log == nil {
@@ -63,7 +68,10 @@ func NewBoard(cfg Config) (*Board, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Board{cfg: cfg, digest: cfg.Roster.Digest(), made: map[[32]byte]bool{}, queued: make(chan struct{}, 1)}, nil
+	b := &Board{cfg: cfg, now: inForceOf(cfg.Rosters), made: map[[32]byte]bool{}, queued: make(chan struct{}, 1)}
+	b.cfg.Actions = maps.Clone(cfg.Actions)
+	b.cfg.Actions[ChangeRoster] = Action{Acts: RosterActs, Execute: b.changeRoster}
+	return b, nil
 }
 
 // Terms is what one needs to know to make a proposal.
@@ -74,9 +82,11 @@ type Terms struct {
 	PolicyDigest [32]byte
 }
 
-// Terms of the proposals that are accepted now.
-func (b *Board) Terms() Terms {
-	return Terms{Ledger: b.cfg.Ledger.ID(), Roster: b.cfg.Roster, RosterDigest: b.digest, PolicyDigest: b.cfg.Roster.PolicyDigest()}
+// Terms of the proposals that are accepted now. Errors: those of the storage, and
+// audit.ErrTampered for a roster that the officers did not decide.
+func (b *Board) Terms(ctx context.Context) (Terms, error) {
+	f, err := b.refresh(ctx)
+	return f.terms(b.cfg.Ledger.ID()), err
 }
 
 // Draft makes an unsigned proposal: what [Board.Propose] makes for the admin token,
@@ -101,8 +111,11 @@ type Ask struct {
 	// An officer who asks made the proposal and signed it, with decision Request, so
 	// that nobody can ask in that name. Without them the admin token asks.
 	Officer   string
+	Passkey   []byte // ID of the credential that signed; nil: the officer's CLI key
 	Proposal  []byte
 	Signature []byte
+
+	Requester string // with Officer "": who asks, see [Principal.Requester]; "": the admin token
 }
 
 // maxPending bounds the proposals that wait.
@@ -113,6 +126,10 @@ const maxSkew = 5 * time.Minute
 
 // Propose records a request. Errors: *Refusal, and those of the ledger.
 func (b *Board) Propose(ctx context.Context, a Ask) (*Approval, error) {
+	f, err := b.refresh(ctx)
+	if err != nil {
+		return nil, err
+	}
 	action, ok := b.cfg.Actions[a.Action]
 	if !ok {
 		return nil, refuse(BadProposal, "action", "there is no action %q that officers decide about", audit.Text(a.Action, 64))
@@ -125,6 +142,9 @@ func (b *Board) Propose(ctx context.Context, a Ask) (*Approval, error) {
 	if err != nil {
 		return nil, refuse(BadProposal, "parameters", "%v", err)
 	}
+	if err := f.mayChange(a.Action, parameters); err != nil {
+		return nil, err
+	}
 	waiting, err := b.cfg.Storage.Proposals(ctx, Pending, maxPending)
 	if err != nil {
 		return nil, fmt.Errorf("listing proposals: %w", err)
@@ -132,19 +152,19 @@ func (b *Board) Propose(ctx context.Context, a Ask) (*Approval, error) {
 	if len(waiting) == maxPending {
 		return nil, refuse(Closed, "", "%d proposals wait for the officers already; decide or cancel some", maxPending)
 	}
-	p, raw, err := b.proposal(a, parameters, acts)
+	p, raw, key, err := b.proposal(f, a, parameters, acts)
 	if err != nil {
 		return nil, err
 	}
 	rec := Record{Hash: ProposalHash(raw), Proposal: raw, Parameters: parameters, Signature: a.Signature, Expires: p.Expires, State: Pending}
-	var f audit.Fields
-	f.Bytes(audit.TagProposal, raw)
-	f.Hash(audit.TagProposalHash, rec.Hash)
-	if o, ok := b.cfg.Roster.Officer(a.Officer); ok {
-		f.Hash(audit.TagOfficer, sha256.Sum256(o.SPKI))
-		f.Bytes(audit.TagVote, a.Signature)
+	var fields audit.Fields
+	fields.Bytes(audit.TagProposal, raw)
+	fields.Hash(audit.TagProposalHash, rec.Hash)
+	if key != nil {
+		fields.Hash(audit.TagOfficer, sha256.Sum256(key))
+		fields.Bytes(audit.TagVote, a.Signature)
 	}
-	leaf, err := b.cfg.Ledger.Append(ctx, audit.Event(audit.OpProposal, f), PutProposal{rec})
+	leaf, err := b.cfg.Ledger.Append(ctx, audit.Event(audit.OpProposal, fields), PutProposal{rec})
 	if errors.Is(err, audit.ErrExists) {
 		return nil, refuse(Closed, "proposal", "this very proposal was made before; make a new one")
 	}
@@ -155,63 +175,85 @@ func (b *Board) Propose(ctx context.Context, a Ask) (*Approval, error) {
 	return b.approval(rec, nil)
 }
 
-// proposal is what is asked for: made here for the admin token, or by an officer and
-// then held against everything that this server knows.
-func (b *Board) proposal(a Ask, parameters []byte, acts []string) (p Proposal, raw []byte, err error) {
+// proposal is what is asked for: made here for who is no officer, or by an officer, with
+// key, and then held against everything that this server knows.
+func (b *Board) proposal(f inForce, a Ask, parameters []byte, acts []string) (p Proposal, raw, key []byte, err error) {
+	terms := f.terms(b.cfg.Ledger.ID())
 	if a.Officer == "" {
 		if len(a.Proposal)+len(a.Signature) > 0 {
-			return p, nil, refuse(BadProposal, "officer", "a signed proposal names its officer")
+			return p, nil, nil, refuse(BadProposal, "officer", "a signed proposal names its officer")
 		}
-		p = b.Terms().Draft(a.Action, acts, parameters, AdminToken, b.cfg.Now(), a.Lifetime)
+		if a.Requester == "" {
+			a.Requester = AdminToken
+		}
+		if strings.HasPrefix(a.Requester, OfficerRequester("")) {
+			return p, nil, nil, refuse(VoteRefused, "proposal", "an officer signs what they ask for")
+		}
+		p = terms.Draft(a.Action, acts, parameters, a.Requester, b.cfg.Now(), a.Lifetime)
 		if raw, err = p.Encode(); err != nil {
-			return p, nil, refuse(BadProposal, "", "%v", err)
+			return p, nil, nil, refuse(BadProposal, "", "%v", err)
 		}
-		return p, raw, nil
+		if !f.roster.possible(p.Requester, nil) {
+			return p, nil, nil, refuse(VoteRefused, "", "too few officers are left who may approve what %s asks for", p.Requester)
+		}
+		return p, raw, nil, nil
 	}
-	o, ok := b.cfg.Roster.Officer(a.Officer)
+	o, ok := f.roster.Officer(a.Officer)
 	if !ok {
-		return p, nil, refuse(VoteRefused, "officer", "%q is no officer of this CA", audit.Text(a.Officer, 64))
+		return p, nil, nil, refuse(VoteRefused, "officer", "%q is no officer of this CA", audit.Text(a.Officer, 64))
 	}
 	if p, err = DecodeProposal(a.Proposal); err != nil {
-		return p, nil, refuse(BadProposal, "proposal", "%v", err)
+		return p, nil, nil, refuse(BadProposal, "proposal", "%v", err)
 	}
-	want := b.Terms().Draft(a.Action, acts, parameters, OfficerRequester(o.Name), p.NotBefore, p.Expires.Sub(p.NotBefore))
+	want := terms.Draft(a.Action, acts, parameters, OfficerRequester(o.Name), p.NotBefore, p.Expires.Sub(p.NotBefore))
 	want.Nonce = p.Nonce
 	expected, err := want.Encode()
 	now := b.cfg.Now()
 	switch {
 	case err != nil:
-		return p, nil, refuse(BadProposal, "", "%v", err)
+		return p, nil, nil, refuse(BadProposal, "", "%v", err)
 	case !bytes.Equal(expected, a.Proposal):
-		return p, nil, refuse(BadProposal, "proposal", "it is not for this ledger, these parameters, these officers and this policy")
+		return p, nil, nil, refuse(BadProposal, "proposal", "it is not for this ledger, these parameters, these officers and this policy")
 	case p.NotBefore.After(now.Add(maxSkew)) || !p.Expires.After(now):
-		return p, nil, refuse(BadProposal, "proposal", "its time is %s to %s, here it is %s; set the clock", p.NotBefore.Format(time.RFC3339), p.Expires.Format(time.RFC3339), now.UTC().Format(time.RFC3339))
-	case b.cfg.Roster.voters(p.Requester) < b.cfg.Roster.Quorum:
-		return p, nil, refuse(VoteRefused, "officer", "officer %s cannot approve what officer %s asks for, and without that vote %d approvals are not possible; ask with the admin token instead", o.Name, o.Name, b.cfg.Roster.Quorum)
+		return p, nil, nil, refuse(BadProposal, "proposal", "its time is %s to %s, here it is %s; set the clock", p.NotBefore.Format(time.RFC3339), p.Expires.Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+	case !f.roster.possible(p.Requester, nil):
+		return p, nil, nil, refuse(VoteRefused, "officer", "officer %s cannot approve what officer %s asks for, and without that vote %d approvals are not possible; another officer or the admin token must ask", o.Name, o.Name, f.roster.Quorum)
 	}
-	if err := o.VerifyVote(Request, a.Proposal, a.Signature); err != nil {
-		return p, nil, refuse(VoteRefused, "signature", "%v", err)
+	if key, err = f.roster.signed(o, a.Passkey, Request, a.Proposal, a.Signature); err != nil {
+		return p, nil, nil, refuse(VoteRefused, "signature", "%v", err)
 	}
-	return p, a.Proposal, nil
+	return p, a.Proposal, key, nil
+}
+
+// Ballot is an officer's vote as it is handed in.
+type Ballot struct {
+	Officer   string
+	Passkey   []byte // ID of the credential that signed; nil: the officer's CLI key
+	Decision  Decision
+	Signature []byte // of the CLI key, see [VoteText], or an encoded [Assertion]
 }
 
 // Vote records an officer's vote, final, and makes the grant when it is the last that
 // was needed; [Board.Run] carries it out. Errors: *Refusal, and those of the ledger.
-func (b *Board) Vote(ctx context.Context, id, officer string, d Decision, signature []byte) (*Approval, error) {
+func (b *Board) Vote(ctx context.Context, id string, v Ballot) (*Approval, error) {
+	f, err := b.refresh(ctx)
+	if err != nil {
+		return nil, err
+	}
 	rec, err := b.record(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	o, err := b.mayVote(rec, officer, d, signature)
+	o, key, err := b.mayVote(f, rec, v)
 	if err != nil {
 		return nil, err
 	}
-	var f audit.Fields
-	f.Hash(audit.TagProposalHash, rec.Hash)
-	f.Hash(audit.TagOfficer, sha256.Sum256(o.SPKI))
-	f.Uint8(audit.TagDecision, uint8(d))
-	f.Bytes(audit.TagVote, signature)
-	_, err = b.cfg.Ledger.Append(ctx, audit.Event(audit.OpVote, f), PutVote{Proposal: rec.Hash, Officer: o, Decision: d, Signature: signature, At: b.cfg.Now()})
+	var fields audit.Fields
+	fields.Hash(audit.TagProposalHash, rec.Hash)
+	fields.Hash(audit.TagOfficer, sha256.Sum256(key))
+	fields.Uint8(audit.TagDecision, uint8(v.Decision))
+	fields.Bytes(audit.TagVote, v.Signature)
+	_, err = b.cfg.Ledger.Append(ctx, audit.Event(audit.OpVote, fields), PutVote{Proposal: rec.Hash, Officer: o.Name, SPKI: key, Decision: v.Decision, Signature: v.Signature, At: b.cfg.Now()})
 	switch {
 	case errors.Is(err, audit.ErrExists):
 		return nil, refuse(VoteRefused, "officer", "officer %s has voted on this proposal; a vote is final", o.Name)
@@ -226,43 +268,47 @@ func (b *Board) Vote(ctx context.Context, id, officer string, d Decision, signat
 	return b.Show(ctx, id)
 }
 
-// mayVote holds a vote against the rules.
-func (b *Board) mayVote(rec Record, officer string, d Decision, signature []byte) (Officer, error) {
+// mayVote holds a vote against the rules; key is what signed it.
+func (b *Board) mayVote(f inForce, rec Record, v Ballot) (o Officer, key []byte, err error) {
 	p, err := DecodeProposal(rec.Proposal)
 	if err != nil {
-		return Officer{}, fmt.Errorf("%w: proposal %s: %v", audit.ErrTampered, ProposalID(rec.Hash), err)
+		return o, nil, fmt.Errorf("%w: proposal %s: %v", audit.ErrTampered, ProposalID(rec.Hash), err)
 	}
 	now := b.cfg.Now()
-	o, ok := b.cfg.Roster.Officer(officer)
+	o, ok := f.roster.Officer(v.Officer)
 	switch {
-	case d != Approve && d != Reject:
-		return o, refuse(BadProposal, "decision", "a vote is approve or reject")
+	case v.Decision != Approve && v.Decision != Reject:
+		return o, nil, refuse(BadProposal, "decision", "a vote is approve or reject")
 	case rec.State != Pending:
-		return o, refuse(Closed, "", "the proposal is %s; nobody votes on it any more", rec.State)
+		return o, nil, refuse(Closed, "", "the proposal is %s; nobody votes on it any more", rec.State)
 	case p.Ledger != b.cfg.Ledger.ID():
-		return o, refuse(VoteRefused, "", "the proposal belongs to another ledger")
-	case p.Roster != b.digest:
-		return o, refuse(VoteRefused, "", "the officers or the quorum have changed since the proposal was made; make a new one")
-	case p.Policy != b.cfg.Roster.PolicyDigest():
-		return o, refuse(VoteRefused, "", "the policy has changed since the proposal was made; make a new one")
+		return o, nil, refuse(VoteRefused, "", "the proposal belongs to another ledger")
+	case p.Roster != f.digest:
+		return o, nil, refuse(VoteRefused, "", "the officers or the quorum have changed since the proposal was made; make a new one")
+	case p.Policy != f.roster.PolicyDigest():
+		return o, nil, refuse(VoteRefused, "", "the policy has changed since the proposal was made; make a new one")
 	case now.Before(p.NotBefore):
-		return o, refuse(VoteRefused, "", "the proposal holds from %s; here it is %s", p.NotBefore.Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+		return o, nil, refuse(VoteRefused, "", "the proposal holds from %s; here it is %s", p.NotBefore.Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	case !now.Before(p.Expires):
-		return o, refuse(Closed, "", "the proposal expired at %s; make a new one", p.Expires.Format(time.RFC3339))
-	case !ok:
-		return o, refuse(VoteRefused, "officer", "%q is no officer of this CA", audit.Text(officer, 64))
-	case OfficerRequester(o.Name) == p.Requester:
-		return o, refuse(VoteRefused, "officer", "officer %s asked for it; others must decide", o.Name)
+		return o, nil, refuse(Closed, "", "the proposal expired at %s; make a new one", p.Expires.Format(time.RFC3339))
+	case !ok || !f.roster.Votes(o):
+		return o, nil, refuse(VoteRefused, "officer", "%q is no officer of this CA who votes", audit.Text(v.Officer, 64))
+	case asksAs(p.Requester, o.Name):
+		return o, nil, refuse(VoteRefused, "officer", "officer %s asked for it; others must decide", o.Name)
 	}
-	if err := o.VerifyVote(d, rec.Proposal, signature); err != nil {
-		return o, refuse(VoteRefused, "signature", "%v", err)
+	if key, err = f.roster.signed(o, v.Passkey, v.Decision, rec.Proposal, v.Signature); err != nil {
+		return o, nil, refuse(VoteRefused, "signature", "%v", err)
 	}
-	return o, nil
+	return o, key, nil
 }
 
-// settle moves a pending proposal on if its votes or its age allow it. Another who
-// was faster is no error.
+// settle moves a pending proposal on if its votes, its age or a change of the roster
+// allow it. Another who was faster is no error.
 func (b *Board) settle(ctx context.Context, rec Record) error {
+	f, err := b.refresh(ctx)
+	if err != nil {
+		return err
+	}
 	p, err := DecodeProposal(rec.Proposal)
 	if err != nil {
 		return fmt.Errorf("%w: proposal %s: %v", audit.ErrTampered, ProposalID(rec.Hash), err)
@@ -271,24 +317,24 @@ func (b *Board) settle(ctx context.Context, rec Record) error {
 	if err != nil {
 		return fmt.Errorf("reading votes: %w", err)
 	}
-	rejects := 0
+	var rejected []string
 	var approvals []VoteRecord
 	for _, v := range votes {
 		if v.Decision == Approve {
 			approvals = append(approvals, v)
 		} else {
-			rejects++
+			rejected = append(rejected, v.Officer)
 		}
 	}
-	roster := b.cfg.Roster
+	enough, ok := f.roster.enough(approvals)
 	switch {
 	case !b.cfg.Now().Before(p.Expires):
 		err = b.end(ctx, rec, Pending, Expired, nil, "")
-	case p.Roster != b.digest:
-		return nil // it can only expire or be cancelled
-	case len(approvals) >= roster.Quorum:
-		return b.grant(ctx, rec, p, approvals[:roster.Quorum])
-	case rejects > roster.voters(p.Requester)-roster.Quorum:
+	case p.Roster != f.digest:
+		err = b.end(ctx, rec, Pending, Cancelled, nil, "the roster of the officers changed")
+	case ok:
+		return b.grant(ctx, f, rec, p, enough)
+	case !f.roster.possible(p.Requester, rejected):
 		err = b.end(ctx, rec, Pending, Rejected, nil, "")
 	}
 	if errors.Is(err, audit.ErrConflict) {
@@ -298,10 +344,10 @@ func (b *Board) settle(ctx context.Context, rec Record) error {
 }
 
 // grant spends a proposal: of all who try at once, one gets past the database.
-func (b *Board) grant(ctx context.Context, rec Record, p Proposal, votes []VoteRecord) error {
-	w := &Warrant{Proposal: rec.Proposal, Votes: votes, Roster: b.cfg.Roster.Officers, Quorum: b.cfg.Roster.Quorum}
+func (b *Board) grant(ctx context.Context, f inForce, rec Record, p Proposal, votes []VoteRecord) error {
+	w := &Warrant{Proposal: rec.Proposal, Votes: votes, Roster: f.roster}
 	now := b.cfg.Now()
-	acts, _, err := w.Check(b.cfg.Ledger.ID(), b.digest, now)
+	acts, _, err := w.Check(b.cfg.Ledger.ID(), f.digest, now)
 	if err != nil {
 		return fmt.Errorf("%w: proposal %s: %w", audit.ErrTampered, ProposalID(rec.Hash), err)
 	}
@@ -312,14 +358,14 @@ func (b *Board) grant(ctx context.Context, rec Record, p Proposal, votes []VoteR
 	for _, v := range votes {
 		spend.Votes = append(spend.Votes, v.Leaf)
 	}
-	var f audit.Fields
-	f.Hash(audit.TagGrant, spend.Grant)
-	f.Hash(audit.TagProposalHash, rec.Hash)
-	f.Bytes(audit.TagVotes, voteIndexes(spend.Votes))
+	var fields audit.Fields
+	fields.Hash(audit.TagGrant, spend.Grant)
+	fields.Hash(audit.TagProposalHash, rec.Hash)
+	fields.Bytes(audit.TagVotes, voteIndexes(spend.Votes))
 	b.mu.Lock()
 	b.made[rec.Hash] = true // before it can be found in the database
 	b.mu.Unlock()
-	_, err = b.cfg.Ledger.Append(ctx, audit.Event(audit.OpGrant, f), spend)
+	_, err = b.cfg.Ledger.Append(ctx, audit.Event(audit.OpGrant, fields), spend)
 	if errors.Is(err, audit.ErrConflict) {
 		return nil
 	}
@@ -395,7 +441,7 @@ type Approval struct {
 	ID     string
 	Asked  Proposal // Record.Proposal, decoded
 	Votes  []VoteRecord
-	Quorum int
+	Quorum int // of the roster that the proposal was made under; 0 if it is not known
 }
 
 func (b *Board) approval(rec Record, votes []VoteRecord) (*Approval, error) {
@@ -403,7 +449,7 @@ func (b *Board) approval(rec Record, votes []VoteRecord) (*Approval, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: proposal %s: %v", audit.ErrTampered, ProposalID(rec.Hash), err)
 	}
-	return &Approval{Record: rec, ID: ProposalID(rec.Hash), Asked: p, Votes: votes, Quorum: b.cfg.Roster.Quorum}, nil
+	return &Approval{Record: rec, ID: ProposalID(rec.Hash), Asked: p, Votes: votes, Quorum: b.quorumOf(p)}, nil
 }
 
 // Show returns one proposal. Errors: *Refusal, and those of the storage.

@@ -17,10 +17,19 @@ import (
 	"chancery/audit"
 )
 
-// Officer is one person who may vote, as the roster knows them.
+// Officer is one person, as the roster knows them.
 type Officer struct {
-	Name string `json:"name"`
-	SPKI []byte `json:"spki"` // DER of the P-256 public key (RFC 5280 §4.1.2.7)
+	Name     string       `json:"name"`
+	SPKI     []byte       `json:"spki,omitempty"` // of the CLI key: DER of a P-256 public key (RFC 5280 §4.1.2.7); nil: none
+	Passkeys []Passkey    `json:"passkeys,omitempty"`
+	Roles    []Assignment `json:"roles,omitempty"` // none on the roster of leaf 0, whose officers are crypto officers
+}
+
+// Passkey is a WebAuthn credential of an officer (W3C WebAuthn Level 3 §4).
+type Passkey struct {
+	ID    []byte `json:"id"`              // credential ID, 1 to 1023 octets
+	SPKI  []byte `json:"spki"`            // DER of its public key: P-256, Ed25519 or RSA of 2048 bits or more
+	Label string `json:"label,omitempty"` // what its owner calls it
 }
 
 // OfficerKey is the private half of an officer's CLI key: a software key in a

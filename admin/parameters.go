@@ -17,6 +17,7 @@ const (
 	Backup          = "backup"                  // keys without a backup are wrapped to a recipient: [BackupParameters]
 	Restore         = "restore"                 // a predecessor's keys come back, elsewhere: [RestoreParameters]
 	RecoverLedger   = "recover-ledger"          // the ledger goes on from an older database: [RecoverParameters]
+	ChangeRoster    = "change-roster"           // other people, roles, keys of theirs, or another quorum: [RosterParameters]
 	RetireCluster   = "retire-cluster"          // nothing is signed here any more: [RetireParameters]
 )
 
@@ -136,4 +137,10 @@ type RecoverParameters struct {
 // RetireParameters are those of [RetireCluster].
 type RetireParameters struct {
 	Reason string `json:"reason"` // stands in the ledger
+}
+
+// RosterParameters are those of [ChangeRoster].
+type RosterParameters struct {
+	Before string `json:"before"` // digest of the roster in force, hex
+	Roster Roster `json:"roster"` // the next one, whole
 }

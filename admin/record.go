@@ -51,7 +51,8 @@ type PutProposal struct{ Record }
 // audit.ErrConflict; a second vote of an officer, by name or by key, audit.ErrExists.
 type PutVote struct {
 	Proposal  [32]byte
-	Officer   Officer
+	Officer   string // name
+	SPKI      []byte // of the key that signed
 	Decision  Decision
 	Signature []byte
 	At        time.Time
@@ -78,16 +79,21 @@ type EndProposal struct {
 	Reason   string
 }
 
-// PutRoster stores the officers at genesis. A roster that is there already is
+// PutRoster stores the officers at genesis, with all rosters before them. A roster that is there already is
 // audit.ErrExists.
-type PutRoster struct{ Roster }
+type PutRoster struct{ History }
+
+// PutRosterChange stores the next roster with its OpRoster leaf. A version that is there
+// already is audit.ErrExists.
+type PutRosterChange struct{ RosterChange }
 
 // Projection marks the types as audit.Projection; dbstore carries them out.
-func (PutProposal) Projection()   {}
-func (PutVote) Projection()       {}
-func (SpendProposal) Projection() {}
-func (EndProposal) Projection()   {}
-func (PutRoster) Projection()     {}
+func (PutProposal) Projection()     {}
+func (PutVote) Projection()         {}
+func (SpendProposal) Projection()   {}
+func (EndProposal) Projection()     {}
+func (PutRoster) Projection()       {}
+func (PutRosterChange) Projection() {}
 
 // Storage reads what the projections wrote. Package dbstore implements it.
 type Storage interface {
@@ -95,6 +101,8 @@ type Storage interface {
 	Proposals(ctx context.Context, state State, limit int) ([]Record, error)
 	// Proposal finds a proposal by [ProposalID]; none is audit.ErrNotFound.
 	Proposal(ctx context.Context, id string) (Record, error)
+	// Rosters reads all rosters that were ever in force.
+	Rosters(ctx context.Context) (History, error)
 	// Votes lists the votes on a proposal by leaf index.
 	Votes(ctx context.Context, proposal [32]byte) ([]VoteRecord, error)
 }
@@ -103,5 +111,6 @@ type Storage interface {
 type Ledger interface {
 	ID() audit.LedgerID
 	Node() string
+	Leaf(ctx context.Context, index uint64) (audit.Leaf, error)
 	Append(ctx context.Context, e audit.Entry, p ...audit.Projection) (audit.Appended, error)
 }

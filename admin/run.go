@@ -133,6 +133,11 @@ func (b *Board) carryOut(ctx context.Context, j job) (result any, err error) {
 			err = errors.New("the server failed in a way that it did not foresee; its log has the cause")
 		}
 	}()
+	if f, err := b.refresh(ctx); err != nil {
+		return nil, err
+	} else if j.p.Roster != f.digest {
+		return nil, errors.New("the roster of the officers changed before it was carried out; ask again")
+	}
 	b.cfg.Log.Info("officers approved; acting", "id", ProposalID(j.rec.Hash), "action", j.p.Action)
 	return b.cfg.Actions[j.p.Action].Execute(ctx, j.grant, j.rec.Parameters)
 }

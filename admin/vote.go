@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/sha256"
@@ -8,6 +9,8 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"slices"
+	"strings"
 
 	"chancery/audit"
 )
@@ -63,11 +66,25 @@ func (k *OfficerKey) SignVote(d Decision, proposal []byte) ([]byte, error) {
 	return sig, nil
 }
 
-// VerifyVote tells whether signature is o's over a decision about a proposal. ECDSA
-// signatures can be rewritten by anyone (s to n-s), so that a signature counts for
-// nothing but its officer's one vote.
-func (o Officer) VerifyVote(d Decision, proposal, signature []byte) error {
-	pub, err := x509.ParsePKIXPublicKey(o.SPKI)
+// VerifyVote tells whether signature is by the officer's key of this SPKI, over a decision
+// about a proposal: by a CLI key over [VoteText], or an [Assertion] of a passkey whose
+// challenge is [ApprovalDigest]. Signatures can be rewritten by anyone (ECDSA: s to n-s), so
+// that one counts for nothing but its officer's one vote.
+func (r Roster) VerifyVote(o Officer, spki []byte, d Decision, proposal, signature []byte) error {
+	if !o.Holds(spki) {
+		return fmt.Errorf("the key is none of officer %s", o.Name)
+	}
+	if !bytes.Equal(spki, o.SPKI) {
+		a, err := DecodeAssertion(signature)
+		if err == nil {
+			err = a.Verify(spki, r.RPID, r.Origins, ApprovalDigest(d, proposal))
+		}
+		if err != nil {
+			return fmt.Errorf("the passkey of officer %s did not sign %q of exactly this proposal: %w", o.Name, d, err)
+		}
+		return nil
+	}
+	pub, err := x509.ParsePKIXPublicKey(spki)
 	if err != nil {
 		return fmt.Errorf("officer %s: %w", o.Name, err)
 	}
@@ -77,6 +94,60 @@ func (o Officer) VerifyVote(d Decision, proposal, signature []byte) error {
 		return fmt.Errorf("the signature is not by officer %s over %q of exactly this proposal", o.Name, d)
 	}
 	return nil
+}
+
+// signed is VerifyVote with the key that signed: the passkey of this ID, or, without one,
+// the CLI key.
+func (r Roster) signed(o Officer, passkey []byte, d Decision, proposal, signature []byte) (spki []byte, err error) {
+	spki = o.SPKI
+	if passkey != nil {
+		of, k, ok := r.ByPasskey(passkey)
+		if !ok || of.Name != o.Name {
+			return nil, fmt.Errorf("the passkey is none of officer %s", o.Name)
+		}
+		spki = k.SPKI
+	}
+	if spki == nil {
+		return nil, fmt.Errorf("officer %s has no CLI key", o.Name)
+	}
+	return spki, r.VerifyVote(o, spki, d, proposal, signature)
+}
+
+// enough are the first approvals that are enough together, if there are any.
+func (r Roster) enough(approvals []VoteRecord) ([]VoteRecord, bool) {
+	for n := range len(approvals) {
+		if r.reachedBy(approvals[:n+1]) == nil {
+			return approvals[:n+1], true
+		}
+	}
+	return nil, false
+}
+
+// reachedBy tells whether these approvals are enough; if not, why. It does not verify them.
+func (r Roster) reachedBy(approvals []VoteRecord) error {
+	var names []string
+	cli := 0
+	for _, v := range approvals {
+		if slices.Contains(names, v.Officer) {
+			continue
+		}
+		names = append(names, v.Officer)
+		if o, ok := r.Officer(v.Officer); ok && bytes.Equal(o.SPKI, v.SPKI) {
+			cli++
+		}
+	}
+	return r.reached(names, cli)
+}
+
+// Fingerprint is how people compare what they sign: all of [ApprovalDigest] for an
+// approval, in eight groups of eight hex digits. Console and command line show the same.
+func Fingerprint(proposal []byte) string {
+	d := ApprovalDigest(Approve, proposal)
+	groups := make([]string, 8)
+	for i := range groups {
+		groups[i] = hex.EncodeToString(d[i*4 : i*4+4])
+	}
+	return strings.Join(groups, " ")
 }
 
 // GrantHash is H("grant", H("proposal", proposal) ‖ vote leaf indexes u64, ascending)

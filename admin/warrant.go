@@ -1,7 +1,6 @@
 package admin
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"fmt"
 	"time"
@@ -15,16 +14,15 @@ import (
 type Warrant struct {
 	Proposal []byte       `json:"proposal"`
 	Votes    []VoteRecord `json:"votes"` // the approvals that make the grant, by leaf index
-	Roster   []Officer    `json:"roster"`
-	Quorum   int          `json:"quorum"`
+	Roster   Roster       `json:"roster"`
 }
 
 // VoteRecord is one vote as the ledger has it.
 type VoteRecord struct {
 	Officer   string   `json:"officer"`
-	SPKI      []byte   `json:"spki"` // DER
+	SPKI      []byte   `json:"spki"` // of the key that signed, DER
 	Decision  Decision `json:"decision"`
-	Signature []byte   `json:"signature"` // ECDSA, DER
+	Signature []byte   `json:"signature"` // ECDSA, DER, of a CLI key; an encoded [Assertion] of a passkey
 	Leaf      uint64   `json:"leaf"`      // index of its OpVote leaf
 }
 
@@ -43,7 +41,7 @@ func (w *Warrant) Check(ledger audit.LedgerID, rosterDigest [32]byte, now time.T
 	if err != nil {
 		return nil, nonce, fmt.Errorf("%w: %w", ErrNotGranted, err)
 	}
-	roster := Roster{Officers: w.Roster, Quorum: w.Quorum}
+	roster := w.Roster
 	if err := roster.Check(); err != nil {
 		return nil, nonce, fmt.Errorf("%w: %w", ErrNotGranted, err)
 	}
@@ -68,25 +66,25 @@ func (w *Warrant) Check(ledger audit.LedgerID, rosterDigest [32]byte, now time.T
 
 // checkVotes wants every vote to be good, not only a quorum of them.
 func (w *Warrant) checkVotes(p Proposal, roster Roster) error {
-	if len(w.Votes) < roster.Quorum {
-		return fmt.Errorf("%d approvals, %d needed", len(w.Votes), roster.Quorum)
+	if _, ok := roster.enough(w.Votes); !ok {
+		return roster.reachedBy(w.Votes)
 	}
 	voted := map[string]bool{}
 	for i, v := range w.Votes {
 		o, ok := roster.Officer(v.Officer)
 		switch {
-		case !ok || !bytes.Equal(o.SPKI, v.SPKI):
-			return fmt.Errorf("vote %d: officer %q with this key is not on the roster", i, v.Officer)
-		case OfficerRequester(o.Name) == p.Requester:
+		case !ok || !roster.Votes(o) || !o.Holds(v.SPKI):
+			return fmt.Errorf("vote %d: no officer %q who votes has this key on the roster", i, v.Officer)
+		case asksAs(p.Requester, o.Name):
 			return fmt.Errorf("vote %d: officer %s asked for it and cannot approve it", i, o.Name)
-		case voted[o.Name]: // one name has one key on a roster
+		case voted[o.Name]:
 			return fmt.Errorf("vote %d: officer %s approved twice", i, o.Name)
 		case v.Decision != Approve:
 			return fmt.Errorf("vote %d: officer %s did not approve", i, o.Name)
 		case i > 0 && v.Leaf <= w.Votes[i-1].Leaf:
 			return fmt.Errorf("vote %d: leaf indexes must rise", i)
 		}
-		if err := o.VerifyVote(Approve, w.Proposal, v.Signature); err != nil {
+		if err := roster.VerifyVote(o, v.SPKI, Approve, w.Proposal, v.Signature); err != nil {
 			return fmt.Errorf("vote %d: %w", i, err)
 		}
 		voted[o.Name] = true

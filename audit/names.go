@@ -22,6 +22,7 @@ var tagNames = map[Tag]string{
 	TagAttestation: "attestation", TagManifest: "manifest", TagRecipient: "recipient", TagWeak: "weak", TagCopies: "copies",
 	TagAddress: "address", TagAsked: "asked", TagErased: "erased", TagSince: "since", TagRefusal: "refusal",
 	TagFindings: "findings", TagWarrant: "warrant", TagPredecessor: "predecessor", TagCount: "count", TagNotAfter: "not_after", TagRole: "role",
+	TagVersion: "version", TagRoles: "roles", TagExpires: "expires",
 }
 
 func (t Tag) String() string {
@@ -32,7 +33,7 @@ func (t Tag) String() string {
 }
 
 // textLists are the fields that hold a list of texts.
-var textLists = map[Tag]bool{TagActs: true, TagAttributes: true, TagWeak: true, TagCopies: true, TagFindings: true}
+var textLists = map[Tag]bool{TagActs: true, TagAttributes: true, TagWeak: true, TagCopies: true, TagFindings: true, TagRoles: true}
 
 // Show gives the value of a field as its shape says: a number, a text, a list of texts,
 // the indexes of votes, or hexadecimal.

@@ -53,6 +53,9 @@ const (
 	OpRestore      Op = 38 // keys of a predecessor came back from a backup
 	OpSecret       Op = 39 // a secret of the server was derived from an AES key, NIST SP 800-108r1
 	OpRecovery     Op = 40 // the ledger goes on from an older database, as the officers decided
+	OpRoster       Op = 41 // the officers' roster changed, as those before decided: people, roles, keys, quorum
+	OpMachine      Op = 42 // an API token or client certificate got access, or lost it
+	OpEnrol        Op = 43 // a link to enrol a passkey was made, used or withdrawn
 	OpErase        Op = 48 // personal values of entries were erased
 	OpRefusals     Op = 49 // how often policy or authentication refused, per kind and minute
 	OpSession      Op = 50 // somebody signed in at the console, or out
@@ -69,6 +72,7 @@ var opNames = map[Op]string{
 	OpKeyReplicate: "key-replicate", OpKeyDestroy: "key-destroy", OpMemberAdd: "member-add",
 	OpRevoke: "revoke", OpCounts: "counts", OpConfig: "config",
 	OpMemberState: "member-state", OpKeyState: "key-state", OpKeyAdopt: "key-adopt", OpKeyImport: "key-import", OpKeyDrift: "key-drift", OpBackup: "backup", OpRestore: "restore", OpSecret: "secret", OpRecovery: "recovery",
+	OpRoster: "roster", OpMachine: "machine", OpEnrol: "enrol",
 	OpErase: "erase", OpRefusals: "refusals", OpSession: "session",
 	OpProposal: "proposal", OpVote: "vote", OpGrant: "grant", OpGrantResult: "grant-result", OpProposalEnd: "proposal-end",
 }
@@ -177,6 +181,9 @@ const (
 	TagKnown          Tag = 111 // u64: size of the ledger that journal and anchors knew before a recovery
 	TagCheckpoint     Tag = 112 // the newest anchored checkpoint, a signed note, of what a recovery gave up
 	TagCommon         Tag = 113 // u64: entries below this one were not given up by a recovery
+	TagVersion        Tag = 125 // u64: version of the roster that is in force from now on
+	TagRoles          Tag = 126 // list of text: roles, each with its limits
+	TagExpires        Tag = 127 // u64: seconds since 1970: when access ends
 	TagAddress        Tag = 120 // commitment: address of the client, or one a line
 	TagAsked          Tag = 121 // commitment: what a certificate was asked for, one a line: attributes of the subject, then the names in their order
 	TagErased         Tag = 122 // openings that were erased: (index u64, tag u16) each, by index
@@ -186,7 +193,7 @@ const (
 	TagProposalHash   Tag = 81  // 32 octets: H("proposal", proposal)
 	TagOfficer        Tag = 82  // 32 octets: SHA-256 of an officer's SPKI DER
 	TagDecision       Tag = 83  // u8: 0 request, 1 approve, 2 reject
-	TagVote           Tag = 84  // ECDSA signature over the CLI vote text, DER (RFC 3279 §2.2.3)
+	TagVote           Tag = 84  // by a CLI key: ECDSA signature over the CLI vote text, DER (RFC 3279 §2.2.3); by a passkey: list of authenticator data, client data, signature (WebAuthn Level 3 §6.3.3)
 	TagVotes          Tag = 85  // leaf indexes of the votes of a grant, u64 each, ascending
 	TagOutcome        Tag = 86  // text: done, failed, rejected, expired, cancelled
 )
@@ -214,6 +221,7 @@ var tagShapes = map[Tag]shape{
 	TagCounts: shapeBytes, TagRevokedAt: shapeU64, TagAttributes: shapeBytes, TagSubject: shapeHash,
 	TagState: shapeText, TagAttestation: shapeBytes, TagManifest: shapeHash, TagRecipient: shapeText, TagWeak: shapeBytes, TagCopies: shapeBytes, TagFindings: shapeBytes, TagWarrant: shapeBytes,
 	TagPredecessor: shapeBytes, TagCount: shapeU64, TagNotAfter: shapeU64, TagKnown: shapeU64, TagCommon: shapeU64, TagCheckpoint: shapeBytes, TagRole: shapeText,
+	TagVersion: shapeU64, TagRoles: shapeBytes, TagExpires: shapeU64,
 	TagAddress: shapeHash, TagAsked: shapeHash, TagErased: shapeBytes, TagSince: shapeU64, TagRefusal: shapeText,
 	TagProposal: shapeBytes, TagProposalHash: shapeHash, TagOfficer: shapeHash, TagDecision: shapeU8, TagVote: shapeBytes,
 	TagVotes: shapeBytes, TagOutcome: shapeText,

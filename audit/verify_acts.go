@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -83,6 +84,9 @@ func (m *mandate) allows(l Leaf) bool {
 		case named:
 			return has(false, "backup", recipient, serial) || has(false, "generate-key", name) || has(false, "import-key", name)
 		}
+	case OpRoster:
+		version, _ := l.Uint(TagVersion)
+		return has(true, "change-roster", strconv.FormatUint(version, 10))
 	case OpRecovery:
 		return has(false, "recover-ledger")
 	case OpRevoke:

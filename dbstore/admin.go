@@ -3,6 +3,8 @@ package dbstore
 import (
 	"context"
 	"database/sql"
+	"encoding/json/v2"
+	"errors"
 	"fmt"
 	"time"
 
@@ -16,6 +18,9 @@ func (t *tx) applyAdmin(p audit.Projection, at *audit.StoredLeaf) (handled bool,
 	switch p := p.(type) {
 	case admin.PutRoster:
 		err = t.putRoster(p)
+	case admin.PutRosterChange:
+		p.Leaf = at.Index
+		err = t.putRosterChange(p.RosterChange)
 	case admin.PutProposal:
 		_, err = t.exec("INSERT INTO proposal (hash, id, leaf, state, expires, proposal, parameters, signature, votes, node, reason) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, '', '')",
 			p.Hash[:], admin.ProposalID(p.Hash), int64(at.Index), string(admin.Pending), p.Expires.Unix(), p.Proposal, p.Parameters, p.Signature)
@@ -33,15 +38,34 @@ func (t *tx) applyAdmin(p audit.Projection, at *audit.StoredLeaf) (handled bool,
 }
 
 func (t *tx) putRoster(p admin.PutRoster) error {
-	if _, err := t.exec("INSERT INTO roster (id, quorum) VALUES (1, ?)", p.Quorum); err != nil {
+	if _, err := t.exec("INSERT INTO roster (id, quorum) VALUES (1, ?)", p.Base.Quorum); err != nil {
 		return err
 	}
-	for _, o := range p.Officers {
+	for _, o := range p.Base.Officers {
 		if _, err := t.exec("INSERT INTO officer (name, spki) VALUES (?, ?)", o.Name, o.SPKI); err != nil {
 			return err
 		}
 	}
+	for _, c := range p.Changes {
+		c.Leaf = 0
+		if err := t.putRosterChange(c); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+func (t *tx) putRosterChange(c admin.RosterChange) error {
+	roster, err := json.Marshal(c.Roster)
+	if err != nil {
+		return err
+	}
+	warrant, err := json.Marshal(c.Warrant)
+	if err != nil {
+		return err
+	}
+	_, err = t.exec("INSERT INTO roster_change (version, leaf, roster, warrant) VALUES (?, ?, ?, ?)", int64(c.Roster.Version), int64(c.Leaf), roster, warrant)
+	return err
 }
 
 // putVote counts the vote first: that also locks the proposal until the commit.
@@ -51,7 +75,7 @@ func (t *tx) putVote(p admin.PutVote, at *audit.StoredLeaf) error {
 		return err
 	}
 	_, err = t.exec("INSERT INTO vote (leaf, proposal, officer, spki, decision, signature) VALUES (?, ?, ?, ?, ?, ?)",
-		int64(at.Index), p.Proposal[:], p.Officer.Name, p.Officer.SPKI, int(p.Decision), p.Signature)
+		int64(at.Index), p.Proposal[:], p.Officer, p.SPKI, int(p.Decision), p.Signature)
 	return err
 }
 
@@ -69,8 +93,29 @@ func (t *tx) spend(p admin.SpendProposal, at *audit.StoredLeaf) error {
 		string(admin.Approved), p.Grant[:], int64(at.Index), p.Node, p.Proposal[:], string(admin.Pending), p.At.Unix())
 }
 
-// Roster returns the officers and the quorum; without officers, none were stored.
-func (s *Store) Roster(ctx context.Context) (r admin.Roster, err error) {
+// Rosters implements [admin.Storage]; without officers, none were stored.
+func (s *Store) Rosters(ctx context.Context) (h admin.History, err error) {
+	if h.Base, err = s.firstRoster(ctx); err != nil {
+		return h, err
+	}
+	err = s.each(ctx, func(rows *sql.Rows) error {
+		var c admin.RosterChange
+		var version, leaf int64
+		var roster, warrant []byte
+		if err := rows.Scan(&version, &leaf, &roster, &warrant); err != nil {
+			return err
+		}
+		c.Leaf = uint64(leaf)
+		if err := errors.Join(json.Unmarshal(roster, &c.Roster), json.Unmarshal(warrant, &c.Warrant)); err != nil || c.Roster.Version != uint64(version) {
+			return fmt.Errorf("%w: the row of roster %d cannot be read", audit.ErrTampered, version)
+		}
+		h.Changes = append(h.Changes, c)
+		return nil
+	}, "SELECT version, leaf, roster, warrant FROM roster_change ORDER BY version")
+	return h, err
+}
+
+func (s *Store) firstRoster(ctx context.Context) (r admin.Roster, err error) {
 	err = s.each(ctx, func(rows *sql.Rows) error {
 		var o admin.Officer
 		err := rows.Scan(&o.Name, &o.SPKI, &r.Quorum)
@@ -133,7 +178,7 @@ func (s *Store) Votes(ctx context.Context, proposal [32]byte) (out []admin.VoteR
 
 // RosterRows implements [audit.VerifySource].
 func (s *Store) RosterRows(ctx context.Context) (officers []audit.OfficerRow, quorum int, err error) {
-	r, err := s.Roster(ctx)
+	r, err := s.firstRoster(ctx)
 	for _, o := range r.Officers {
 		officers = append(officers, audit.OfficerRow{Name: o.Name, SPKI: o.SPKI})
 	}

@@ -227,14 +227,15 @@ func (c *ceremony) maySplit(q newShares) error {
 		}
 		return nil
 	}
+	holders := w.Roster.ShareHolders()
 	same := func(a, b admin.Officer) bool { return a.Name == b.Name && bytes.Equal(a.SPKI, b.SPKI) }
 	for i, o := range q.Officers {
-		if !slices.ContainsFunc(w.Roster, func(r admin.Officer) bool { return same(r, o) }) || slices.ContainsFunc(q.Officers[:i], func(r admin.Officer) bool { return r.Name == o.Name }) {
+		if !slices.ContainsFunc(holders, func(r admin.Officer) bool { return same(r, o) }) || slices.ContainsFunc(q.Officers[:i], func(r admin.Officer) bool { return r.Name == o.Name }) {
 			return faultf(exitGrant, "%w: %s with that key is no officer of the warrant, or there twice, and gets no share", admin.ErrNotGranted, o.Name)
 		}
 	}
-	if len(q.Officers) != len(w.Roster) {
-		return faultf(exitGrant, "%w: the shares are for %d officers, the warrant has %d", admin.ErrNotGranted, len(q.Officers), len(w.Roster))
+	if len(q.Officers) != len(holders) {
+		return faultf(exitGrant, "%w: the shares are for %d officers, the warrant has %d with a CLI key", admin.ErrNotGranted, len(q.Officers), len(holders))
 	}
 	return nil
 }

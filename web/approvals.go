@@ -19,12 +19,12 @@ import (
 // admin token that opens these routes decides nothing: what counts are the officers'
 // signatures. Errors: *admin.Refusal, and the sentinels of audit.
 type Approvals interface {
-	Terms() admin.Terms
+	Terms(ctx context.Context) (admin.Terms, error)
 	// Propose returns once the proposal is durable and on the ledger.
 	Propose(ctx context.Context, a admin.Ask) (*admin.Approval, error)
 	// Vote returns once the vote is durable and on the ledger; the last one that was
 	// needed begins the act, which goes on after the answer.
-	Vote(ctx context.Context, id, officer string, d admin.Decision, signature []byte) (*admin.Approval, error)
+	Vote(ctx context.Context, id string, v admin.Ballot) (*admin.Approval, error)
 	Cancel(ctx context.Context, id string) (*admin.Approval, error)
 	Show(ctx context.Context, id string) (*admin.Approval, error)
 	// List returns the newest proposals in a state, or in all ("").
@@ -122,11 +122,10 @@ func approvalOf(a *admin.Approval) approval {
 
 // terms is what one needs to know to make a proposal.
 type terms struct {
-	Ledger       string          `json:"ledger"` // hex
-	Officers     []admin.Officer `json:"officers"`
-	Quorum       int             `json:"quorum"`
-	RosterDigest string          `json:"roster_digest"` // hex
-	PolicyDigest string          `json:"policy_digest"` // hex
+	Ledger       string       `json:"ledger"` // hex
+	Roster       admin.Roster `json:"roster"`
+	RosterDigest string       `json:"roster_digest"` // hex
+	PolicyDigest string       `json:"policy_digest"` // hex
 }
 
 type approvalList struct {
@@ -149,8 +148,11 @@ func (s *Server) approvals(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	t := s.cfg.Approvals.Terms()
-	out := approvalList{Approvals: []approval{}, Terms: terms{Ledger: hex.EncodeToString(t.Ledger[:]), Officers: t.Roster.Officers, Quorum: t.Roster.Quorum,
+	t, err := s.cfg.Approvals.Terms(c.Request().Context())
+	if err != nil {
+		return err
+	}
+	out := approvalList{Approvals: []approval{}, Terms: terms{Ledger: hex.EncodeToString(t.Ledger[:]), Roster: t.Roster,
 		RosterDigest: hex.EncodeToString(t.RosterDigest[:]), PolicyDigest: hex.EncodeToString(t.PolicyDigest[:])}}
 	for _, a := range found {
 		out.Approvals = append(out.Approvals, approvalOf(a))
@@ -186,7 +188,7 @@ func (s *Server) vote(c echo.Context) error {
 	}
 	ctx, cancel := carryThrough(c)
 	defer cancel()
-	a, err := s.cfg.Approvals.Vote(ctx, param(c, "id", ""), body.Officer, d, body.Signature)
+	a, err := s.cfg.Approvals.Vote(ctx, param(c, "id", ""), admin.Ballot{Officer: body.Officer, Decision: d, Signature: body.Signature})
 	if err != nil {
 		return err
 	}

@@ -18,7 +18,7 @@ import (
 
 // newBoard makes the board on which officers decide, with all that it can carry out.
 func (s *server) newBoard(ctx context.Context) (*admin.Board, error) {
-	roster, err := s.roster(ctx)
+	rosters, err := s.rosters(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -44,20 +44,16 @@ func (s *server) newBoard(ctx context.Context) (*admin.Board, error) {
 		}
 		actions[name] = a
 	}
-	return admin.NewBoard(admin.Config{Ledger: s.ledger, Storage: s.db, Roster: roster, Log: s.log, Actions: actions})
+	return admin.NewBoard(admin.Config{Ledger: s.ledger, Storage: s.db, Rosters: rosters, Log: s.log, Actions: actions})
 }
 
-// roster reads the officers and holds them against leaf 0.
-func (s *server) roster(ctx context.Context) (admin.Roster, error) {
-	roster, err := s.db.Roster(ctx)
+// rosters reads the officers and holds them against the ledger.
+func (s *server) rosters(ctx context.Context) (admin.History, error) {
+	h, err := s.db.Rosters(ctx)
 	if err != nil {
-		return roster, fmt.Errorf("reading the officers: %w", err)
+		return h, fmt.Errorf("reading the officers: %w", err)
 	}
-	leaf0, err := s.ledger.Leaf(ctx, 0)
-	if err != nil {
-		return roster, err
-	}
-	return roster, admin.CheckRoster(roster, leaf0)
+	return h, h.Check(ctx, s.ledger.Leaf)
 }
 
 // What a key that officers ask for may be. Issuer keys are bound to a subject at
@@ -105,6 +101,8 @@ func listing(purposes []audit.Purpose) string {
 // actsOf derives the acts of an action from its parameters, without a server.
 func actsOf(action string, parameters []byte) ([]string, error) {
 	switch action {
+	case admin.ChangeRoster:
+		return admin.RosterActs(parameters)
 	case admin.GenerateKey:
 		spec, err := keySpec(parameters)
 		return []string{spec.Act()}, err
@@ -302,12 +300,13 @@ func (s *server) splitActs(parameters []byte) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	roster, err := s.db.Roster(context.Background())
+	rosters, err := s.db.Rosters(context.Background())
 	if err != nil {
 		return nil, err
 	}
-	if p.Threshold < admin.MinQuorum || p.Threshold > admin.MaxQuorum || p.Threshold > len(roster.Officers) {
-		return nil, fmt.Errorf("threshold: %d of %d officers is not possible; M is %d to %d", p.Threshold, len(roster.Officers), admin.MinQuorum, admin.MaxQuorum)
+	holders := rosters.Current().ShareHolders()
+	if p.Threshold < admin.MinQuorum || p.Threshold > admin.MaxQuorum || p.Threshold > len(holders) {
+		return nil, fmt.Errorf("threshold: %d of %d officers with a CLI key is not possible; M is %d to %d", p.Threshold, len(holders), admin.MinQuorum, admin.MaxQuorum)
 	}
 	if !slices.ContainsFunc(s.hsm.Members(), func(m hsmstore.MemberStatus) bool { return m.Name == p.Member }) {
 		return nil, fmt.Errorf("member: there is no HSM member %q", audit.Text(p.Member, 64))

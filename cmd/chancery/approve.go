@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -52,11 +51,10 @@ type approvalView struct {
 type approvals struct {
 	Approvals []approvalView `json:"approvals"`
 	Terms     struct {
-		Ledger       string          `json:"ledger"`
-		Officers     []admin.Officer `json:"officers"`
-		Quorum       int             `json:"quorum"`
-		RosterDigest string          `json:"roster_digest"`
-		PolicyDigest string          `json:"policy_digest"`
+		Ledger       string       `json:"ledger"`
+		Roster       admin.Roster `json:"roster"`
+		RosterDigest string       `json:"roster_digest"`
+		PolicyDigest string       `json:"policy_digest"`
 	} `json:"terms"`
 }
 
@@ -289,7 +287,6 @@ func (a *approvalView) check(id string) (admin.Proposal, error) {
 // print shows a checked proposal to a person.
 func (a *approvalView) print(w io.Writer, p admin.Proposal) error {
 	var b bytes.Buffer
-	digest := admin.ApprovalDigest(admin.Approve, a.Proposal)
 	fmt.Fprintf(&b, "proposal   %s, %s\naction     %s\nasked by   %s\nvalid      %s to %s\nledger     %x\n", a.ID, visible(string(a.State)), visible(p.Action), visible(p.Requester),
 		p.NotBefore.Format(time.RFC3339), p.Expires.Format(time.RFC3339), p.Ledger)
 	for _, act := range p.Acts {
@@ -314,7 +311,7 @@ func (a *approvalView) print(w io.Writer, p admin.Proposal) error {
 	if a.Reason != "" {
 		fmt.Fprintf(&b, "reason     %s\n", visible(a.Reason))
 	}
-	fmt.Fprintf(&b, "digest     %s\n", hex.EncodeToString(digest[:]))
+	fmt.Fprintf(&b, "fingerprint %s\n", admin.Fingerprint(a.Proposal))
 	_, err := w.Write(b.Bytes())
 	return err
 }

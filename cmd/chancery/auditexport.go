@@ -502,10 +502,11 @@ func (e *export) writeIssuers(ctx context.Context, x tree) error {
 }
 
 func (e *export) writeRoster(ctx context.Context, x tree) error {
-	r, err := e.st.Roster(ctx)
+	h, err := e.st.Rosters(ctx)
 	if err != nil {
 		return err
 	}
+	r := h.Base
 	type officer struct {
 		Name string `json:"name"`
 		SPKI []byte `json:"spki"`

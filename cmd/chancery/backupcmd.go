@@ -253,11 +253,11 @@ func rehearse(ctx context.Context, cfg *Config, m *openedManifest, file string) 
 		return nil, err
 	}
 	r := &rehearsal{At: begun.UTC(), Manifest: file, SHA256: fmt.Sprintf("%x", m.hash), Made: m.Made, Origin: m.Origin, Recipient: m.Recipient.Name, Serial: m.Recipient.Serial, Millis: time.Since(begun).Milliseconds(),
-		Keys: checks, Lacking: m.lacking(), LeftOut: m.LeftOut, Quorum: m.Roster.Quorum}
+		Keys: checks, Lacking: m.lacking(), LeftOut: m.LeftOut, Quorum: m.Rosters.Current().Quorum}
 	for _, i := range m.issuers {
 		r.Issuers = append(r.Issuers, i.Name)
 	}
-	for _, o := range m.Roster.Officers {
+	for _, o := range m.Rosters.Current().Officers {
 		r.Officers = append(r.Officers, o.Name)
 	}
 	r.OK = len(checks) > 0 && len(failedChecks(checks)) == 0 && len(r.Lacking) == 0

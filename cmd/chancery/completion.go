@@ -230,7 +230,7 @@ func officers(ctx context.Context, c *cobra.Command) (out []string) {
 	if !asked(ctx, c, "/api/v1/approvals?state=pending", &list) {
 		return nil
 	}
-	for _, o := range list.Terms.Officers {
+	for _, o := range list.Terms.Roster.Officers {
 		out = append(out, described(o.Name, "officer"))
 	}
 	return out

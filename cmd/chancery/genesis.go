@@ -105,7 +105,7 @@ func (s *server) genesis(ctx context.Context, roster admin.Roster, tokenHash [32
 	if err != nil && !errors.Is(err, audit.ErrExists) {
 		return fmt.Errorf("storing the hash of the admin token: %w", err)
 	}
-	if err := s.ledger.Write(ctx, admin.PutRoster{Roster: roster}); err != nil && !errors.Is(err, audit.ErrExists) {
+	if err := s.ledger.Write(ctx, admin.PutRoster{History: admin.History{Base: roster}}); err != nil && !errors.Is(err, audit.ErrExists) {
 		return fmt.Errorf("storing the officers: %w", err)
 	}
 	var missing []hsmstore.KeySpec

@@ -145,7 +145,7 @@ func (g *request) sign(ctx context.Context, action string, acts []string, canoni
 		return nil, nil, err
 	}
 	ledger, err := hex.DecodeString(list.Terms.Ledger)
-	roster := admin.Roster{Officers: list.Terms.Officers, Quorum: list.Terms.Quorum}
+	roster := list.Terms.Roster
 	if err != nil || len(ledger) != len(audit.LedgerID{}) {
 		return nil, nil, &exit{exitVerify, errors.New("the server sent no ledger id")}
 	}

@@ -37,7 +37,7 @@ type manifest struct {
 	Origin     string            `json:"origin"`
 	Genesis    []byte            `json:"genesis"`    // leaf 0
 	Checkpoint string            `json:"checkpoint"` // the newest signed one
-	Roster     admin.Roster      `json:"roster"`
+	Rosters    admin.History     `json:"rosters"`
 	Recipient  manifestRecipient `json:"recipient"`
 	Keys       []manifestKey     `json:"keys"`
 	LeftOut    map[string]string `json:"left_out"` // keys that no backup holds, and why
@@ -104,7 +104,7 @@ func (s *server) makeManifest(ctx context.Context, name string) (out backedUp, e
 	if m.Checkpoint, err = s.checkpoint.Latest(ctx); err != nil {
 		return out, err
 	}
-	if m.Roster, err = s.db.Roster(ctx); err != nil {
+	if m.Rosters, err = s.db.Rosters(ctx); err != nil {
 		return out, err
 	}
 	all, err := s.hsm.Recipients(ctx)
@@ -230,7 +230,8 @@ func openManifest(text, proof []byte) (*openedManifest, error) {
 	if m.Ledger != hex.EncodeToString(leaf0.Ledger[:]) || m.Origin != origin {
 		return nil, fmt.Errorf("it names ledger %s, leaf 0 is of %s", audit.Text(m.Origin, 100), origin)
 	}
-	if err := admin.CheckRoster(m.Roster, leaf0); err != nil {
+	first, _ := leaf0.Hash(audit.TagRoster)
+	if _, err := m.Rosters.CheckChain(first); err != nil {
 		return nil, err
 	}
 	// 2. The ledger holds the manifest's hash, says the ledger's key.

@@ -75,7 +75,7 @@ type recovering struct {
 	db      *dbstore.Store
 	journal *audit.Journal
 	anchor  string
-	roster  admin.Roster
+	rosters admin.History
 }
 
 func (r *recovering) run(ctx context.Context) (err error) {
@@ -96,7 +96,7 @@ func (r *recovering) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, r.journal.Close()) }()
-	if r.roster, err = r.db.Roster(ctx); err != nil {
+	if r.rosters, err = r.db.Rosters(ctx); err != nil {
 		return fmt.Errorf("reading the officers: %w", err)
 	}
 	if r.request != "" {
@@ -126,9 +126,11 @@ func (r *recovering) ask(ctx context.Context) error {
 	if loss.Known <= loss.Size && loss.Common == loss.Size && !loss.Begun {
 		return &exit{exitError, fmt.Errorf("nothing is lost: the database holds the %d entries that intent journal and anchor know; start the server", loss.Size)}
 	}
-	if err := admin.CheckRoster(r.roster, loss.Genesis); err != nil {
+	first, _ := loss.Genesis.Hash(audit.TagRoster)
+	if _, err := r.rosters.CheckChain(first); err != nil {
 		return err
 	}
+	roster := r.rosters.Current()
 	j, err := json.Marshal(admin.RecoverParameters{Size: loss.Size, Root: hex.EncodeToString(loss.Root[:]), Common: loss.Common, Known: loss.Known, Serials: len(loss.Serials), Reason: audit.Text(r.reason, 500)})
 	if err != nil {
 		return err
@@ -141,17 +143,17 @@ func (r *recovering) ask(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	t := admin.Terms{Ledger: loss.Ledger, Roster: r.roster, RosterDigest: r.roster.Digest(), PolicyDigest: r.roster.PolicyDigest()}
+	t := admin.Terms{Ledger: loss.Ledger, Roster: roster, RosterDigest: roster.Digest(), PolicyDigest: roster.PolicyDigest()}
 	proposal, err := t.Draft(admin.RecoverLedger, acts, parameters, admin.AdminToken, time.Now(), r.lifetime).Encode()
 	if err != nil {
 		return err
 	}
-	w := warrantFile{Parameters: parameters, Warrant: admin.Warrant{Proposal: proposal, Votes: []admin.VoteRecord{}, Roster: r.roster.Officers, Quorum: r.roster.Quorum}}
+	w := warrantFile{Parameters: parameters, Warrant: admin.Warrant{Proposal: proposal, Votes: []admin.VoteRecord{}, Roster: roster}}
 	if err := w.save(r.request); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(r.out, "The database holds %d entries. From entry %d on, up to %d, intent journal and anchor know others, which would be given up; %d serials of them would be revoked.\nRequest %s waits for %d officers. Each of them:\n\n  %s approve sign --file %s --officer NAME --key FILE\n",
-		loss.Size, loss.Common, loss.Known, len(loss.Serials), r.request, r.roster.Quorum, self(), shellQuote(r.request))
+		loss.Size, loss.Common, loss.Known, len(loss.Serials), r.request, roster.Quorum, self(), shellQuote(r.request))
 	return err
 }
 

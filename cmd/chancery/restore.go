@@ -109,16 +109,17 @@ func (r *restore) ask(m *openedManifest) error {
 	if err != nil {
 		return err
 	}
-	t := admin.Terms{Ledger: m.ledger, Roster: m.Roster, RosterDigest: m.Roster.Digest(), PolicyDigest: m.Roster.PolicyDigest()}
+	roster := m.Rosters.Current()
+	t := admin.Terms{Ledger: m.ledger, Roster: roster, RosterDigest: roster.Digest(), PolicyDigest: roster.PolicyDigest()}
 	proposal, err := t.Draft(admin.Restore, acts, parameters, admin.AdminToken, time.Now(), r.lifetime).Encode()
 	if err != nil {
 		return err
 	}
-	w := warrantFile{Parameters: parameters, Warrant: admin.Warrant{Proposal: proposal, Votes: []admin.VoteRecord{}, Roster: m.Roster.Officers, Quorum: m.Roster.Quorum}}
+	w := warrantFile{Parameters: parameters, Warrant: admin.Warrant{Proposal: proposal, Votes: []admin.VoteRecord{}, Roster: roster}}
 	if err := w.save(r.request); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(r.out, "request %s waits for %d officers. Each of them:\n\n  %s approve sign --file %s --officer NAME --key FILE\n", r.request, m.Roster.Quorum, self(), shellQuote(r.request))
+	_, err = fmt.Fprintf(r.out, "request %s waits for %d officers. Each of them:\n\n  %s approve sign --file %s --officer NAME --key FILE\n", r.request, roster.Quorum, self(), shellQuote(r.request))
 	return err
 }
 
@@ -144,11 +145,11 @@ func signFile(c *cobra.Command, args []string, file, officer, key string, yes bo
 		return &exit{exitVerify, fmt.Errorf("%s asks for %q; only a restore or a recovery is signed from a file", file, audit.Text(p.Action, 64))}
 	}
 	a := approvalView{ID: admin.ProposalID(admin.ProposalHash(w.Warrant.Proposal)), State: admin.Pending, Action: p.Action, Acts: p.Acts, Requester: p.Requester, Parameters: w.Parameters, Proposal: w.Warrant.Proposal,
-		Expires: p.Expires, Quorum: w.Warrant.Quorum}
+		Expires: p.Expires, Quorum: w.Warrant.Roster.Quorum}
 	if _, err := a.check(a.ID); err != nil {
 		return err
 	}
-	roster := admin.Roster{Officers: w.Warrant.Roster, Quorum: w.Warrant.Quorum}
+	roster := w.Warrant.Roster
 	o, err := k.Officer()
 	if err != nil {
 		return err
@@ -174,7 +175,7 @@ func signFile(c *cobra.Command, args []string, file, officer, key string, yes bo
 	if err := w.save(file); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(c.OutOrStdout(), "%s: %d of %d approvals\n", file, len(w.Warrant.Votes), w.Warrant.Quorum)
+	_, err = fmt.Fprintf(c.OutOrStdout(), "%s: %d of %d approvals\n", file, len(w.Warrant.Votes), w.Warrant.Roster.Quorum)
 	return err
 }
 
@@ -192,7 +193,7 @@ func (r *restore) run(ctx context.Context, m *openedManifest) error {
 	if err != nil {
 		return err
 	}
-	acts, _, err := w.Warrant.Check(m.ledger, m.Roster.Digest(), time.Now())
+	acts, _, err := w.Warrant.Check(m.ledger, m.Rosters.Current().Digest(), time.Now())
 	if err == nil {
 		var p admin.Proposal
 		if p, err = admin.DecodeProposal(w.Warrant.Proposal); err == nil && (!slices.Equal(acts, want) || p.Action != admin.Restore || p.Parameters != admin.ParametersDigest(parameters)) {
@@ -255,13 +256,13 @@ func (s *server) restore(ctx context.Context, m *openedManifest, w *admin.Warran
 		return err
 	}
 	// 1. Leaf 0 and the keys.
-	leaf := audit.Genesis{Random: [32]byte(random(32)), Dev: s.dev, Domain: s.cfg.domain(), Previous: m.last, Roster: m.Roster.Digest(), Acts: acts}
+	leaf := audit.Genesis{Random: [32]byte(random(32)), Dev: s.dev, Domain: s.cfg.domain(), Previous: m.last, Roster: m.Rosters.Current().Digest(), Acts: acts}
 	err = s.hsm.Restore(ctx, g, leaf, hsmstore.Restoration{Manifest: m.hash, Ledger: m.ledger, Origin: m.Origin, Genesis: m.Genesis, Recipient: m.recipient(), Keys: m.keys, Warrant: w})
 	if err != nil {
 		return err
 	}
 	// 2. Who may decide and ask.
-	if err := s.ledger.Write(ctx, ca.PutSetting{Name: adminTokenSetting, Value: tokenHash[:]}, admin.PutRoster{Roster: m.Roster}); err != nil {
+	if err := s.ledger.Write(ctx, ca.PutSetting{Name: adminTokenSetting, Value: tokenHash[:]}, admin.PutRoster{History: m.Rosters}); err != nil {
 		return fmt.Errorf("storing officers and admin token: %w", err)
 	}
 	// 3. The issuers, what they revoked, and their CRLs.

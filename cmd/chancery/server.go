@@ -158,10 +158,10 @@ func checkpointBirths(keys []hsmstore.KeyRecord) (out []uint64) {
 	return out
 }
 
-// officers are those in force.
+// officers are those in force who can hold shares.
 func (s *server) officers(ctx context.Context) ([]admin.Officer, error) {
-	r, err := s.db.Roster(ctx)
-	return r.Officers, err
+	h, err := s.db.Rosters(ctx)
+	return h.Current().ShareHolders(), err
 }
 
 // keyInUse says what still needs a key, so that nobody destroys it.

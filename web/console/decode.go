@@ -61,7 +61,7 @@ func (v *view) fact(n names, l audit.Leaf, t audit.Tag, value []byte) fact {
 		return mono("SHA-256 " + hexText(h[:]))
 	case audit.TagCheckpointKeys:
 		return mono(listText(value, func(b []byte) string { h := spkiHash(b); return "SHA-256 " + hexText(h[:]) }))
-	case audit.TagActs, audit.TagAttributes:
+	case audit.TagActs, audit.TagAttributes, audit.TagRoles:
 		return plain(listText(value, func(b []byte) string { return string(b) }))
 	case audit.TagErased:
 		if list, ok := (audit.Field{Tag: t, Value: value}).Show().([]string); ok {

@@ -56,6 +56,9 @@ const (
 	OpRestore      Op = 38
 	OpSecret       Op = 39
 	OpRecovery     Op = 40
+	OpRoster       Op = 41
+	OpMachine      Op = 42
+	OpEnrol        Op = 43
 	OpErase        Op = 48
 	OpRefusals     Op = 49
 	OpSession      Op = 50
@@ -96,6 +99,9 @@ var ops = map[Op]struct {
 	OpRestore:      {"restore", 0},
 	OpSecret:       {"secret", 8},
 	OpRecovery:     {"recovery", 0},
+	OpRoster:       {"roster", 0},
+	OpMachine:      {"machine", 0},
+	OpEnrol:        {"enrol", 0},
 	OpErase:        {"erase", 0},
 	OpRefusals:     {"refusals", 0},
 	OpSession:      {"session", 0},
@@ -190,6 +196,9 @@ const (
 	TagKnown          Tag = 111
 	TagCheckpoint     Tag = 112
 	TagCommon         Tag = 113
+	TagVersion        Tag = 125
+	TagRoles          Tag = 126
+	TagExpires        Tag = 127
 	TagRole           Tag = 130
 	TagAddress        Tag = 120
 	TagAsked          Tag = 121
@@ -275,6 +284,9 @@ var shapes = map[Tag]shape{
 	TagKnown:          u64,
 	TagCheckpoint:     octets,
 	TagCommon:         u64,
+	TagVersion:        u64,
+	TagRoles:          octets,
+	TagExpires:        u64,
 	TagRole:           text,
 	TagAddress:        hash,
 	TagAsked:          hash,

@@ -1,0 +1,11 @@
+-- +goose Up
+-- Rosters that followed the first one, each with the decision of the officers before it.
+CREATE TABLE roster_change (
+  version    BIGINT   NOT NULL PRIMARY KEY,
+  leaf       BIGINT   NOT NULL,               -- of the ledger; 0: of a ledger before this one
+  roster     BYTEA    NOT NULL,               -- JSON
+  warrant    BYTEA    NOT NULL                -- JSON
+);
+
+-- +goose Down
+DROP TABLE roster_change;
