@@ -3,6 +3,7 @@ package admin
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/url"
@@ -106,8 +107,8 @@ func (r Roster) checkOfficer(o Officer) error {
 			return err
 		}
 	}
-	if len(o.Passkeys) > maxPasskeys || len(o.Roles) > maxRoles || len(o.Roles) == 0 || len(o.keys()) == 0 {
-		return fmt.Errorf("officer %s: at least one key and one role, at most %d passkeys and %d roles", o.Name, maxPasskeys, maxRoles)
+	if len(o.Passkeys) > maxPasskeys || len(o.Roles) > maxRoles || len(o.Roles) == 0 {
+		return fmt.Errorf("officer %s: at least one role, at most %d passkeys and %d roles", o.Name, maxPasskeys, maxRoles)
 	}
 	for _, k := range o.Passkeys {
 		if err := k.Check(); err != nil {
@@ -117,8 +118,13 @@ func (r Roster) checkOfficer(o Officer) error {
 	if err := CheckAssignments(o.Roles); err != nil {
 		return fmt.Errorf("officer %s: %w", o.Name, err)
 	}
+	if len(o.keys()) == 0 {
+		return fmt.Errorf("officer %s: %w", o.Name, errNoKey)
+	}
 	return nil
 }
+
+var errNoKey = errors.New("at least one key, a CLI key or a passkey")
 
 // checkRP wants a host name, and origins beneath it (WebAuthn Level 3 §5.1.3).
 func (r Roster) checkRP() error {
@@ -214,6 +220,27 @@ func (r Roster) Principal(o Officer) Principal {
 		p.Assignments = []Assignment{{Role: CryptoOfficer}}
 	}
 	return p
+}
+
+// Successor is a copy of r with the next version, to be changed: nothing of r changes with
+// it. Officers of version 0 become crypto officers by name.
+func (r Roster) Successor() Roster {
+	next := r
+	next.Version++
+	next.Officers = slices.Clone(r.Officers)
+	for i := range next.Officers {
+		o := &next.Officers[i]
+		o.Passkeys, o.Roles = slices.Clone(o.Passkeys), slices.Clone(o.Roles)
+		if r.Version == 0 {
+			o.Roles = []Assignment{{Role: CryptoOfficer}}
+		}
+	}
+	next.Groups = slices.Clone(r.Groups)
+	for i := range next.Groups {
+		next.Groups[i].Members = slices.Clone(next.Groups[i].Members)
+	}
+	next.Origins = slices.Clone(r.Origins)
+	return next
 }
 
 // Officer finds an officer by name.

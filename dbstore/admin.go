@@ -21,6 +21,12 @@ func (t *tx) applyAdmin(p audit.Projection, at *audit.StoredLeaf) (handled bool,
 	case admin.PutRosterChange:
 		p.Leaf = at.Index
 		err = t.putRosterChange(p.RosterChange)
+	case admin.PutEnrolment:
+		err = t.putEnrolment(p)
+	case admin.AddPasskey:
+		err = t.addPasskey(p)
+	case admin.CloseEnrolment:
+		err = t.cas("UPDATE enrolment SET state = ? WHERE id = ? AND state = ?", p.To, p.ID, admin.EnrolmentOpen)
 	case admin.PutProposal:
 		_, err = t.exec("INSERT INTO proposal (hash, id, leaf, state, expires, proposal, parameters, signature, votes, node, reason) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, '', '')",
 			p.Hash[:], admin.ProposalID(p.Hash), int64(at.Index), string(admin.Pending), p.Expires.Unix(), p.Proposal, p.Parameters, p.Signature)

@@ -121,7 +121,9 @@ func gormConfig(prepare bool) *gorm.Config {
 
 // migrate brings the schema up to date with the numbered files of the dialect.
 func migrate(ctx context.Context, db *sql.DB, d goose.Dialect, files fs.FS, opts ...goose.ProviderOption) error {
-	p, err := goose.NewProvider(d, db, files, opts...)
+	// Numbers are given when work begins, and some comes to its end earlier than what has
+	// a lower one: each file stands for itself.
+	p, err := goose.NewProvider(d, db, files, append(opts, goose.WithAllowOutofOrder(true))...)
 	if err != nil {
 		return fmt.Errorf("reading migrations: %w", err)
 	}
