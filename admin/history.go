@@ -61,7 +61,7 @@ func (c RosterChange) Follows(before [32]byte) error {
 // audit.ErrTampered.
 func (h History) CheckChain(first [32]byte) (after []RosterChange, err error) {
 	if err := h.Base.Check(); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: the officers: %w", audit.ErrTampered, err)
 	}
 	digest := h.Base.Digest()
 	begun := digest == first

@@ -46,7 +46,7 @@ func TestWarrantCheck(t *testing.T) {
 		p := c.terms(ledger).Draft("generate-key", []string{act}, []byte("{}"), admin.OfficerRequester("cyd"), time.Unix(1790000000, 0), time.Hour)
 		edit(&p)
 		raw := must(p.Encode())
-		return &admin.Warrant{Proposal: raw, Votes: []admin.VoteRecord{c.vote(0, raw, 3), c.vote(1, raw, 5)}, Roster: c.roster.Officers, Quorum: 2}
+		return &admin.Warrant{Proposal: raw, Votes: []admin.VoteRecord{c.vote(0, raw, 3), c.vote(1, raw, 5)}, Roster: c.roster}
 	}
 	fresh := func() *admin.Warrant { return make3(func(*admin.Proposal) {}) }
 
@@ -78,22 +78,22 @@ func TestWarrantCheck(t *testing.T) {
 	}{
 		"no vote":          {edit: func(w *admin.Warrant) { w.Votes = nil }, says: "0 approvals, 2 needed"},
 		"M-1 votes":        {edit: func(w *admin.Warrant) { w.Votes = w.Votes[:1] }, says: "1 approvals, 2 needed"},
-		"quorum 1":         {edit: func(w *admin.Warrant) { w.Quorum, w.Votes = 1, w.Votes[:1] }, says: "quorum of 1"},
-		"quorum of others": {edit: func(w *admin.Warrant) { w.Quorum = 3; w.Votes = append(w.Votes, c.vote(2, w.Proposal, 9)) }, says: "not those in force"},
+		"quorum 1":         {edit: func(w *admin.Warrant) { w.Roster.Quorum, w.Votes = 1, w.Votes[:1] }, says: "quorum of 1"},
+		"quorum of others": {edit: func(w *admin.Warrant) { w.Roster.Quorum = 3; w.Votes = append(w.Votes, c.vote(2, w.Proposal, 9)) }, says: "not those in force"},
 		"own roster": {edit: func(w *admin.Warrant) {
-			w.Roster = stranger.roster.Officers
+			w.Roster = stranger.roster
 			w.Votes = []admin.VoteRecord{stranger.vote(0, w.Proposal, 3), stranger.vote(1, w.Proposal, 4)}
 		}, says: "not those in force"},
-		"roster without one": {edit: func(w *admin.Warrant) { w.Roster = w.Roster[:2] }, says: "not those in force"},
-		"twin on the roster": {edit: func(w *admin.Warrant) { w.Roster = append(slices.Clone(w.Roster), twin) }, says: "same name or key twice"},
+		"roster without one": {edit: func(w *admin.Warrant) { w.Roster.Officers = w.Roster.Officers[:2] }, says: "not those in force"},
+		"twin on the roster": {edit: func(w *admin.Warrant) { w.Roster.Officers = append(slices.Clone(w.Roster.Officers), twin) }, says: "same name or key twice"},
 		"same vote twice":    {edit: func(w *admin.Warrant) { w.Votes[1] = w.Votes[0]; w.Votes[1].Leaf = 5 }, says: "approved twice"},
 		"same key, other name": {edit: func(w *admin.Warrant) {
 			w.Votes[1] = w.Votes[0]
 			w.Votes[1].Officer, w.Votes[1].Leaf = "bob", 5
-		}, says: "not on the roster"},
+		}, says: "has this key on the roster"},
 		"signed again":     {edit: func(w *admin.Warrant) { w.Votes[1] = c.vote(0, w.Proposal, 5) }, says: "approved twice"},
 		"requester":        {edit: func(w *admin.Warrant) { w.Votes[1] = c.vote(2, w.Proposal, 5) }, says: "cannot approve it"},
-		"stranger":         {edit: func(w *admin.Warrant) { w.Votes[1] = stranger.vote(0, w.Proposal, 5) }, says: "not on the roster"},
+		"stranger":         {edit: func(w *admin.Warrant) { w.Votes[1] = stranger.vote(0, w.Proposal, 5) }, says: "has this key on the roster"},
 		"rejection":        {edit: func(w *admin.Warrant) { w.Votes[1].Signature = must(c.keys[1].SignVote(admin.Reject, w.Proposal)) }, says: "not by officer bob"},
 		"said rejection":   {edit: func(w *admin.Warrant) { w.Votes[1].Decision = admin.Reject }, says: "did not approve"},
 		"request as vote":  {edit: func(w *admin.Warrant) { w.Votes[1].Signature = must(c.keys[1].SignVote(admin.Request, w.Proposal)) }, says: "not by officer bob"},
@@ -136,16 +136,15 @@ func TestWarrantCheck(t *testing.T) {
 
 func TestCheckRoster(t *testing.T) {
 	c := newCollege(2, "ada", "bob")
-	leaf := must(audit.Genesis{Random: [32]byte{1}, Domain: "d.example", Roster: c.roster.Digest(), Acts: []string{"x"}}.Leaf(time.Unix(1, 0)))
-	if err := admin.CheckRoster(c.roster, leaf); err != nil {
-		t.Error(err)
-	}
-	if err := admin.CheckRoster(admin.Roster{}, leaf); !errors.Is(err, audit.ErrTampered) {
+	first := c.roster.Digest()
+	if _, err := (admin.History{Base: c.roster}).CheckChain(first); err != nil {
 		t.Error(err)
 	}
 	lowered := admin.Roster{Officers: c.roster.Officers, Quorum: 1}
-	if err := admin.CheckRoster(lowered, leaf); !errors.Is(err, audit.ErrTampered) {
-		t.Error(err)
+	for _, r := range []admin.Roster{{}, lowered, newCollege(2, "eve", "mal").roster} {
+		if _, err := (admin.History{Base: r}).CheckChain(first); err == nil {
+			t.Errorf("%+v passes for the roster of leaf 0", r)
+		}
 	}
 	if err := lowered.Check(); err == nil {
 		t.Error("a quorum of one")

@@ -1,0 +1,505 @@
+package admin_test
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"chancery/admin"
+	"chancery/audit"
+)
+
+const (
+	rpID   = "ca.example"
+	origin = "https://ca.example"
+)
+
+// authenticator is a passkey in software.
+type authenticator struct {
+	key crypto.Signer
+	admin.Passkey
+}
+
+func newAuthenticator(key crypto.Signer) authenticator {
+	id := make([]byte, 16)
+	rand.Read(id)
+	return authenticator{key, admin.Passkey{ID: id, SPKI: must(x509.MarshalPKIXPublicKey(key.Public())), Label: "phone"}}
+}
+
+func p256() crypto.Signer { return must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader)) }
+
+// client is what a browser says about an assertion.
+type client struct {
+	Type        string `json:"type"`
+	Challenge   string `json:"challenge"`
+	Origin      string `json:"origin"`
+	CrossOrigin bool   `json:"crossOrigin"`
+}
+
+// assert signs a challenge; edit may change what is said before it is signed.
+func (a authenticator) assert(challenge [32]byte, edit func(c *client, data []byte)) admin.Assertion {
+	c := client{Type: "webauthn.get", Challenge: base64.RawURLEncoding.EncodeToString(challenge[:]), Origin: origin}
+	rp := sha256.Sum256([]byte(rpID))
+	data := append(rp[:], 0x05, 0, 0, 0, 1)
+	if edit != nil {
+		edit(&c, data)
+	}
+	out := admin.Assertion{AuthenticatorData: data, ClientDataJSON: must(json.Marshal(c))}
+	out.Signature = a.sign(out)
+	return out
+}
+
+func (a authenticator) sign(of admin.Assertion) []byte {
+	sum := sha256.Sum256(of.ClientDataJSON)
+	message := append(slices.Clone(of.AuthenticatorData), sum[:]...)
+	opts := crypto.SignerOpts(crypto.SHA256)
+	if _, ok := a.key.(ed25519.PrivateKey); ok {
+		return must(a.key.Sign(rand.Reader, message, crypto.Hash(0)))
+	}
+	digest := sha256.Sum256(message)
+	return must(a.key.Sign(rand.Reader, digest[:], opts))
+}
+
+func (a authenticator) vote(d admin.Decision, proposal []byte) []byte {
+	return a.assert(admin.ApprovalDigest(d, proposal), nil).Encode()
+}
+
+func TestAssertion(t *testing.T) {
+	challenge := sha256.Sum256([]byte("x"))
+	_, ed, _ := ed25519.GenerateKey(rand.Reader)
+	for name, key := range map[string]crypto.Signer{"ES256": p256(), "EdDSA": ed, "RS256": must(rsa.GenerateKey(rand.Reader, 2048))} {
+		a := newAuthenticator(key)
+		if err := a.Passkey.Check(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		back, err := admin.DecodeAssertion(a.assert(challenge, nil).Encode())
+		if err == nil {
+			err = back.Verify(a.SPKI, rpID, []string{origin}, challenge)
+		}
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	a, other := newAuthenticator(p256()), newAuthenticator(p256())
+	for name, c := range map[string]struct {
+		make func() admin.Assertion
+		says string
+	}{
+		"another challenge": {func() admin.Assertion { return a.assert(sha256.Sum256([]byte("y")), nil) }, "something else"},
+		"another origin": {func() admin.Assertion {
+			return a.assert(challenge, func(c *client, _ []byte) { c.Origin = "https://evil.example" })
+		}, "origin"},
+		"framed by others": {func() admin.Assertion { return a.assert(challenge, func(c *client, _ []byte) { c.CrossOrigin = true }) }, "origin"},
+		"a new credential": {func() admin.Assertion {
+			return a.assert(challenge, func(c *client, _ []byte) { c.Type = "webauthn.create" })
+		}, "of type"},
+		"another RP":        {func() admin.Assertion { return a.assert(challenge, func(_ *client, d []byte) { d[0] ^= 1 }) }, "another relying party"},
+		"user not verified": {func() admin.Assertion { return a.assert(challenge, func(_ *client, d []byte) { d[32] = 1 }) }, "verify its user"},
+		"user not there":    {func() admin.Assertion { return a.assert(challenge, func(_ *client, d []byte) { d[32] = 4 }) }, "verify its user"},
+		"another key": {func() admin.Assertion {
+			x := a.assert(challenge, nil)
+			x.Signature = other.sign(x)
+			return x
+		}, "does not verify"},
+		"short data": {func() admin.Assertion {
+			x := a.assert(challenge, nil)
+			x.AuthenticatorData = x.AuthenticatorData[:36]
+			return x
+		}, "another relying party"},
+		"a member twice": {func() admin.Assertion {
+			x := a.assert(challenge, nil)
+			x.ClientDataJSON = fmt.Appendf(nil, `{"type":"x",%s`, x.ClientDataJSON[1:])
+			x.Signature = a.sign(x)
+			return x
+		}, "no proper JSON"},
+		"no JSON": {func() admin.Assertion { x := a.assert(challenge, nil); x.ClientDataJSON = []byte("{"); return x }, "no proper JSON"},
+	} {
+		if err := c.make().Verify(a.SPKI, rpID, []string{origin}, challenge); err == nil || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v; want %q", name, err, c.says)
+		}
+	}
+}
+
+func FuzzDecodeAssertion(f *testing.F) {
+	f.Add(admin.Assertion{AuthenticatorData: make([]byte, 37), ClientDataJSON: []byte(`{}`), Signature: []byte{1}}.Encode())
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		a, err := admin.DecodeAssertion(b)
+		if err != nil {
+			return
+		}
+		if !slices.Equal(a.Encode(), b) {
+			t.Errorf("%x has two encodings", b)
+		}
+		if a.Verify([]byte{1}, rpID, []string{origin}, [32]byte{}) == nil {
+			t.Error("it verifies without a key")
+		}
+	})
+}
+
+// enrolments of a room.
+func (r *room) enrolments() *admin.Enrolments {
+	return &admin.Enrolments{Ledger: r.ledger, Storage: r.db, Board: r.board, RPID: rpID, Origins: []string{origin}, Now: func() time.Time { return time.Unix(r.now.Load(), 0) }}
+}
+
+// change carries a change of the roster out, approved by officers 0 and 1 with CLI keys.
+func (r *room) change(edit func(*admin.Roster)) error {
+	r.t.Helper()
+	now := must(r.board.Rosters(r.t.Context())).Current()
+	next := now.Successor()
+	edit(&next)
+	a, err := r.board.Propose(r.t.Context(), admin.Ask{Action: admin.ChangeRoster, Parameters: must(admin.ChangeParameters(now, next))})
+	if err != nil {
+		return err
+	}
+	for i := range 2 {
+		if err := r.approve(i, a.ID, a.Proposal); err != nil {
+			return err
+		}
+	}
+	r.wait(a.ID, admin.Done)
+	return nil
+}
+
+func (r *room) ballot(id string, o string, a authenticator, proposal []byte) error {
+	_, err := r.board.Vote(r.t.Context(), id, admin.Ballot{Officer: o, Passkey: a.ID, Decision: admin.Approve, Signature: a.vote(admin.Approve, proposal)})
+	return err
+}
+
+// A link collects passkeys, the officers put them on the roster, and from then on they
+// vote; what was pending under the old roster is dead, with its votes.
+func TestEnrolment(t *testing.T) {
+	r := newRoom(t, 2, "ada", "bob", "cyd")
+	r.run()
+	e, ctx := r.enrolments(), t.Context()
+	old := r.propose("old")
+	if err := r.approve(2, old.ID, old.Proposal); err != nil {
+		t.Fatal(err)
+	}
+	secret, en, err := e.Open(ctx, "dan", []admin.Assignment{{Role: admin.CryptoOfficer}, {Role: admin.Administrator}}, admin.AdminToken, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.Find(ctx, strings.Repeat("0", 64)); !refused(err, admin.NotFound, "was used") {
+		t.Errorf("a guessed link: %v", err)
+	}
+	if _, _, err := e.Finish(ctx, secret); !refused(err, admin.BadProposal, "no passkey") {
+		t.Errorf("an empty enrolment: %v", err)
+	}
+	one, two := newAuthenticator(p256()), newAuthenticator(p256())
+	for _, a := range []authenticator{one, two} {
+		if en, err = e.AddPasskey(ctx, secret, a.Passkey); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := e.AddPasskey(ctx, secret, one.Passkey); !refused(err, admin.Closed, "made already") {
+		t.Errorf("a passkey twice: %v", err)
+	}
+	en, a, err := e.Finish(ctx, secret)
+	if err != nil || a == nil || len(en.Passkeys) != 2 {
+		t.Fatalf("%+v %+v %v", en, a, err)
+	}
+	if _, err := e.Find(ctx, secret); !refused(err, admin.NotFound, "was used") {
+		t.Errorf("a used link: %v", err)
+	}
+	for i := range 2 {
+		if err := r.approve(i, a.ID, a.Proposal); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.wait(a.ID, admin.Done)
+	h := must(r.board.Rosters(ctx))
+	now := h.Current()
+	if dan, _ := now.Officer("dan"); now.Version != 1 || len(dan.Passkeys) != 2 || now.RPID != rpID || !now.Enrolled() {
+		t.Fatalf("%+v", now)
+	}
+	if err := h.Check(ctx, r.ledger.Leaf); err != nil {
+		t.Error(err)
+	}
+	// What waited under the old roster is dead.
+	if s := r.wait(old.ID, admin.Cancelled); !strings.Contains(s.Reason, "roster") {
+		t.Errorf("%+v", s.Reason)
+	}
+	if err := r.approve(1, old.ID, old.Proposal); !refused(err, admin.Closed, "cancelled") {
+		t.Errorf("a vote on it: %v", err)
+	}
+
+	// A passkey and a CLI key decide together; one officer has one vote, with either passkey.
+	k := r.propose("k1")
+	if err := r.ballot(k.ID, "dan", one, k.Proposal); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.ballot(k.ID, "dan", two, k.Proposal); !refused(err, admin.VoteRefused, "has voted") {
+		t.Errorf("a second vote by the other passkey: %v", err)
+	}
+	if err := r.ballot(k.ID, "ada", two, k.Proposal); !refused(err, admin.VoteRefused, "none of officer ada") {
+		t.Errorf("a vote in another's name: %v", err)
+	}
+	if err := r.approve(0, k.ID, k.Proposal); err != nil {
+		t.Fatal(err)
+	}
+	r.roster = now // what the executor of the test checks against
+	r.wait(k.ID, admin.Done)
+
+	// A restart knows it, and a database that lost it does not start.
+	r.close()
+	r.open()
+	h = must(r.db.Rosters(ctx))
+	if err := h.Check(ctx, r.ledger.Leaf); err != nil || h.Current().Digest() != now.Digest() {
+		t.Errorf("after a restart: %v", err)
+	}
+}
+
+// An officer who asks by passkey signs the request, and has no vote, nor has a machine's owner.
+func TestOwnRequest(t *testing.T) {
+	r := newRoom(t, 2, "ada", "bob", "cyd")
+	r.run()
+	ctx, dan := t.Context(), newAuthenticator(p256())
+	err := r.change(func(n *admin.Roster) {
+		n.RPID, n.Origins = rpID, []string{origin}
+		n.Officers = append(n.Officers, admin.Officer{Name: "dan", Passkeys: []admin.Passkey{dan.Passkey}, Roles: []admin.Assignment{{Role: admin.CryptoOfficer}}})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	parameters := []byte(`{"name":"k1"}`)
+	p := must(r.board.Terms(ctx)).Draft(testAction, must(testActs(parameters)), parameters, admin.OfficerRequester("dan"), time.Unix(r.now.Load(), 0), 0)
+	raw := must(p.Encode())
+	ask := admin.Ask{Action: testAction, Parameters: parameters, Officer: "dan", Passkey: dan.ID, Proposal: raw, Signature: dan.vote(admin.Request, raw)}
+	forged := ask
+	forged.Signature = dan.vote(admin.Approve, raw)
+	if _, err := r.board.Propose(ctx, forged); !refused(err, admin.VoteRefused, "something else") {
+		t.Errorf("asked with an approval: %v", err)
+	}
+	if _, err := r.board.Propose(ctx, admin.Ask{Action: testAction, Parameters: parameters, Requester: "officer:dan"}); !refused(err, admin.VoteRefused, "signs what") {
+		t.Errorf("asked in an officer's name: %v", err)
+	}
+	a, err := r.board.Propose(ctx, ask)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.ballot(a.ID, "dan", dan, raw); !refused(err, admin.VoteRefused, "others must decide") {
+		t.Errorf("own request approved: %v", err)
+	}
+	m, err := r.board.Propose(ctx, admin.Ask{Action: testAction, Parameters: []byte(`{"name":"k2"}`), Requester: admin.Principal{Kind: admin.ByMachine, Name: "ci", Owner: "officer:dan"}.Requester()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.ballot(m.ID, "dan", dan, m.Proposal); !refused(err, admin.VoteRefused, "others must decide") {
+		t.Errorf("an own machine's request approved: %v", err)
+	}
+}
+
+// Groups are joined by AND, and a number of votes must be by CLI keys.
+func TestGroups(t *testing.T) {
+	r := newRoom(t, 2, "ada", "bob", "cyd")
+	r.run()
+	dan, eve := newAuthenticator(p256()), newAuthenticator(p256())
+	co := []admin.Assignment{{Role: admin.CryptoOfficer}}
+	err := r.change(func(n *admin.Roster) {
+		n.RPID, n.Origins, n.CLI = rpID, []string{origin}, 1
+		n.Officers = append(n.Officers, admin.Officer{Name: "dan", Passkeys: []admin.Passkey{dan.Passkey}, Roles: co}, admin.Officer{Name: "eve", Passkeys: []admin.Passkey{eve.Passkey}, Roles: co},
+			admin.Officer{Name: "aud", Passkeys: []admin.Passkey{newAuthenticator(p256()).Passkey}, Roles: []admin.Assignment{{Role: admin.Auditor}}})
+		n.Groups = []admin.Group{{Name: "security", Quorum: 1, Members: []string{"ada", "dan"}}, {Name: "operations", Quorum: 1, Members: []string{"bob", "eve"}}}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.roster = must(r.board.Rosters(t.Context())).Current()
+	pending := func(what string, a *admin.Approval) {
+		t.Helper()
+		if s := must(r.board.Show(t.Context(), a.ID)); s.State != admin.Pending {
+			t.Errorf("%s: it is %s", what, s.State)
+		}
+	}
+	a := r.propose("k1")
+	for _, v := range []error{r.ballot(a.ID, "dan", dan, a.Proposal), r.approve(0, a.ID, a.Proposal), r.approve(2, a.ID, a.Proposal)} {
+		if v != nil {
+			t.Fatal(v)
+		}
+	}
+	pending("three approvals, none of operations", a)
+	if err := r.ballot(a.ID, "eve", eve, a.Proposal); err != nil {
+		t.Fatal(err)
+	}
+	r.wait(a.ID, admin.Done)
+	b := r.propose("k2")
+	if err := errors.Join(r.ballot(b.ID, "dan", dan, b.Proposal), r.ballot(b.ID, "eve", eve, b.Proposal)); err != nil {
+		t.Fatal(err)
+	}
+	pending("both groups, but no CLI key", b)
+	if err := r.approve(2, b.ID, b.Proposal); err != nil {
+		t.Fatal(err)
+	}
+	r.wait(b.ID, admin.Done)
+	// Both of a group say no: it cannot come to pass any more.
+	c := r.propose("k3")
+	must(r.board.Vote(t.Context(), c.ID, admin.Ballot{Officer: "bob", Decision: admin.Reject, Signature: must(r.keys[1].SignVote(admin.Reject, c.Proposal))}))
+	must(r.board.Vote(t.Context(), c.ID, admin.Ballot{Officer: "eve", Passkey: eve.ID, Decision: admin.Reject, Signature: eve.vote(admin.Reject, c.Proposal)}))
+	r.wait(c.ID, admin.Rejected)
+}
+
+// What nobody may be able to decide is refused before anybody votes, and a change must
+// begin at the roster in force.
+func TestRosterRefused(t *testing.T) {
+	r := newRoom(t, 2, "ada", "bob", "cyd")
+	r.run()
+	k := newAuthenticator(p256())
+	co := []admin.Assignment{{Role: admin.CryptoOfficer}}
+	for name, c := range map[string]struct {
+		edit func(*admin.Roster)
+		says string
+	}{
+		"a policy of one": {func(n *admin.Roster) { n.Quorum = 1 }, "quorum of 1"},
+		"too few voters":  {func(n *admin.Roster) { n.Officers = n.Officers[:1] }, "quorum of 2 of 1"},
+		"nobody votes": {func(n *admin.Roster) {
+			n.Officers[0].Roles[0].Role, n.Officers[1].Roles[0].Role = admin.Auditor, admin.Auditor
+		}, "quorum of 2 of 1"},
+		"limited crypto officers": {func(n *admin.Roster) { n.Officers[0].Roles[0].Key, n.Officers[1].Roles[0].Key = "k", "k" }, "quorum of 2 of 1"},
+		"no role":                 {func(n *admin.Roster) { n.Officers[2].Roles = nil }, "at least one role"},
+		"unknown role":            {func(n *admin.Roster) { n.Officers[2].Roles[0].Role = "god" }, "there is no role"},
+		"an auditor who acts": {func(n *admin.Roster) {
+			n.Officers[2].Roles = append(n.Officers[2].Roles, admin.Assignment{Role: admin.Auditor})
+		}, "changes nothing"},
+		"no key":               {func(n *admin.Roster) { n.Officers[2].SPKI = nil }, "at least one key"},
+		"one key for two":      {func(n *admin.Roster) { n.Officers[2].SPKI = n.Officers[1].SPKI }, "twice"},
+		"a name twice":         {func(n *admin.Roster) { n.Officers[2].Name = "ada" }, "twice"},
+		"passkeys without rp":  {func(n *admin.Roster) { n.Officers[2].Passkeys = []admin.Passkey{k.Passkey} }, "rp_id"},
+		"an IP as rp":          {func(n *admin.Roster) { n.RPID, n.Origins = "127.0.0.1", []string{"https://127.0.0.1"} }, "rp_id"},
+		"an origin elsewhere":  {func(n *admin.Roster) { n.RPID, n.Origins = rpID, []string{"https://evil.example"} }, "origin"},
+		"an origin in clear":   {func(n *admin.Roster) { n.RPID, n.Origins = rpID, []string{"http://ca.example"} }, "origin"},
+		"a group of strangers": {func(n *admin.Roster) { n.Groups = []admin.Group{{Name: "g", Quorum: 1, Members: []string{"eve"}}} }, "no officer who votes"},
+		"a group that cannot":  {func(n *admin.Roster) { n.Groups = []admin.Group{{Name: "g", Quorum: 2, Members: []string{"ada"}}} }, "not possible"},
+		"a member twice": {func(n *admin.Roster) {
+			n.Groups = []admin.Group{{Name: "g", Quorum: 2, Members: []string{"ada", "ada"}}}
+		}, "twice"},
+		"more CLI votes than keys": {func(n *admin.Roster) { n.CLI = 4 }, "have a CLI key"},
+		"a version too many":       {func(n *admin.Roster) { n.Version = 2 }, "the next one has version 1"},
+		"a slash in a name": {func(n *admin.Roster) {
+			n.Officers = append(n.Officers, admin.Officer{Name: "a/officer:ada", SPKI: must(must(admin.NewOfficerKey("x")).Officer()).SPKI, Roles: co})
+		}, "no slash"},
+	} {
+		if err := r.change(c.edit); err == nil || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v; want %q", name, err, c.says)
+		}
+	}
+	if r.leaves(audit.OpProposal) != 0 {
+		t.Error("something of it was asked for")
+	}
+	if err := r.change(func(n *admin.Roster) { n.Quorum = 3 }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The history of rosters proves itself; whoever writes to the database alone adds nothing
+// to it, and takes nothing away.
+func TestHSM11ForgedRoster(t *testing.T) {
+	r := newRoom(t, 2, "ada", "bob", "cyd")
+	if !strings.HasPrefix(r.url, "sqlite:") {
+		t.Skip("writes past the server into a SQLite file")
+	}
+	r.run()
+	if err := r.change(func(n *admin.Roster) { n.Officers = n.Officers[:2] }); err != nil { // cyd leaves
+		t.Fatal(err)
+	}
+	good := must(r.board.Rosters(t.Context()))
+	zero, _ := must(r.ledger.Leaf(t.Context(), 0)).Hash(audit.TagRoster)
+	stranger := newCollege(2, "eve", "mal")
+	for name, edit := range map[string]func(h *admin.History){
+		"another roster": func(h *admin.History) { h.Changes[0].Roster.Officers = stranger.roster.Officers },
+		"a forged vote":  func(h *admin.History) { h.Changes[0].Warrant.Votes[0].Signature[9] ^= 1 },
+		"one vote":       func(h *admin.History) { h.Changes[0].Warrant.Votes = h.Changes[0].Warrant.Votes[:1] },
+		"twice":          func(h *admin.History) { h.Changes = append(h.Changes, h.Changes[0]) },
+		"another entry":  func(h *admin.History) { h.Changes[0].Leaf = 1 },
+		"no entry":       func(h *admin.History) { h.Changes[0].Leaf = 0 },
+		"other officers of leaf 0": func(h *admin.History) {
+			h.Base = stranger.roster
+			h.Changes = nil
+		},
+	} {
+		var h admin.History
+		if err := json.Unmarshal(must(json.Marshal(good)), &h); err != nil {
+			t.Fatal(err)
+		}
+		edit(&h)
+		if err := h.Check(t.Context(), r.ledger.Leaf); !errors.Is(err, audit.ErrTampered) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if after, err := good.CheckChain(zero); err != nil || len(after) != 1 {
+		t.Errorf("the good one: %v, %d", err, len(after))
+	}
+	a := r.propose("k1")
+	exec(r, "DELETE FROM roster_change")
+	if err := r.approve(2, a.ID, a.Proposal); !errors.Is(err, audit.ErrTampered) {
+		t.Errorf("a vote of an officer who left, on a database that was rolled back: %v", err)
+	}
+}
+
+// The one table gives each role something, and nothing to who has none.
+func TestRoles(t *testing.T) {
+	has := func(role admin.Role, p admin.Permission) bool {
+		return admin.Principal{Kind: admin.ByOfficer, Name: "x", Assignments: []admin.Assignment{{Role: role}}}.May(p, admin.Resource{})
+	}
+	for _, p := range admin.Permissions() {
+		if (admin.Principal{Kind: admin.ByOfficer, Name: "x"}).May(p, admin.Resource{}) || (admin.Principal{}).MaySome(p) {
+			t.Errorf("%s without a role", p)
+		}
+		if reads := strings.HasSuffix(string(p), ".read"); has(admin.Auditor, p) != reads {
+			t.Errorf("an auditor and %s: %t", p, has(admin.Auditor, p))
+		}
+		if !slices.ContainsFunc(admin.Roles, func(r admin.Role) bool { return has(r, p) }) {
+			t.Errorf("nobody has %s", p)
+		}
+		if !(admin.Principal{Kind: admin.ByAdminToken}).May(p, admin.Resource{}) {
+			t.Errorf("the admin token lacks %s", p)
+		}
+	}
+	if has(admin.Administrator, admin.Vote) || has(admin.CryptoOfficer, admin.ManageOfficers) || has(admin.Administrator, admin.SignDocuments) {
+		t.Error("duties are not separated")
+	}
+	limited := admin.Principal{Kind: admin.ByMachine, Name: "x", Assignments: []admin.Assignment{{Role: admin.RegistrationOfficer, Issuer: "issuing", Profile: "tls-server"}, {Role: admin.Signer, Key: "release"}}}
+	for _, c := range []struct {
+		p    admin.Permission
+		on   admin.Resource
+		want bool
+	}{
+		{admin.IssueCertificates, admin.Resource{Issuer: "issuing", Profile: "tls-server"}, true},
+		{admin.IssueCertificates, admin.Resource{Issuer: "issuing", Profile: "code"}, false},
+		{admin.IssueCertificates, admin.Resource{Issuer: "other", Profile: "tls-server"}, false},
+		{admin.IssueCertificates, admin.Resource{}, false},
+		{admin.SignDocuments, admin.Resource{Key: "release"}, true},
+		{admin.SignDocuments, admin.Resource{Key: "other"}, false},
+		{admin.ReadHSM, admin.Resource{}, false},
+	} {
+		if got := limited.May(c.p, c.on); got != c.want {
+			t.Errorf("%s on %+v: %t", c.p, c.on, got)
+		}
+	}
+	everything := []admin.Assignment{{Role: admin.Administrator}, {Role: admin.CryptoOfficer}}
+	for kind, denied := range map[admin.PrincipalKind][]admin.Permission{admin.ByOIDC: {admin.Propose, admin.Vote, admin.ManageOfficers, admin.ManageMachines}, admin.ByMachine: {admin.ManageOfficers, admin.ManageMachines}} {
+		for _, p := range denied {
+			if who := (admin.Principal{Kind: kind, Name: "x", Assignments: everything}); who.May(p, admin.Resource{}) || who.MaySome(p) {
+				t.Errorf("%s has %s", kind, p)
+			}
+		}
+	}
+	for text, ok := range map[string]bool{"signer,key=release": true, "registration-officer,issuer=issuing,profile=tls-server": true, "auditor": true, "god": false, "signer,key=": false, "signer,key=a,key=b": false, "administrator,key=a": true, "signer,issuer=x": false, "": false} {
+		if a, err := admin.ParseAssignment(text); (err == nil) != ok || ok && a.String() != text {
+			t.Errorf("%q: %v %v", text, a, err)
+		}
+	}
+}
