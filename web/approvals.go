@@ -20,6 +20,8 @@ import (
 // signatures. Errors: *admin.Refusal, and the sentinels of audit.
 type Approvals interface {
 	Terms(ctx context.Context) (admin.Terms, error)
+	// Rosters are all rosters up to the one in force.
+	Rosters(ctx context.Context) (admin.History, error)
 	// Propose returns once the proposal is durable and on the ledger.
 	Propose(ctx context.Context, a admin.Ask) (*admin.Approval, error)
 	// Vote returns once the vote is durable and on the ledger; the last one that was

@@ -87,6 +87,10 @@ func (s *Server) routes() []route {
 		{get, "/api/v1/approvals/{id}", doorHTTPS, tokenHolder, s.approval},
 		{post, "/api/v1/approvals/{id}/votes", doorHTTPS, tokenHolder, s.vote},
 		{post, "/api/v1/approvals/{id}/cancel", doorHTTPS, tokenHolder, s.cancelApproval},
+		{get, "/api/v1/officers", doorHTTPS, tokenHolder, s.officers},
+		{post, "/api/v1/enrolments", doorHTTPS, tokenHolder, s.invite},
+		{get, "/api/v1/enrolments/{id}", doorHTTPS, tokenHolder, s.enrolmentByID},
+		{post, "/api/v1/enrolments/{id}/withdraw", doorHTTPS, tokenHolder, s.withdrawEnrolment},
 		{post, "/api/v1/ledger/erase", doorHTTPS, tokenHolder, s.erase},
 		{get, "/api/v1/openapi.yaml", doorHTTPS, public, s.openAPI},
 

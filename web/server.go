@@ -74,6 +74,8 @@ type Config struct {
 	Documents Documents
 	// Approvals is where officers decide.
 	Approvals Approvals
+	// Officers is how they get their passkeys.
+	Officers Officers
 	// HSM is the cluster of HSM members with its keys.
 	HSM HSM
 	// Backup is where its keys are kept a second time.
@@ -130,8 +132,8 @@ func New(cfg Config) (*Server, error) {
 	if s.httpBase, err = baseURL(cfg.PublicHTTPURL, "http"); err != nil {
 		return nil, fmt.Errorf("web: PublicHTTPURL: %w", err)
 	}
-	if cfg.CA == nil || cfg.ACME == nil || cfg.Console == nil || cfg.Checkpoint == nil || cfg.Proof == nil || cfg.LeafProof == nil || cfg.Tile == nil || cfg.Entries == nil || cfg.Documents == nil || cfg.Approvals == nil || cfg.HSM == nil || cfg.Backup == nil || cfg.Candidate == nil || cfg.Ready == nil || cfg.AdminToken == nil || cfg.Refused == nil || cfg.Erase == nil {
-		return nil, errors.New("web: CA, ACME, Console, Checkpoint, Proof, LeafProof, Tile, Entries, Documents, Approvals, HSM, Backup, Candidate, Ready, AdminToken, Refused and Erase must be set")
+	if cfg.CA == nil || cfg.ACME == nil || cfg.Console == nil || cfg.Checkpoint == nil || cfg.Proof == nil || cfg.LeafProof == nil || cfg.Tile == nil || cfg.Entries == nil || cfg.Documents == nil || cfg.Approvals == nil || cfg.Officers == nil || cfg.HSM == nil || cfg.Backup == nil || cfg.Candidate == nil || cfg.Ready == nil || cfg.AdminToken == nil || cfg.Refused == nil || cfg.Erase == nil {
+		return nil, errors.New("web: CA, ACME, Console, Checkpoint, Proof, LeafProof, Tile, Entries, Documents, Approvals, Officers, HSM, Backup, Candidate, Ready, AdminToken, Refused and Erase must be set")
 	}
 	if s.https, err = s.door(doorHTTPS); err != nil {
 		return nil, err

@@ -7,6 +7,7 @@ import (
 	"encoding/json/v2"
 	"errors"
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -45,6 +46,18 @@ func (s *server) newBoard(ctx context.Context) (*admin.Board, error) {
 		actions[name] = a
 	}
 	return admin.NewBoard(admin.Config{Ledger: s.ledger, Storage: s.db, Rosters: rosters, Log: s.log, Actions: actions})
+}
+
+// enrolments is where officers get their passkeys.
+func (s *server) enrolments(board *admin.Board) *admin.Enrolments {
+	e := &admin.Enrolments{Ledger: s.ledger, Storage: s.db, Board: board, Origins: []string{s.cfg.PublicURL}}
+	if u, err := url.Parse(s.cfg.PublicURL); err == nil {
+		e.RPID = u.Hostname()
+	}
+	if s.dev { // there the console is at the HTTP door too
+		e.Origins = append(e.Origins, s.cfg.PublicHTTPURL)
+	}
+	return e
 }
 
 // rosters reads the officers and holds them against the ledger.
