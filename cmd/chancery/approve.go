@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -45,6 +46,8 @@ type approvalView struct {
 	Grant  string          `json:"grant,omitempty"`
 	Result json.RawMessage `json:"result,omitempty"`
 	Reason string          `json:"reason,omitempty"`
+
+	inForce *admin.Roster // as the server says; nil: it was not asked
 }
 
 // approvals is the answer of GET /api/v1/approvals.
@@ -252,6 +255,13 @@ func (r *remote) approval(ctx context.Context, id string) (a *approvalView, raw 
 	if err := json.Unmarshal(raw, a); err != nil {
 		return nil, nil, fmt.Errorf("reading the answer of the server: %w", err)
 	}
+	if a.Action == admin.ChangeRoster {
+		var v officersView
+		if err := r.get(ctx, "/api/v1/officers", &v); err != nil {
+			return nil, nil, err
+		}
+		a.inForce = &v.Roster // its digest is compared with what the proposal says
+	}
 	return a, raw, nil
 }
 
@@ -293,7 +303,11 @@ func (a *approvalView) print(w io.Writer, p admin.Proposal) error {
 		fmt.Fprintf(&b, "would      %s\n", visible(act))
 	}
 	var parameters map[string]any
-	if json.Unmarshal(a.Parameters, &parameters) == nil {
+	if p.Action == admin.ChangeRoster {
+		if err := a.printRoster(&b); err != nil {
+			return err
+		}
+	} else if json.Unmarshal(a.Parameters, &parameters) == nil {
 		for _, k := range slices.Sorted(maps.Keys(parameters)) {
 			fmt.Fprintf(&b, "  %-10s %s\n", visible(k), visible(fmt.Sprint(parameters[k])))
 		}
@@ -314,6 +328,34 @@ func (a *approvalView) print(w io.Writer, p admin.Proposal) error {
 	fmt.Fprintf(&b, "fingerprint %s\n", admin.Fingerprint(a.Proposal))
 	_, err := w.Write(b.Bytes())
 	return err
+}
+
+// printRoster shows in what a roster differs from the one in force, whose digest it names.
+func (a *approvalView) printRoster(b *bytes.Buffer) error {
+	next, err := parametersOf[admin.RosterParameters](a.Parameters)
+	if err != nil {
+		return &exit{exitVerify, err}
+	}
+	if a.inForce == nil {
+		fmt.Fprintf(b, "  the whole roster: %s\n", visible(string(a.Parameters)))
+		return nil
+	}
+	digest := a.inForce.Digest()
+	if hex.EncodeToString(digest[:]) != next.Before {
+		fmt.Fprintf(b, "  it follows another roster than the one in force: it is dead, or was carried out\n")
+		return nil
+	}
+	for _, d := range a.inForce.Differences(next.Roster) {
+		fmt.Fprintf(b, "  %s: %s → %s\n", visible(d.What), orNone(d.Before), orNone(d.After))
+	}
+	return nil
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return visible(s)
 }
 
 // visible shows text that others wrote: unless it is plain ASCII it stands in quotes,

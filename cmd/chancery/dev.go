@@ -115,7 +115,11 @@ func (d *dev) run(ctx context.Context) error {
 		}
 		defer pprof.StopCPUProfile()
 	}
-	err = s.serve(ctx, l, landing, func() { d.banner(cfg, landing) })
+	link, err := s.firstLink(ctx)
+	if err != nil {
+		return errors.Join(err, s.close())
+	}
+	err = s.serve(ctx, l, landing, func() { d.banner(cfg, landing, link) })
 	return errors.Join(err, s.close())
 }
 
@@ -346,7 +350,7 @@ func fingerprint(der []byte) string {
 	return strings.Join(parts, ":")
 }
 
-func (d *dev) banner(c *Config, l web.Landing) {
+func (d *dev) banner(c *Config, l web.Landing, link string) {
 	install := ""
 	if _, err := exec.LookPath("certbot"); err != nil {
 		install = "   (certbot is not installed yet)"
@@ -357,7 +361,8 @@ func (d *dev) banner(c *Config, l web.Landing) {
   Root certificate  %s
   Root SHA-256      %s
   Start page        %s/
-  Console           %s/console/   (token: %s)
+  Console           %s/console/
+  Admin token       %s
   Data              %s
 
 The first certificate, as this user:%s
@@ -368,8 +373,65 @@ The first certificate, as this user:%s
 Check the ledger at any time:
 
   %s audit verify --dir %s
-`, c.PublicURL, d.path("root.pem"), l.RootFingerprint, c.PublicHTTPURL, c.PublicHTTPURL, d.path("admin.token"), d.dir, install, l.CertbotLine, self(), shellQuote(d.dir))
+%s`, c.PublicURL, d.path("root.pem"), l.RootFingerprint, c.PublicHTTPURL, c.PublicHTTPURL, d.path("admin.token"), d.dir, install, l.CertbotLine, self(), shellQuote(d.dir), d.invitation(link))
 }
+
+// invitation tells the first person how to come to the console.
+func (d *dev) invitation(link string) string {
+	if link == "" {
+		return ""
+	}
+	at := func(name string) string { return shellQuote(d.path("officers", name+".pem")) }
+	return fmt.Sprintf(`
+The console is entered with a passkey. Make the first one with this link, which works once, within a day:
+
+  %s
+
+Then both officers put it on the roster; here they are you:
+
+  %s approve sign ID --dir %s --officer officer-1 --key %s
+  %s approve sign ID --dir %s --officer officer-2 --key %s
+`, link, self(), shellQuote(d.dir), at("officer-1"), self(), shellQuote(d.dir), at("officer-2"))
+}
+
+// firstLink is a link for the first person at the console, while nobody has a passkey; ""
+// when somebody has. Of an earlier start nobody knows the secret any more: its link ends.
+func (s *server) firstLink(ctx context.Context) (string, error) {
+	board, err := s.newBoard(ctx)
+	if err != nil {
+		return "", err
+	}
+	rosters, err := board.Rosters(ctx)
+	if err != nil || rosters.Current().Enrolled() {
+		return "", err
+	}
+	e := s.enrolments(board)
+	before, err := e.List(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, old := range before {
+		if old.Name == firstPerson && old.State == admin.EnrolmentOpen {
+			if err := e.Withdraw(ctx, old.ID, admin.AdminToken); err != nil {
+				return "", err
+			}
+		}
+	}
+	var roles []admin.Assignment
+	for _, r := range admin.Roles {
+		if r != admin.Auditor { // who audits changes nothing
+			roles = append(roles, admin.Assignment{Role: r})
+		}
+	}
+	secret, _, err := e.Open(ctx, firstPerson, roles, admin.AdminToken, 0)
+	if err != nil {
+		return "", err
+	}
+	return s.cfg.PublicHTTPURL + "/console/enrol#" + secret, nil
+}
+
+// firstPerson is how the first person at the console of dev is called.
+const firstPerson = "admin"
 
 // self is how the user called this program.
 func self() string {

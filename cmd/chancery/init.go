@@ -35,6 +35,7 @@ func initCommand() *cobra.Command {
 	c.Flags().StringVar(&in.file, "config", "/etc/chancery/chancery.yaml", "configuration file")
 	c.Flags().StringArrayVar(&in.officers, "officer", nil, "officer's name and public key (PEM), at least two")
 	c.Flags().IntVar(&in.quorum, "quorum", 2, "how many officers a sensitive act needs, 2 to 20")
+	c.Flags().StringArrayVar(&in.administrators, "administrator", nil, "name of an administrator, again for each: a link to make a passkey is printed")
 	c.Flags().StringVar(&in.tokenFile, "admin-token", "admin.token", "file for the admin token (0600); made unless it is there")
 	c.Flags().StringVar(&in.level, "log", "warn", "what is logged to standard error: debug, info, warn, error")
 	return c
@@ -43,6 +44,8 @@ func initCommand() *cobra.Command {
 type initCA struct {
 	file, tokenFile, level string
 	officers               []string
+	administrators         []string
+	links                  []string // for them, in that order
 	quorum                 int
 	out                    io.Writer
 }
@@ -86,6 +89,9 @@ func (in *initCA) run(ctx context.Context) error {
 	stderr.end()
 	fmt.Fprintf(in.out, "The CA is made.\n\n  Root SHA-256  %s\n  Admin token   %s\n\nTake the SO PINs away from this machine, then run: chancery serve --config %s\n\n%s",
 		fingerprint(root), in.tokenFile, in.file, pemCertificates(root))
+	for i, link := range in.links {
+		fmt.Fprintf(in.out, "\n%s makes passkeys with this link; it works once, within a day, while the server runs:\n\n  %s\n", visible(in.administrators[i]), link)
+	}
 	return nil
 }
 
@@ -102,6 +108,13 @@ func (in *initCA) ceremony(ctx context.Context, s *server, roster admin.Roster, 
 	}
 	if err := s.genesis(ctx, roster, tokenHash); err != nil {
 		return err
+	}
+	for _, name := range in.administrators {
+		link, err := s.invited(ctx, name, []admin.Assignment{{Role: admin.Administrator}}, s.cfg.PublicURL)
+		if err != nil {
+			return err
+		}
+		in.links = append(in.links, link)
 	}
 	return s.authority.FreshCRLs(ctx)
 }
@@ -148,39 +161,6 @@ func adminToken(path string) (string, error) {
 		return "", fmt.Errorf("admin token: %w", err)
 	}
 	return strings.TrimSpace(string(b)), nil
-}
-
-func officerCommand() *cobra.Command {
-	c := &cobra.Command{Use: "officer", Short: "Officers' keys"}
-	var out string
-	n := &cobra.Command{
-		Use: "new NAME --out FILE", Short: "Make an officer's key on the officer's own machine",
-		Long: "Writes the private key to FILE (0600) and the public key, which chancery init wants, to FILE.pub.",
-		RunE: func(c *cobra.Command, args []string) error {
-			if len(args) != 1 || out == "" {
-				return &exit{exitUsage, errors.New("give one name and --out FILE")}
-			}
-			k, err := admin.NewOfficerKey(args[0])
-			if err != nil {
-				return &exit{exitUsage, err}
-			}
-			o, err := k.Officer()
-			if err != nil {
-				return err
-			}
-			if err := k.Save(out); err != nil {
-				return err
-			}
-			if err := writeFile(out+".pub", pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: o.SPKI}), 0o644); err != nil {
-				return err
-			}
-			_, err = fmt.Fprintf(c.OutOrStdout(), "private key %s (keep it), public key %s.pub\n", out, out)
-			return err
-		},
-	}
-	n.Flags().StringVar(&out, "out", "", "file of the private key")
-	c.AddCommand(n)
-	return c
 }
 
 // notifyReady tells systemd that the server is ready (sd_notify(3)); without systemd it does nothing.
