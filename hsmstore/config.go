@@ -111,6 +111,7 @@ type Config struct {
 	Enrolled    []MemberRecord                                 // what the database holds; a member of the configuration that is not in it waits to be added, unless all are new
 	Shares      ShareStore                                     // nil: no SO PIN is split
 	Officers    func(context.Context) ([]admin.Officer, error) // among whom SO PINs are split; with Shares
+	Rosters     func(context.Context) (admin.History, error)   // all rosters, to the one in force; nil: that of leaf 0 never changes
 	Log         *slog.Logger                                   // nil: slog.Default
 	SignTimeout time.Duration                                  // of one attempt on one member; 0: 5 s
 	Concurrency int                                            // signatures in flight per member; 0: twice its sessions

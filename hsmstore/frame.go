@@ -28,6 +28,7 @@ const (
 	opLoad   byte = 2  // payload: JSON loadRequest; reply: JSON loadReply
 	opStatus byte = 3  // reply: JSON workerStatus
 	opSeal   byte = 9  // genesis is over; reply: JSON
+	opRoster byte = 11 // payload: JSON rosterChanges; the account follows them; reply: JSON
 	opRetire byte = 10 // the officers ended the cluster; reply: JSON, then the worker ends
 )
 

@@ -45,7 +45,7 @@ func (s *server) newBoard(ctx context.Context) (*admin.Board, error) {
 		}
 		actions[name] = a
 	}
-	return admin.NewBoard(admin.Config{Ledger: s.ledger, Storage: s.db, Rosters: rosters, Log: s.log, Actions: actions})
+	return admin.NewBoard(admin.Config{Ledger: s.ledger, Storage: s.db, Rosters: rosters, RosterChanged: s.hsm.RosterChanged, Log: s.log, Actions: actions})
 }
 
 // enrolments is where officers get their passkeys.

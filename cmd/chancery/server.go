@@ -123,7 +123,7 @@ func (s *server) open(ctx context.Context) (err error) {
 		nodes = &hsmstore.Nodes{Exclusive: s.db.Exclusive, Rows: s.rows}
 	}
 	s.hsm, err = hsmstore.Open(ctx, hsmstore.Config{Nodes: nodes, Members: members, Ledger: s.ledger, Keys: keys, Enrolled: enrolled, Log: s.log,
-		Shares: s.db, Officers: s.officers, InUse: s.keyInUse, CeremonyOnly: s.ceremonyKey, Backup: s.db, BackupToken: s.backupToken, Backups: s.backupHolders})
+		Shares: s.db, Officers: s.officers, Rosters: s.db.Rosters, InUse: s.keyInUse, CeremonyOnly: s.ceremonyKey, Backup: s.db, BackupToken: s.backupToken, Backups: s.backupHolders})
 	if err != nil {
 		return err
 	}
