@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/mod/sumdb/tlog"
 
+	"chancery/admin"
 	"chancery/audit"
 	"chancery/dbstore"
 )
@@ -501,22 +502,29 @@ func (e *export) writeIssuers(ctx context.Context, x tree) error {
 	return x.put("chancery/issuers.bin", certs.Bytes())
 }
 
+// writeRoster writes all rosters that were ever in force: the first one, and each that
+// followed with the signatures that decided it.
 func (e *export) writeRoster(ctx context.Context, x tree) error {
 	h, err := e.st.Rosters(ctx)
 	if err != nil {
 		return err
 	}
-	r := h.Base
-	type officer struct {
-		Name string `json:"name"`
-		SPKI []byte `json:"spki"`
+	type warrant struct {
+		Proposal []byte             `json:"proposal"`
+		Votes    []admin.VoteRecord `json:"votes"`
+	}
+	type change struct {
+		Roster  admin.Roster `json:"roster"`
+		Warrant warrant      `json:"warrant"`
+		Leaf    uint64       `json:"leaf"`
 	}
 	out := struct {
-		Quorum   int       `json:"quorum"`
-		Officers []officer `json:"officers"`
-	}{r.Quorum, []officer{}}
-	for _, o := range r.Officers {
-		out.Officers = append(out.Officers, officer{o.Name, o.SPKI})
+		Quorum   int             `json:"quorum"`
+		Officers []admin.Officer `json:"officers"`
+		Changes  []change        `json:"changes,omitempty"`
+	}{Quorum: h.Base.Quorum, Officers: append([]admin.Officer{}, h.Base.Officers...)}
+	for _, c := range h.Changes {
+		out.Changes = append(out.Changes, change{c.Roster, warrant{c.Warrant.Proposal, c.Warrant.Votes}, c.Leaf})
 	}
 	return x.json("chancery/roster.json", out)
 }

@@ -2,75 +2,14 @@ package check
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/sha256"
-	"crypto/x509"
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
-	"fmt"
 	"slices"
+	"strings"
 	"time"
 
-	"chancery/cmd/chancery-verify/internal/folder"
 	"chancery/cmd/chancery-verify/internal/leaf"
 )
-
-// The decisions of an officer.
-const (
-	asks     = 0
-	approves = 1
-	rejects  = 2
-)
-
-// roster is who may decide, and how many must.
-type roster struct {
-	quorum   int
-	officers map[leaf.Hash]officer // by SPKI
-	why      string                // it cannot be used because; "" if it can
-}
-
-type officer struct {
-	name string
-	key  *ecdsa.PublicKey
-}
-
-// readRoster takes the officers of the export if their digest stands in leaf 0:
-// H("roster", quorum u16 ‖ (name, SPKI)*), texts behind u32 lengths, by SPKI. Otherwise
-// it is only an error once a decision is to be checked.
-func readRoster(f *folder.Folder, g leaf.Leaf) (r roster, err error) {
-	file, err := f.Roster()
-	if errors.Is(err, folder.ErrMissing) {
-		return roster{why: "the export does not say who the officers are"}, nil
-	} else if err != nil {
-		return r, err
-	}
-	r = roster{quorum: file.Quorum, officers: map[leaf.Hash]officer{}}
-	slices.SortFunc(file.Officers, func(a, b folder.Officer) int { return bytes.Compare(a.SPKI, b.SPKI) })
-	b := binary.BigEndian.AppendUint16(nil, uint16(file.Quorum))
-	for _, o := range file.Officers {
-		b = append(binary.BigEndian.AppendUint32(b, uint32(len(o.Name))), o.Name...)
-		b = append(binary.BigEndian.AppendUint32(b, uint32(len(o.SPKI))), o.SPKI...)
-		pub, err := x509.ParsePKIXPublicKey(o.SPKI)
-		key, ok := pub.(*ecdsa.PublicKey)
-		if err != nil || !ok {
-			r.why = fmt.Sprintf("the key of officer %.100q is none", o.Name)
-		}
-		r.officers[leaf.Sum(o.SPKI)] = officer{o.Name, key}
-	}
-	if want, _ := g.Hash(leaf.TagRoster); file.Quorum < 0 || file.Quorum > 0xffff || leaf.Digest("roster", b) != want {
-		r.why = "the officers or the quorum in the export are not those that it names"
-	}
-	return r, nil
-}
-
-// signed tells whether an officer signed a decision over a proposal (ENCODINGS, D).
-func (r roster) signed(by leaf.Hash, decision byte, proposal, signature []byte) bool {
-	o, ok := r.officers[by]
-	d := leaf.Digest("approval", []byte{decision}, proposal)
-	sum := sha256.Sum256([]byte("chancery/approval/v1\n" + hex.EncodeToString(d[:]) + "\n"))
-	return ok && r.why == "" && ecdsa.VerifyASN1(o.key, sum[:], signature)
-}
 
 // request is a proposal, taken apart: tags 1 to 10, each once and in order.
 type request struct {
@@ -121,7 +60,7 @@ type proposal struct {
 
 // vote is a decision.
 type vote struct {
-	Officer  leaf.Hash `json:"officer"`
+	Officer  leaf.Hash `json:"officer"` // SHA-256 of the SPKI of the key that signed
 	Decision uint64    `json:"decision"`
 }
 
@@ -131,8 +70,8 @@ func (v *verifier) approval(index uint64, l *leaf.Leaf) error {
 	hash, named := l.Hash(leaf.TagProposalHash)
 	p := s.Proposals[hash]
 	switch {
-	case v.roster.why != "":
-		return bad(0, "%s", v.roster.why)
+	case v.rosters.why != "":
+		return bad(0, "%s", v.rosters.why)
 	case !named || (p == nil) != (l.Op == leaf.OpProposal):
 		return bad(index, "its proposal is not known, or known already")
 	}
@@ -167,16 +106,18 @@ func (v *verifier) propose(index uint64, l *leaf.Leaf, hash leaf.Hash) error {
 		return bad(index, "the proposal has another hash")
 	case err != nil:
 		return bad(index, "%v", err)
-	case q.ledger != v.s.Ledger || q.roster != v.s.Roster:
+	case q.ledger != v.s.Ledger || v.rosters.by[q.roster] == nil:
 		return bad(index, "the proposal is for another ledger or other officers")
 	}
-	by, asked := l.Hash(leaf.TagOfficer)
-	o := v.roster.officers[by]
+	r := v.rosters.by[q.roster]
+	by, personal := l.Hash(leaf.TagOfficer)
 	switch {
-	case asked && !v.roster.signed(by, asks, raw, l.Get(leaf.TagVote)):
+	case personal && !r.signed(by, asks, raw, l.Get(leaf.TagVote)):
 		return bad(index, "no officer signed this")
-	case asked && q.requester != "officer:"+o.name:
+	case personal && q.requester != "officer:"+r.keys[by].officer:
 		return bad(index, "the officer who signed is not the one who asks")
+	case !personal && strings.HasPrefix(q.requester, "officer:"):
+		return bad(index, "an officer asks without a signature")
 	}
 	v.s.Proposals[hash] = &proposal{Raw: raw, State: "pending", Votes: map[uint64]vote{}}
 	return nil
@@ -189,18 +130,19 @@ func (v *verifier) vote(index uint64, l *leaf.Leaf, p *proposal) error {
 		return bad(index, "a vote on a proposal that is %s, or of no known kind", p.State)
 	}
 	q, err := readRequest(p.Raw)
+	r := v.rosters.by[q.roster]
 	switch {
 	case err != nil:
 		return bad(index, "%v", err)
-	case !v.roster.signed(by, byte(decision), p.Raw, l.Get(leaf.TagVote)):
+	case r == nil || !r.signed(by, byte(decision), p.Raw, l.Get(leaf.TagVote)):
 		return bad(index, "no officer signed this")
-	case q.requester == "officer:"+v.roster.officers[by].name:
+	case asked(q.requester, r.keys[by].officer):
 		return bad(index, "who asks has no vote")
 	case !q.inForce(l.Time, slack):
 		return bad(index, "a vote on a proposal that is not in force")
 	}
 	for other, b := range p.Votes {
-		if b.Officer == by {
+		if r.keys[b.Officer].officer == r.keys[by].officer {
 			return bad(index, "the officer of entry %d votes again", other)
 		}
 	}
@@ -214,20 +156,21 @@ func (v *verifier) grant(index uint64, l *leaf.Leaf, p *proposal, hash leaf.Hash
 	if p.State != "pending" || len(list)%8 != 0 || leaf.Digest("grant", hash[:], list) != grant {
 		return bad(index, "a grant of a proposal that is %s, or with another hash", p.State)
 	}
-	n, last := 0, uint64(0)
+	var keys []leaf.Hash
+	last := uint64(0)
 	for ; len(list) > 0; list = list[8:] {
 		at := binary.BigEndian.Uint64(list)
-		if b, ok := p.Votes[at]; !ok || b.Decision != approves || n > 0 && at <= last {
+		if b, ok := p.Votes[at]; !ok || b.Decision != approves || len(keys) > 0 && at <= last {
 			return bad(index, "the grant rests on entry %d, which approves nothing here", at)
 		}
-		n, last = n+1, at
-	}
-	if n < v.roster.quorum || n == 0 {
-		return bad(index, "the grant rests on %d approvals of %d", n, v.roster.quorum)
+		keys, last = append(keys, p.Votes[at].Officer), at
 	}
 	q, err := readRequest(p.Raw)
-	if err != nil || !q.inForce(l.Time, slack) {
+	if err != nil || !q.inForce(l.Time, slack) || q.roster != v.s.Roster {
 		return bad(index, "a grant of a proposal that is not in force")
+	}
+	if why := v.rosters.by[q.roster].enough(keys); why != "" {
+		return bad(index, "the grant rests on %s", why)
 	}
 	p.State, p.Grant = "approved", grant
 	v.s.Grants[grant] = newMandate(q.targets)

@@ -103,10 +103,10 @@ func (v *verifier) warrant(index uint64, l *leaf.Leaf) error {
 		return bad(index, "its warrant: %v", err)
 	case origin != r.origin() || q.ledger != zero.Ledger || q.action != "restore" || !allows:
 		return bad(index, "its warrant is for something else")
-	case rosterOfZero != v.s.Roster || q.roster != rosterOfZero:
+	case v.rosters.why != "":
+		return bad(0, "%s", v.rosters.why)
+	case q.roster != v.s.Roster || v.rosters.leads(rosterOfZero, v.s.Roster) != nil:
 		return bad(index, "its warrant is of other officers than the predecessor's")
-	case v.roster.why != "":
-		return bad(0, "%s", v.roster.why)
 	case l.Time/1_000_000 < q.notBefore || l.Time/1_000_000 > q.expires+int64(warrantSlack/time.Second):
 		return bad(index, "its warrant was not in force")
 	}
@@ -120,19 +120,23 @@ func (v *verifier) warrant(index uint64, l *leaf.Leaf) error {
 // warrantVotes: a quorum of distinct officers, none of them who asked, approved exactly
 // the proposal that is the first of items; the others are SHA-256 of SPKI ‖ signature.
 func (v *verifier) warrantVotes(index uint64, items [][]byte, q request) error {
-	seen := map[leaf.Hash]bool{}
+	r := v.rosters.by[q.roster]
+	seen := map[string]bool{}
+	var keys []leaf.Hash
 	for _, vote := range items[1:] {
 		if len(vote) <= 32 {
 			return bad(index, "a vote of its warrant cannot be read")
 		}
 		by := leaf.Hash(vote[:32])
-		if seen[by] || q.requester == "officer:"+v.roster.officers[by].name || !v.roster.signed(by, approves, items[0], vote[32:]) {
+		name := r.keys[by].officer
+		if seen[name] || asked(q.requester, name) || !r.signed(by, approves, items[0], vote[32:]) {
 			return bad(index, "a vote of its warrant is not that of an officer, or there twice")
 		}
-		seen[by] = true
+		seen[name] = true
+		keys = append(keys, by)
 	}
-	if len(seen) < v.roster.quorum || len(seen) == 0 {
-		return bad(index, "its warrant rests on %d approvals of %d", len(seen), v.roster.quorum)
+	if why := r.enough(keys); why != "" {
+		return bad(index, "its warrant rests on %s", why)
 	}
 	return nil
 }

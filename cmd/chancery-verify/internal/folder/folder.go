@@ -22,11 +22,12 @@ const hashSize = 32
 
 // The most that a file may have, in octets.
 const (
-	maxNote   = 64 << 10
-	maxJSON   = 1 << 20
-	maxNotes  = 1 << 30
-	maxBundle = Width * (2 + 65535)
-	maxRecord = 256 << 20 // a CRL
+	maxNote    = 64 << 10
+	maxJSON    = 1 << 20
+	maxRosters = 64 << 20 // each holds all of its officers
+	maxNotes   = 1 << 30
+	maxBundle  = Width * (2 + 65535)
+	maxRecord  = 256 << 20 // a CRL
 )
 
 // ErrMissing: a file is not there.
@@ -97,23 +98,79 @@ func (f *Folder) About() (a About, err error) {
 	return a, nil
 }
 
-// Officer is one of those who decide.
+// Officer is one of those who decide, or do something else.
 type Officer struct {
-	Name string `json:"name"`
-	SPKI []byte `json:"spki"`
+	Name     string    `json:"name"`
+	SPKI     []byte    `json:"spki"` // of the CLI key; nil: none
+	Passkeys []Passkey `json:"passkeys"`
+	Roles    []Role    `json:"roles"`
 }
 
-// Roster is chancery/roster.json. Its digest stands in leaf 0.
+// Passkey is a WebAuthn credential.
+type Passkey struct {
+	ID    []byte `json:"id"`
+	SPKI  []byte `json:"spki"`
+	Label string `json:"label"`
+}
+
+// Role is one that an officer has, with its limits.
+type Role struct {
+	Role    string `json:"role"`
+	Issuer  string `json:"issuer"`
+	Profile string `json:"profile"`
+	Key     string `json:"key"`
+}
+
+// Group is some of those who decide.
+type Group struct {
+	Name    string   `json:"name"`
+	Quorum  int      `json:"quorum"`
+	Members []string `json:"members"`
+}
+
+// Roster is who the officers are, and how many must approve.
 type Roster struct {
+	Version  uint64    `json:"version"`
 	Quorum   int       `json:"quorum"`
 	Officers []Officer `json:"officers"`
+	Groups   []Group   `json:"groups"`
+	CLI      int       `json:"cli_votes"`
+	RPID     string    `json:"rp_id"`
+	Origins  []string  `json:"origins"`
 }
 
-// Roster reads chancery/roster.json.
-func (f *Folder) Roster() (r Roster, err error) { return r, f.json("chancery/roster.json", &r) }
+// Warrant is the decision of officers, with their signatures.
+type Warrant struct {
+	Proposal []byte `json:"proposal"`
+	Votes    []struct {
+		SPKI      []byte `json:"spki"`
+		Signature []byte `json:"signature"`
+	} `json:"votes"`
+}
 
-func (f *Folder) json(name string, into any) error {
-	b, err := f.read(name, maxJSON)
+// RosterChange is a roster that followed another one.
+type RosterChange struct {
+	Roster  Roster  `json:"roster"`
+	Warrant Warrant `json:"warrant"`
+	Leaf    uint64  `json:"leaf"` // the entry; 0: of a ledger before this one
+}
+
+// Rosters is chancery/roster.json: the first roster, and those that followed it. The digest
+// of one of them stands in leaf 0.
+type Rosters struct {
+	Roster
+	Changes []RosterChange `json:"changes"`
+}
+
+// Rosters reads chancery/roster.json.
+func (f *Folder) Rosters() (r Rosters, err error) {
+	return r, f.jsonUpTo("chancery/roster.json", maxRosters, &r)
+}
+
+func (f *Folder) json(name string, into any) error { return f.jsonUpTo(name, maxJSON, into) }
+
+func (f *Folder) jsonUpTo(name string, limit int64, into any) error {
+	b, err := f.read(name, limit)
 	if err != nil {
 		return err
 	}
