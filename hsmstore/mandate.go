@@ -23,12 +23,13 @@ import (
 
 // A ceremony process does not take the server's word for what is allowed. It gets the
 // officers' warrant, checks every signature in it, and holds it against its own
-// account: a file beside the worker's journal with the digest of the roster that was
-// in force when the token came into use, and the nonces of the warrants that were
+// account: a file beside the worker's journal with the digests of the rosters that were
+// in force since the token came into use, and the nonces of the warrants that were
 // used. Whoever rewrites the database – another roster, an old proposal made new – gets
 // no ceremony.
 //
-//	roster <64 hex>                     the officers in force, from genesis or the first warrant
+//	roster <64 hex>                     the officers in force: from genesis or the first warrant, then each that
+//	                                    followed by the decision of those before; see mandate_roster.go
 //	sealed                              genesis is over: nothing without a warrant
 //	retired                             the officers ended the cluster: nothing any more
 //	spent <nonce> <session> <unix time> a warrant came into use
@@ -48,9 +49,10 @@ type mandate struct {
 	Acts    []string       `json:"acts"`
 	Warrant *admin.Warrant `json:"warrant,omitempty"` // none at genesis
 	Session string         `json:"session,omitempty"` // names one use of the warrant
-	Ledger  string         `json:"ledger,omitempty"`  // hex
-	Roster  string         `json:"roster,omitempty"`  // hex; of leaf 0 or of the genesis to come
 	Account string         `json:"account,omitempty"` // the file above
+	rosterChain
+
+	err error // why the server could not make one
 }
 
 type mandateKey struct{}
@@ -59,43 +61,27 @@ type mandateKey struct{}
 func (s *Store) under(ctx context.Context, grant *admin.Grant) context.Context {
 	var m mandate
 	if w, ok := grant.Warrant(); ok {
-		id := s.ledger.ID()
-		m = mandate{Warrant: w, Session: rand.Text(), Ledger: hex.EncodeToString(id[:])}
+		m = mandate{Warrant: w, Session: rand.Text()}
 	}
-	if r := s.roster(ctx); r != ([32]byte{}) {
-		m.Roster = hex.EncodeToString(r[:])
-	}
+	m.rosterChain, m.err = s.rosters(ctx)
 	return context.WithValue(ctx, mandateKey{}, m)
 }
 
-// underRoster is under for a genesis whose leaf is not written yet.
-func underRoster(ctx context.Context, roster [32]byte) context.Context {
-	return context.WithValue(ctx, mandateKey{}, mandate{Roster: hex.EncodeToString(roster[:])})
+// underRosters is under for a genesis whose leaf is not written yet.
+func underRosters(ctx context.Context, c rosterChain) context.Context {
+	return context.WithValue(ctx, mandateKey{}, mandate{rosterChain: c})
 }
 
-// roster is the digest in leaf 0; zero before there is one.
-func (s *Store) roster(ctx context.Context) (digest [32]byte) {
-	if s.ledger.Head().Size == 0 {
-		return digest
-	}
-	leaf, err := s.ledger.Leaf(ctx, 0)
-	if err != nil {
-		return digest
-	}
-	digest, _ = leaf.Hash(audit.TagRoster)
-	return digest
-}
-
-func mandateOf(ctx context.Context, cfg MemberConfig, acts []string) mandate {
+func mandateOf(ctx context.Context, cfg MemberConfig, acts []string) (mandate, error) {
 	m, _ := ctx.Value(mandateKey{}).(mandate)
 	m.Acts, m.Account = acts, cfg.JournalPath+".mandates"
-	return m
+	return m, m.err
 }
 
 // account is a ceremony process's own memory.
 type account struct {
 	path    string
-	roster  string
+	roster  string // the newest that it knows
 	sealed  bool
 	retired bool
 	split   string            // set of shares in force; "" if none was ever made here
@@ -233,20 +219,27 @@ func (m mandate) accept(now time.Time) error {
 	if a.retired {
 		return errRetired
 	}
-	if a.roster != "" && m.Roster != "" && a.roster != m.Roster {
-		return fmt.Errorf("%w: the ledger names other officers than the ones in force when this token came into use", admin.ErrNotGranted)
+	learn, err := a.follow(m.rosterChain)
+	if err != nil {
+		return err
+	}
+	if a.roster != "" { // also when the warrant is refused: that may be why
+		if err := a.learn(learn); err != nil {
+			return err
+		}
+		learn = nil
 	}
 	if m.Warrant == nil {
 		if a.sealed {
 			return fmt.Errorf("%w: genesis is over; a ceremony needs the officers' warrant", admin.ErrNotGranted)
 		}
-		return a.learn(m.Roster)
+		return a.learn(learn)
 	}
 	nonce, err := m.check(a, now)
 	if err != nil {
 		return err
 	}
-	if err := a.learn(m.Roster); err != nil {
+	if err := a.learn(learn); err != nil {
 		return err
 	}
 	if !a.sealed {
@@ -260,21 +253,13 @@ func (m mandate) accept(now time.Time) error {
 	return a.add("spent %s %s %d", nonce, m.Session, now.Unix())
 }
 
-// learn takes the roster of the first ceremony.
-func (a *account) learn(roster string) error {
-	if a.roster != "" || roster == "" {
-		return nil
-	}
-	return a.add("roster %s", roster)
-}
-
 // check holds the warrant: signatures, roster, time, acts, and that it is not used a
 // second time.
 func (m mandate) check(a *account, now time.Time) (string, error) {
 	ledger, err := hex.DecodeString(m.Ledger)
 	want := a.roster
 	if want == "" {
-		want = m.Roster
+		want = m.current()
 	}
 	roster, err2 := hex.DecodeString(want)
 	if err != nil || err2 != nil || len(ledger) != 32 || len(roster) != 32 || m.Session == "" || strings.ContainsAny(m.Session, " \n") {

@@ -35,15 +35,22 @@ func newChamber(t *testing.T) *chamber {
 
 func (c *chamber) warrant(t *testing.T, nonce byte, acts ...string) *admin.Warrant {
 	t.Helper()
-	p := admin.Proposal{Ledger: c.ledger, Action: "generate-key", Parameters: [32]byte{1}, Acts: acts, Policy: c.roster.PolicyDigest(), Roster: c.roster.Digest(),
-		Requester: "admin-token", Nonce: [32]byte{nonce}, NotBefore: c.now.Add(-time.Minute), Expires: c.now.Add(time.Hour)}
+	return c.signed(t, admin.Proposal{Ledger: c.ledger, Action: "generate-key", Parameters: [32]byte{1}, Acts: acts, Policy: c.roster.PolicyDigest(), Roster: c.roster.Digest(),
+		Requester: "admin-token", Nonce: [32]byte{nonce}, NotBefore: c.now.Add(-time.Minute), Expires: c.now.Add(time.Hour)})
+}
+
+// signed is the warrant for a proposal, by the first two officers.
+func (c *chamber) signed(t *testing.T, p admin.Proposal) *admin.Warrant {
+	t.Helper()
 	b, err := p.Encode()
 	check(t, err)
-	w := &admin.Warrant{Proposal: b, Roster: c.roster.Officers, Quorum: c.roster.Quorum}
+	w := &admin.Warrant{Proposal: b, Roster: c.roster}
 	for i, k := range c.keys[:2] {
+		o, err := k.Officer()
+		check(t, err)
 		sig, err := k.SignVote(admin.Approve, b)
 		check(t, err)
-		w.Votes = append(w.Votes, admin.VoteRecord{Officer: k.Name, SPKI: c.roster.Officers[i].SPKI, Decision: admin.Approve, Signature: sig, Leaf: uint64(i)})
+		w.Votes = append(w.Votes, admin.VoteRecord{Officer: k.Name, SPKI: o.SPKI, Decision: admin.Approve, Signature: sig, Leaf: uint64(i)})
 	}
 	return w
 }
@@ -55,7 +62,7 @@ func TestAttack_HSM_11_CeremonyChecksTheWarrant(t *testing.T) {
 	digest := c.roster.Digest()
 	act, other := admin.RotateSOPINAct("m1", 2), admin.RotateSOPINAct("m2", 2)
 	account := filepath.Join(t.TempDir(), "m1.mandates")
-	base := mandate{Acts: []string{act}, Session: "one", Ledger: hex.EncodeToString(c.ledger[:]), Roster: hex.EncodeToString(digest[:]), Account: account}
+	base := mandate{Acts: []string{act}, Session: "one", Account: account, rosterChain: chainOf(c.ledger, digest, nil)}
 	with := func(change func(*mandate)) mandate {
 		m := base
 		m.Warrant = c.warrant(t, 1, act)
@@ -81,7 +88,7 @@ func TestAttack_HSM_11_CeremonyChecksTheWarrant(t *testing.T) {
 		m.Roster = hex.EncodeToString(h[:])
 	}), c.now, false)
 	accept("one vote", with(func(m *mandate) { m.Warrant.Votes = m.Warrant.Votes[:1] }), c.now, false)
-	accept("the quorum lowered", with(func(m *mandate) { m.Warrant.Votes, m.Warrant.Quorum = m.Warrant.Votes[:1], 1 }), c.now, false)
+	accept("the quorum lowered", with(func(m *mandate) { m.Warrant.Votes, m.Warrant.Roster.Quorum = m.Warrant.Votes[:1], 1 }), c.now, false)
 	accept("a vote altered", with(func(m *mandate) { m.Warrant.Votes[0].Signature[9] ^= 1 }), c.now, false)
 	accept("the proposal altered", with(func(m *mandate) { m.Warrant.Proposal[len(m.Warrant.Proposal)-1] ^= 1 }), c.now, false)
 	accept("too late", with(func(m *mandate) {}), c.now.Add(2*time.Hour), false)

@@ -324,6 +324,8 @@ func (w *worker) control(f frame) {
 			return
 		}
 		w.replyJSON(f.id, struct{}{})
+	case opRosters:
+		w.learnRosters(f)
 	case opRetire:
 		a, err := readAccount(w.account)
 		if err == nil && !a.retired {

@@ -180,8 +180,12 @@ func (r *recovering) recover(ctx context.Context) error {
 		return err
 	}
 	act := admin.RecoverAct(decided.Size, loss.Root, decided.Common, decided.Known)
-	roster, _ := loss.Genesis.Hash(audit.TagRoster)
-	acts, _, err := w.Warrant.Check(loss.Ledger, roster, time.Now())
+	first, _ := loss.Genesis.Hash(audit.TagRoster)
+	changes, err := r.rosters.CheckChain(first)
+	if err != nil {
+		return err
+	}
+	acts, _, err := w.Warrant.Check(loss.Ledger, r.rosters.Current().Digest(), time.Now())
 	for i, v := range w.Warrant.Votes { // the grant is made of their places
 		if err == nil && v.Leaf != uint64(i) {
 			err = fmt.Errorf("%w: vote %d stands in place %d", admin.ErrNotGranted, v.Leaf, i)
@@ -203,7 +207,7 @@ func (r *recovering) recover(ctx context.Context) error {
 			return err
 		}
 		stderr.show("the HSM members learn that checkpoints go on")
-		err = hsmstore.RecoverMembers(ctx, members, hsmstore.Recovery{Ledger: loss.Ledger, Roster: roster, Size: loss.Size, Act: act, Warrant: &w.Warrant})
+		err = hsmstore.RecoverMembers(ctx, members, hsmstore.Recovery{Ledger: loss.Ledger, Roster: first, Changes: changes, Size: loss.Size, Act: act, Warrant: &w.Warrant})
 		stderr.end()
 		if err != nil { // no reason not to go on: the ledger grows
 			r.log.Warn("a member signs no checkpoint before the ledger has grown past what was lost; call this again within two hours when it can be reached", "err", err)
