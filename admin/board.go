@@ -354,7 +354,7 @@ func (b *Board) grant(ctx context.Context, f inForce, rec Record, p Proposal, vo
 	if ParametersDigest(rec.Parameters) != p.Parameters {
 		return fmt.Errorf("%w: proposal %s: the stored parameters are not those that were signed", audit.ErrTampered, ProposalID(rec.Hash))
 	}
-	spend := SpendProposal{Proposal: rec.Hash, Grant: w.Grant(), Node: b.cfg.Ledger.Node(), At: now}
+	spend := SpendProposal{Proposal: rec.Hash, Grant: w.Grant(), Roster: f.roster.Version, Node: b.cfg.Ledger.Node(), At: now}
 	for _, v := range votes {
 		spend.Votes = append(spend.Votes, v.Leaf)
 	}

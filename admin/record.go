@@ -65,6 +65,7 @@ type SpendProposal struct {
 	Proposal [32]byte
 	Grant    [32]byte
 	Votes    []uint64 // leaf indexes
+	Roster   uint64   // version of the one in force; another one: audit.ErrConflict
 	Node     string
 	At       time.Time
 }

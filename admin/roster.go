@@ -2,6 +2,7 @@ package admin
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -292,6 +293,30 @@ func (r Roster) reached(approved []string, cli int) error {
 	}
 	return nil
 }
+
+// Signer implements audit.Electorate.
+func (r Roster) Signer(key [32]byte, decision uint8, proposal, signature []byte) (officer string, cli bool, err error) {
+	for _, o := range r.Officers {
+		for _, k := range o.keys() {
+			if sha256.Sum256(k) != key {
+				continue
+			}
+			if d := Decision(decision); d != Request && !r.Votes(o) {
+				return "", false, fmt.Errorf("officer %s does not vote", o.Name)
+			}
+			return o.Name, bytes.Equal(k, o.SPKI), r.VerifyVote(o, k, Decision(decision), proposal, signature)
+		}
+	}
+	return "", false, errors.New("the key is on no such roster")
+}
+
+// Enough implements audit.Electorate.
+func (r Roster) Enough(officers []string, cli int) error { return r.reached(officers, cli) }
+
+// Asked implements audit.Electorate.
+func (r Roster) Asked(requester, officer string) bool { return asksAs(requester, officer) }
+
+var _ audit.Electorate = Roster{}
 
 // possible tells whether a proposal can still be approved when these officers do not:
 // its requester and those who rejected it.

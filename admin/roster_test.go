@@ -237,6 +237,7 @@ func TestEnrolment(t *testing.T) {
 		t.Errorf("a vote on it: %v", err)
 	}
 
+	r.roster = now // what the executor of the test checks against
 	// A passkey and a CLI key decide together; one officer has one vote, with either passkey.
 	k := r.propose("k1")
 	if err := r.ballot(k.ID, "dan", one, k.Proposal); err != nil {
@@ -251,7 +252,6 @@ func TestEnrolment(t *testing.T) {
 	if err := r.approve(0, k.ID, k.Proposal); err != nil {
 		t.Fatal(err)
 	}
-	r.roster = now // what the executor of the test checks against
 	r.wait(k.ID, admin.Done)
 
 	// A restart knows it, and a database that lost it does not start.

@@ -3,7 +3,6 @@ package audit
 import (
 	"bufio"
 	"context"
-	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -309,18 +308,11 @@ func (l *Ledger) warranted(ctx context.Context, head Head, at []uint64) ([]Recov
 	if err != nil {
 		return nil, err
 	}
-	officers, quorum, err := l.st.RosterRows(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("reading the officers: %w", err)
-	}
 	a := newApprovals()
 	a.genesis(zero)
-	if rosterDigest(officers, quorum) != a.roster {
-		return nil, fmt.Errorf("%w: the officers or the quorum in the database are not those that entry 0 names", ErrTampered)
-	}
-	keys := map[[32]byte]OfficerRow{}
-	for _, o := range officers {
-		keys[sha256.Sum256(o.SPKI)] = o
+	e, err := readElectorates(ctx, l.st, a.roster)
+	if err != nil {
+		return nil, fmt.Errorf("%w: the officers: %w", ErrTampered, err)
 	}
 	for _, r := range recs {
 		leaf, err := l.Leaf(ctx, r.From)
@@ -331,9 +323,14 @@ func (l *Ledger) warranted(ctx context.Context, head Head, at []uint64) ([]Recov
 			return nil, fmt.Errorf("computing the tree of %d entries: %w", r.From, err)
 		}
 		list, _ := leaf.Get(TagWarrant)
+		electorate, ok := e.inForce(r.From)
+		if !ok {
+			return nil, fmt.Errorf("%w: there are no officers", ErrTampered)
+		}
+		a.inForce = electorate.Digest()
 		err = a.recovery(r.From, leaf, list)
 		if err == nil {
-			err = a.recoveries[r.From].signed(keys, quorum)
+			err = a.recoveries[r.From].signed(electorate)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%w: the recovery of %w", ErrTampered, err)

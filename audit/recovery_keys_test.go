@@ -96,7 +96,7 @@ func TestAnchorOfLostKey(t *testing.T) {
 func (p *predecessor) recover(common, known uint64, voters []*admin.OfficerKey) {
 	p.Helper()
 	ctx := context.Background()
-	must(0, p.ledger.Write(ctx, admin.PutRoster{Roster: p.roster}))
+	must(0, p.ledger.Write(ctx, admin.PutRoster{History: admin.History{Base: p.roster}}))
 	head := p.ledger.Head()
 	terms := admin.Terms{Ledger: p.ledger.ID(), Roster: p.roster, RosterDigest: p.roster.Digest(), PolicyDigest: p.roster.PolicyDigest()}
 	proposal := must(terms.Draft(admin.RecoverLedger, []string{admin.RecoverAct(head.Size, head.Root(), common, known)}, []byte("{}"), admin.AdminToken, time.Now(), time.Hour).Encode())

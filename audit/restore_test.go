@@ -89,7 +89,7 @@ func (s *successor) make() {
 	g := s.genesis()
 	g.Previous, g.Roster = s.last, s.roster.Digest()
 	must(0, s.ledger.Genesis(ctx, g))
-	must(0, s.ledger.Write(ctx, admin.PutRoster{Roster: s.roster}))
+	must(0, s.ledger.Write(ctx, admin.PutRoster{History: admin.History{Base: s.roster}}))
 	for _, step := range strings.Fields(s.order) {
 		switch step {
 		case "warrant":
@@ -206,7 +206,7 @@ func TestAttackRestored(t *testing.T) {
 		"a ledger id of its own":          {func(s *successor) { s.from = other; s.last = from.last; s.leaf0 = other.leaf0 }, "leaf 0 names"},
 		"officers of its own":             {func(s *successor) { s.roster, s.signed, s.voters = other.roster, other.roster, other.officers[:2] }, "of other officers"},
 		"a proposal of other officers":    {func(s *successor) { s.signed, s.voters = other.roster, other.officers[:2] }, "of other officers"},
-		"one officer":                     {func(s *successor) { s.voters = s.voters[:1] }, "1 approvals of 2"},
+		"one officer":                     {func(s *successor) { s.voters = s.voters[:1] }, "1 approvals, 2 needed"},
 		"one officer twice":               {func(s *successor) { s.voters = []*admin.OfficerKey{s.voters[0], s.voters[0]} }, "there twice"},
 		"a stranger's vote":               {func(s *successor) { s.voters = other.officers[:2] }, "not that of an officer"},
 		"a warrant for another act":       {func(s *successor) { s.action = admin.GenerateKey }, "for something else"},

@@ -84,8 +84,8 @@ type Storage interface {
 	PutCheckpoint(ctx context.Context, size uint64, body, note string) error
 	// Recoveries returns the indexes of the OpRecovery leaves that [PutRecovery] noted.
 	Recoveries(ctx context.Context) ([]uint64, error)
-	// RosterRows returns the officers and how many of them must approve.
-	RosterRows(ctx context.Context) (officers []OfficerRow, quorum int, err error)
+	// RosterRows returns every roster that was ever in force, oldest first.
+	RosterRows(ctx context.Context) ([]RosterRow, error)
 	// LastCheckpoint returns the signed note with the largest size, or ErrNotFound.
 	LastCheckpoint(ctx context.Context) (note string, err error)
 	// Openings calls fn for the openings of each entry that a query selects, in the order

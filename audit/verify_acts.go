@@ -4,7 +4,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 )
 
@@ -22,6 +21,15 @@ func newMandate(list []byte) *mandate {
 		m.acts = append(m.acts, string(b))
 	}
 	return m
+}
+
+// once uses up one act, exactly as it stands there.
+func (m *mandate) once(act string) bool {
+	if m.used[act] || !slices.Contains(m.acts, act) {
+		return false
+	}
+	m.used[act] = true
+	return true
 }
 
 // allows tells whether an event is about an act of the grant. The acts are those of admin:
@@ -84,9 +92,6 @@ func (m *mandate) allows(l Leaf) bool {
 		case named:
 			return has(false, "backup", recipient, serial) || has(false, "generate-key", name) || has(false, "import-key", name)
 		}
-	case OpRoster:
-		version, _ := l.Uint(TagVersion)
-		return has(true, "change-roster", strconv.FormatUint(version, 10))
 	case OpRecovery:
 		return has(false, "recover-ledger")
 	case OpRevoke:

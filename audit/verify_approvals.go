@@ -3,20 +3,11 @@ package audit
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/binary"
-	"encoding/hex"
+	"fmt"
 	"slices"
-	"sort"
 )
-
-// OfficerRow is an officer as its row shows it.
-type OfficerRow struct {
-	Name string
-	SPKI []byte // DER of a P-256 key
-}
 
 // ProposalRow is a proposal as its row shows it.
 type ProposalRow struct {
@@ -49,6 +40,8 @@ type approvals struct {
 	grants    map[[32]byte]*mandate // of genesis and of the officers
 	zero      [32]byte              // grant of genesis
 	roster    [32]byte              // digest in leaf 0
+	inForce   [32]byte              // digest of the roster in force
+	changes   []rosterSeen          // OpRoster leaves
 	made      uint64                // grants of the officers
 	ledger    LedgerID
 	restoring restoring
@@ -69,8 +62,13 @@ type proposalSeen struct {
 	result                   [32]byte
 }
 
+type rosterSeen struct {
+	leaf, version uint64
+	digest        [32]byte
+}
+
 type voteSeen struct {
-	proposal, officer [32]byte
+	proposal, officer [32]byte // officer: SHA-256 of the SPKI of the key that signed
 	decision          uint8
 	signature         []byte
 }
@@ -88,6 +86,7 @@ func newApprovals() approvals {
 // genesis notes the grant of leaf 0: a proposal, its list of acts, without votes.
 func (a *approvals) genesis(l Leaf) {
 	a.roster, _ = l.Hash(TagRoster)
+	a.inForce = a.roster
 	a.restoring.genesis(l)
 	acts, _ := l.Get(TagActs)
 	a.zero = genesisGrant(acts)
@@ -121,6 +120,8 @@ func (a *approvals) event(index uint64, l Leaf) error {
 			return violate(index, "it was done without a grant")
 		}
 		return a.granted(index, l)
+	case OpRoster:
+		return a.change(index, l)
 	case OpRestore:
 		if _, ok := l.Hash(TagGrant); !ok {
 			return violate(index, "it was done without a grant")
@@ -158,6 +159,24 @@ func (a *approvals) event(index uint64, l Leaf) error {
 		return a.grant(index, l, p, hash)
 	}
 	return a.end(index, l, p)
+}
+
+// change follows a change of the roster: the officers of the one in force allowed exactly
+// that one to follow.
+func (a *approvals) change(index uint64, l Leaf) error {
+	g, ok := l.Hash(TagGrant)
+	digest, named := l.Hash(TagRoster)
+	version, counted := l.Uint(TagVersion)
+	if !ok || !named || !counted {
+		return violate(index, "it changes the roster without a grant, or without saying to what")
+	}
+	m := a.grants[g]
+	if m == nil || m.ended || !m.once(fmt.Sprintf("change-roster %d %x %x", version, a.inForce, digest)) {
+		return violate(index, "no officers allowed this roster to follow the one in force")
+	}
+	a.inForce = digest
+	a.changes = append(a.changes, rosterSeen{index, version, digest})
+	return nil
 }
 
 // granted wants a grant that is named to be there already.
@@ -214,7 +233,7 @@ func (a *approvals) grant(index uint64, l Leaf, p *proposalSeen, hash [32]byte) 
 		}
 		return -1
 	}
-	if at := l.Time.Unix(); !bytes.Equal(proposalField(p.raw, 1), a.ledger[:]) || !bytes.Equal(proposalField(p.raw, 6), a.roster[:]) || at < seconds(9) || at > seconds(10) {
+	if at := l.Time.Unix(); !bytes.Equal(proposalField(p.raw, 1), a.ledger[:]) || !bytes.Equal(proposalField(p.raw, 6), a.inForce[:]) || at < seconds(9) || at > seconds(10) {
 		return violate(index, "the proposal is of another ledger or other officers, or it is granted outside of its time")
 	}
 	list, _ := l.Get(TagVotes)
@@ -253,46 +272,104 @@ func (a *approvals) end(index uint64, l Leaf, p *proposalSeen) error {
 }
 
 // finish holds the rows against what the leaves have said, and the signatures against
-// the roster of leaf 0.
+// the rosters.
 func (a *approvals) finish(ctx context.Context, src VerifySource) error {
-	officers, quorum, err := src.RosterRows(ctx)
+	e, err := readElectorates(ctx, src, a.roster)
 	if err != nil {
 		return err
 	}
-	if (len(officers) > 0 || len(a.proposals) > 0 || len(a.recoveries) > 0 || a.restoring.previous != "") && rosterDigest(officers, quorum) != a.roster {
+	if len(e.rows) == 0 && (len(a.proposals) > 0 || len(a.recoveries) > 0 || a.restoring.previous != "") {
 		return violate(0, "the officers or the quorum in the database are not those that it names")
 	}
-	keys := map[[32]byte]OfficerRow{}
-	for _, o := range officers {
-		keys[sha256.Sum256(o.SPKI)] = o
+	if err := a.rosters(e); err != nil {
+		return err
 	}
+	names := map[uint64]string{} // of who voted, by the index of the vote
+	cli := map[uint64]bool{}
 	for index, v := range a.votes {
-		o, ok := keys[v.officer]
 		p := a.proposals[v.proposal]
-		if !ok || !validVote(o.SPKI, v.decision, p.raw, v.signature) {
-			return violate(index, "no officer signed this")
+		electorate, known := e.by(proposalField(p.raw, 6))
+		if !known {
+			return violate(p.leaf, "its proposal names officers that the database does not hold")
 		}
-		if asked := string(proposalField(p.raw, 7)) == "officer:"+o.Name; asked != (v.decision == decisionRequest) {
+		var err error
+		if names[index], cli[index], err = electorate.Signer(v.officer, v.decision, p.raw, v.signature); err != nil {
+			return violate(index, "no officer signed this: %v", err)
+		}
+		if asked := electorate.Asked(string(proposalField(p.raw, 7)), names[index]); asked != (v.decision == decisionRequest) {
 			return violate(index, "who asks has no vote")
 		}
 	}
 	for _, p := range a.proposals {
-		if p.grantLeaf > 0 && len(p.counted) < quorum {
-			return violate(p.grantLeaf, "the grant rests on %d approvals of %d", len(p.counted), quorum)
-		}
-	}
-	if a.succeeds, err = a.restoring.finish(keys, quorum); err != nil {
-		return err
-	}
-	for _, w := range a.recoveries {
-		if err := w.signed(keys, quorum); err != nil {
+		if err := p.decided(e, names, cli); err != nil {
 			return err
 		}
 	}
-	return a.rows(ctx, src, keys)
+	if a.succeeds, err = a.restoring.finish(e); err != nil {
+		return err
+	}
+	for _, w := range a.recoveries {
+		electorate, ok := e.by(proposalField(w.proposal, 6))
+		if !ok {
+			return violate(w.leaf, "its warrant is of officers that the database does not hold")
+		}
+		if err := w.signed(electorate); err != nil {
+			return err
+		}
+	}
+	return a.rows(ctx, src, names)
 }
 
-func (a *approvals) rows(ctx context.Context, src VerifySource, keys map[[32]byte]OfficerRow) error {
+// decided: each officer voted once, with whatever key, and the grant rests on enough of them.
+func (p *proposalSeen) decided(e electorates, names map[uint64]string, cli map[uint64]bool) error {
+	seen := map[string]bool{}
+	for _, v := range p.votes {
+		if seen[names[v]] {
+			return violate(v, "officer %s votes again", Text(names[v], 64))
+		}
+		seen[names[v]] = true
+	}
+	if p.grantLeaf == 0 {
+		return nil
+	}
+	electorate, _ := e.by(proposalField(p.raw, 6))
+	var approved []string
+	n := 0
+	for _, v := range p.counted {
+		approved = append(approved, names[v])
+		if cli[v] {
+			n++
+		}
+	}
+	if electorate == nil {
+		return violate(p.grantLeaf, "the grant is of officers that the database does not hold")
+	}
+	if err := electorate.Enough(approved, n); err != nil {
+		return violate(p.grantLeaf, "the grant rests on too little: %v", err)
+	}
+	return nil
+}
+
+// rosters holds the stored rosters against the leaves that put them into force.
+func (a *approvals) rosters(e electorates) error {
+	stored := e.changes()
+	for _, r := range e.before() {
+		if r.Leaf != 0 {
+			return violate(r.Leaf, "the database says that it put a roster into force that was so before this ledger")
+		}
+	}
+	for i, c := range a.changes {
+		if i >= len(stored) || stored[i].Leaf != c.leaf || stored[i].Version != c.version || stored[i].Digest() != c.digest {
+			return violate(c.leaf, "the database does not hold the roster that it put into force")
+		}
+	}
+	if len(stored) > len(a.changes) {
+		return violate(stored[len(a.changes)].Leaf, "the database holds a roster that no entry put into force")
+	}
+	return nil
+}
+
+func (a *approvals) rows(ctx context.Context, src VerifySource, names map[uint64]string) error {
 	stored := 0
 	err := src.ProposalRows(ctx, func(r ProposalRow) error {
 		stored++
@@ -321,8 +398,7 @@ func (a *approvals) rows(ctx context.Context, src VerifySource, keys map[[32]byt
 	err = src.VoteRows(ctx, func(r VoteRow) error {
 		votes++
 		v, ok := a.votes[r.Leaf]
-		o := keys[v.officer]
-		if !ok || v.decision == decisionRequest || r.Proposal != v.proposal || r.Officer != o.Name || !bytes.Equal(r.SPKI, o.SPKI) || r.Decision != v.decision || !bytes.Equal(r.Signature, v.signature) {
+		if !ok || v.decision == decisionRequest || r.Proposal != v.proposal || r.Officer != names[r.Leaf] || sha256.Sum256(r.SPKI) != v.officer || r.Decision != v.decision || !bytes.Equal(r.Signature, v.signature) {
 			return violate(r.Leaf, "the row of its vote says something else")
 		}
 		return nil
@@ -338,33 +414,6 @@ func (a *approvals) rows(ctx context.Context, src VerifySource, keys map[[32]byt
 		return violate(0, "%d votes are stored, the entries record %d", votes, recorded)
 	}
 	return nil
-}
-
-// rosterDigest is H("roster", quorum u16 ‖ (name, SPKI)*), each text behind its u32
-// length, the officers in the order of their SPKI.
-func rosterDigest(officers []OfficerRow, quorum int) [32]byte {
-	sorted := slices.Clone(officers)
-	sort.Slice(sorted, func(i, j int) bool { return bytes.Compare(sorted[i].SPKI, sorted[j].SPKI) < 0 })
-	b := binary.BigEndian.AppendUint16(nil, uint16(quorum))
-	for _, o := range sorted {
-		for _, v := range [][]byte{[]byte(o.Name), o.SPKI} {
-			b = binary.BigEndian.AppendUint32(b, uint32(len(v)))
-			b = append(b, v...)
-		}
-	}
-	return Digest("roster", b)
-}
-
-// validVote checks a CLI vote (ENCODINGS, D).
-func validVote(spki []byte, decision uint8, proposal, signature []byte) bool {
-	pub, err := x509.ParsePKIXPublicKey(spki)
-	if err != nil {
-		return false
-	}
-	key, ok := pub.(*ecdsa.PublicKey)
-	d := Digest("approval", append([]byte{decision}, proposal...))
-	sum := sha256.Sum256([]byte("chancery/approval/v1\n" + hex.EncodeToString(d[:]) + "\n"))
-	return ok && ecdsa.VerifyASN1(key, sum[:], signature)
 }
 
 // proposalField is the value of a tag of a proposal: u16 tag ‖ u32 length ‖ value, each.

@@ -38,7 +38,7 @@ func (a *approvals) recovery(index uint64, l Leaf, list []byte) error {
 		return violate(index, "it gives up nothing")
 	case err != nil || string(proposalField(w.proposal, 2)) != "recover-ledger" || !slices.ContainsFunc(acts, func(act []byte) bool { return string(act) == want }):
 		return violate(index, "its warrant is for something else than to go on from the entries before it")
-	case !bytes.Equal(proposalField(w.proposal, 1), a.ledger[:]) || !bytes.Equal(proposalField(w.proposal, 6), a.roster[:]):
+	case !bytes.Equal(proposalField(w.proposal, 1), a.ledger[:]) || !bytes.Equal(proposalField(w.proposal, 6), a.inForce[:]):
 		return violate(index, "its warrant is of another ledger or other officers")
 	case !w.inForce():
 		return violate(index, "its warrant was not in force")

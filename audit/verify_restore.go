@@ -105,7 +105,7 @@ func (r *restoring) revocation(index uint64, l Leaf) (ends uint64, err error) {
 
 // finish holds the signatures of the warrant: a quorum of distinct officers of the
 // predecessor approved exactly this manifest. It returns the predecessor's id in hex, or "".
-func (r *restoring) finish(keys map[[32]byte]OfficerRow, quorum int) (succeeds string, err error) {
+func (r *restoring) finish(e electorates) (succeeds string, err error) {
 	if r.previous == "" {
 		return "", nil
 	}
@@ -127,12 +127,16 @@ func (r *restoring) finish(keys map[[32]byte]OfficerRow, quorum int) (succeeds s
 	case err != nil, origin != r.origin, !bytes.Equal(field(1), leaf0.Ledger[:]), string(field(2)) != "restore",
 		!slices.ContainsFunc(acts, func(act []byte) bool { return string(act) == "restore "+hex.EncodeToString(r.manifest[:]) }):
 		return "", violate(w.leaf, "its warrant is for something else")
-	case roster != r.roster || !bytes.Equal(field(6), roster[:]):
+	case !slices.ContainsFunc(e.before(), func(b RosterRow) bool { return b.Digest() == roster }) || !bytes.Equal(field(6), r.roster[:]):
 		return "", violate(w.leaf, "its warrant is of other officers than the predecessor's")
 	case !w.inForce():
 		return "", violate(w.leaf, "its warrant was not in force")
 	}
-	if err := w.signed(keys, quorum); err != nil {
+	electorate, ok := e.by(r.roster[:])
+	if !ok {
+		return "", violate(w.leaf, "the database does not hold the officers of its warrant")
+	}
+	if err := w.signed(electorate); err != nil {
 		return "", err
 	}
 	return hex.EncodeToString(leaf0.Ledger[:]), nil
@@ -149,22 +153,25 @@ func (w *warrantSeen) inForce() bool {
 	return w.at.Unix() >= seconds(9) && w.at.Unix() <= seconds(10)+int64(warrantSlack/time.Second)
 }
 
-// signed: a quorum of distinct officers approved exactly the proposal.
-func (w *warrantSeen) signed(keys map[[32]byte]OfficerRow, quorum int) error {
-	seen := map[[32]byte]bool{}
+// signed: enough distinct officers approved exactly the proposal.
+func (w *warrantSeen) signed(e Electorate) error {
+	var approved []string
+	n := 0
 	for _, v := range w.votes {
 		if len(v) <= 32 {
 			return violate(w.leaf, "a vote of its warrant cannot be read")
 		}
-		officer := [32]byte(v[:32])
-		o, ok := keys[officer]
-		if !ok || seen[officer] || "officer:"+o.Name == string(proposalField(w.proposal, 7)) || !validVote(o.SPKI, decisionApprove, w.proposal, v[32:]) {
+		officer, cli, err := e.Signer([32]byte(v[:32]), decisionApprove, w.proposal, v[32:])
+		if err != nil || slices.Contains(approved, officer) || e.Asked(string(proposalField(w.proposal, 7)), officer) {
 			return violate(w.leaf, "a vote of its warrant is not that of an officer, or there twice")
 		}
-		seen[officer] = true
+		approved = append(approved, officer)
+		if cli {
+			n++
+		}
 	}
-	if len(seen) < quorum || len(seen) == 0 {
-		return violate(w.leaf, "its warrant rests on %d approvals of %d", len(seen), quorum)
+	if err := e.Enough(approved, n); err != nil {
+		return violate(w.leaf, "its warrant rests on too little: %v", err)
 	}
 	return nil
 }

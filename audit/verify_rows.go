@@ -29,8 +29,8 @@ type VerifySource interface {
 	MemberRows(ctx context.Context, fn func(MemberRow) error) error
 	RecipientRows(ctx context.Context, fn func(RecipientRow) error) error
 	BackupRows(ctx context.Context, fn func(BackupRow) error) error
-	// RosterRows returns the officers and how many of them must approve.
-	RosterRows(ctx context.Context) (officers []OfficerRow, quorum int, err error)
+	// RosterRows returns every roster that was ever in force, oldest first.
+	RosterRows(ctx context.Context) ([]RosterRow, error)
 	ProposalRows(ctx context.Context, fn func(ProposalRow) error) error
 	VoteRows(ctx context.Context, fn func(VoteRow) error) error
 	// Openings is that of [Storage].

@@ -86,6 +86,13 @@ func (t *tx) putVote(p admin.PutVote, at *audit.StoredLeaf) error {
 }
 
 func (t *tx) spend(p admin.SpendProposal, at *audit.StoredLeaf) error {
+	var version int64
+	if err := t.row([]any{&version}, "SELECT coalesce(max(version), 0) FROM roster_change"); err != nil {
+		return err
+	}
+	if uint64(version) != p.Roster {
+		return fmt.Errorf("roster %d came into force: %w", version, audit.ErrConflict)
+	}
 	for _, leaf := range p.Votes {
 		var n int
 		if err := t.row([]any{&n}, "SELECT count(*) FROM vote WHERE leaf = ? AND proposal = ? AND decision = ?", int64(leaf), p.Proposal[:], int(admin.Approve)); err != nil {
@@ -183,12 +190,16 @@ func (s *Store) Votes(ctx context.Context, proposal [32]byte) (out []admin.VoteR
 }
 
 // RosterRows implements [audit.VerifySource].
-func (s *Store) RosterRows(ctx context.Context) (officers []audit.OfficerRow, quorum int, err error) {
-	r, err := s.firstRoster(ctx)
-	for _, o := range r.Officers {
-		officers = append(officers, audit.OfficerRow{Name: o.Name, SPKI: o.SPKI})
+func (s *Store) RosterRows(ctx context.Context) ([]audit.RosterRow, error) {
+	h, err := s.Rosters(ctx)
+	if err != nil || len(h.Base.Officers) == 0 && len(h.Changes) == 0 {
+		return nil, err
 	}
-	return officers, r.Quorum, err
+	out := []audit.RosterRow{{Electorate: h.Base}}
+	for _, c := range h.Changes {
+		out = append(out, audit.RosterRow{Electorate: c.Roster, Version: c.Roster.Version, Leaf: c.Leaf, Follows: c.Follows})
+	}
+	return out, nil
 }
 
 // ProposalRows implements [audit.VerifySource].

@@ -179,19 +179,34 @@ func (s *Store) RosterChanged(ctx context.Context, h admin.History) error {
 	return errors.Join(errs...)
 }
 
+// tellRosters tells a worker that starts. A member that was away when they changed learns
+// of them before it signs again.
+func (s *Store) tellRosters(ctx context.Context, m *member, l *link) error {
+	chain, err := s.rosters(ctx)
+	if err != nil || chain.Roster == "" {
+		return err
+	}
+	return m.tellRosters(ctx, l, chain)
+}
+
 var errNotTold = errors.New("its worker does not run; it learns of them at its next ceremony")
 
 func (m *member) learnRosters(ctx context.Context, c rosterChain) error {
+	m.mu.Lock()
+	l := m.link
+	m.mu.Unlock()
+	return m.tellRosters(ctx, l, c)
+}
+
+// tellRosters tells a worker what its account does not know yet; l is nil if none runs.
+func (m *member) tellRosters(ctx context.Context, l *link, c rosterChain) error {
 	a, err := readAccount(m.cfg.JournalPath + ".mandates")
-	if err != nil || a.retired || a.roster == c.current() {
+	if err != nil || a.retired || a.roster == c.current() || a.roster == "" && len(c.Changes) == 0 {
 		return err
 	}
 	if _, err := a.follow(c); err != nil {
 		return fmt.Errorf("%w: %w", audit.ErrTampered, err)
 	}
-	m.mu.Lock()
-	l := m.link
-	m.mu.Unlock()
 	if l == nil {
 		return errNotTold
 	}

@@ -3,8 +3,10 @@ package hsmstore
 import (
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -35,7 +37,12 @@ func newChamber(t *testing.T) *chamber {
 
 func (c *chamber) warrant(t *testing.T, nonce byte, acts ...string) *admin.Warrant {
 	t.Helper()
-	return c.signed(t, admin.Proposal{Ledger: c.ledger, Action: "generate-key", Parameters: [32]byte{1}, Acts: acts, Policy: c.roster.PolicyDigest(), Roster: c.roster.Digest(),
+	return c.warrantTo(t, "generate-key", nonce, acts...)
+}
+
+func (c *chamber) warrantTo(t *testing.T, action string, nonce byte, acts ...string) *admin.Warrant {
+	t.Helper()
+	return c.signed(t, admin.Proposal{Ledger: c.ledger, Action: action, Parameters: [32]byte{1}, Acts: acts, Policy: c.roster.PolicyDigest(), Roster: c.roster.Digest(),
 		Requester: "admin-token", Nonce: [32]byte{nonce}, NotBefore: c.now.Add(-time.Minute), Expires: c.now.Add(time.Hour)})
 }
 
@@ -46,9 +53,9 @@ func (c *chamber) signed(t *testing.T, p admin.Proposal) *admin.Warrant {
 	check(t, err)
 	w := &admin.Warrant{Proposal: b, Roster: c.roster}
 	for i, k := range c.keys[:2] {
-		o, err := k.Officer()
-		check(t, err)
 		sig, err := k.SignVote(admin.Approve, b)
+		check(t, err)
+		o, err := k.Officer()
 		check(t, err)
 		w.Votes = append(w.Votes, admin.VoteRecord{Officer: k.Name, SPKI: o.SPKI, Decision: admin.Approve, Signature: sig, Leaf: uint64(i)})
 	}
@@ -108,6 +115,77 @@ func TestAttack_HSM_11_CeremonyChecksTheWarrant(t *testing.T) {
 	if err := good.accept(c.now); err == nil {
 		t.Error("a damaged account was accepted")
 	}
+}
+
+// successor has the first two officers decide on another roster.
+func (c *chamber) successor(t *testing.T, nonce byte, edit func(*admin.Roster)) admin.RosterChange {
+	t.Helper()
+	next := c.roster.Successor()
+	edit(&next)
+	return admin.RosterChange{Roster: next, Warrant: *c.warrantTo(t, admin.ChangeRoster, nonce, admin.ChangeRosterAct(next.Version, c.roster.Digest(), next.Digest()))}
+}
+
+// The account of a token follows the roster, by the officers' decisions alone: who left has
+// no vote there any more, whatever the server says, and no old decision counts again.
+func TestAttack_HSM_11_RosterOfTheToken(t *testing.T) {
+	c := newChamber(t)
+	act := admin.RotateSOPINAct("m1", 2)
+	first := c.roster.Digest()
+	account := filepath.Join(t.TempDir(), "m1.mandates")
+	of := func(c *chamber, nonce byte, changes ...admin.RosterChange) mandate {
+		return mandate{Acts: []string{act}, Session: fmt.Sprint(nonce), Account: account, Warrant: c.warrant(t, nonce, act), rosterChain: chainOf(c.ledger, first, changes)}
+	}
+	accept := func(what string, m mandate, ok bool) {
+		t.Helper()
+		if err := m.accept(c.now); ok && err != nil || !ok && !errors.Is(err, admin.ErrNotGranted) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	accept("the first roster", of(c, 1), true)
+
+	// ada and bob put eve out and mallory in her place.
+	mallory, err := admin.NewOfficerKey("mallory")
+	check(t, err)
+	o, err := mallory.Officer()
+	check(t, err)
+	change := c.successor(t, 10, func(n *admin.Roster) { n.Officers[2].Name, n.Officers[2].SPKI = "mallory", o.SPKI })
+	after := &chamber{keys: []*admin.OfficerKey{c.keys[0], mallory}, roster: change.Roster, ledger: c.ledger, now: c.now}
+	afterEve := &chamber{keys: []*admin.OfficerKey{c.keys[1], c.keys[2]}, roster: c.roster, ledger: c.ledger, now: c.now}
+	warp := func(edit func(*admin.RosterChange)) admin.RosterChange {
+		bad := change
+		bad.Warrant.Votes = slices.Clone(change.Warrant.Votes)
+		edit(&bad)
+		return bad
+	}
+	stranger := newChamber(t)
+	accept("a roster without a decision", of(after, 2), false)
+	accept("one vote", of(after, 2, warp(func(b *admin.RosterChange) { b.Warrant.Votes = b.Warrant.Votes[:1] })), false)
+	accept("a forged vote", of(after, 2, warp(func(b *admin.RosterChange) {
+		b.Warrant.Votes[0].Signature = slices.Clone(b.Warrant.Votes[0].Signature)
+		b.Warrant.Votes[0].Signature[9] ^= 1
+	})), false)
+	accept("another roster than was decided", of(stranger, 2, warp(func(b *admin.RosterChange) { b.Roster = stranger.roster })), false)
+	otherLedger := *c
+	otherLedger.ledger = audit.LedgerID{9}
+	accept("a decision for another ledger", of(after, 2, otherLedger.successor(t, 10, func(n *admin.Roster) { n.Officers[2].Name, n.Officers[2].SPKI = "mallory", o.SPKI })), false)
+	if a, err := readAccount(account); err != nil || a.roster != hex.EncodeToString(first[:]) {
+		t.Fatalf("the account knows %s, %v", a.roster, err)
+	}
+	accept("decided", of(after, 2, change), true)
+	accept("who left votes on the old roster", of(afterEve, 3), false)
+	accept("who left votes on the old roster, with the change", of(afterEve, 3, change), false)
+
+	// And back again: the change does not count a second time.
+	back := after.successor(t, 11, func(n *admin.Roster) { n.Officers = slices.Clone(c.roster.Successor().Officers) })
+	again := &chamber{keys: c.keys, roster: back.Roster, ledger: c.ledger, now: c.now}
+	a, err := readAccount(account)
+	check(t, err)
+	learn, err := a.follow(chainOf(c.ledger, first, []admin.RosterChange{change, back}))
+	check(t, err)
+	check(t, a.learn(learn))
+	accept("the roster of before, anew", of(again, 4, change, back), true)
+	accept("the first change replayed", of(after, 5, change), false)
+	accept("a hole", of(after, 5, back), false)
 }
 
 // The server does not choose who gets shares of a new SO PIN, nor that fewer are enough.

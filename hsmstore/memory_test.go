@@ -62,8 +62,8 @@ func (m *memory) Tile(_ context.Context, level int, n uint64) ([]byte, error) {
 func (m *memory) PutCheckpoint(context.Context, uint64, string, string) error { return nil }
 func (m *memory) LastCheckpoint(context.Context) (string, error)              { return "", audit.ErrNotFound }
 
-func (m *memory) RosterRows(context.Context) ([]audit.OfficerRow, int, error) { return nil, 0, nil }
-func (m *memory) Recoveries(context.Context) ([]uint64, error)                { return nil, nil }
+func (m *memory) RosterRows(context.Context) ([]audit.RosterRow, error) { return nil, nil }
+func (m *memory) Recoveries(context.Context) ([]uint64, error)          { return nil, nil }
 
 func (m *memory) OpenNodes(context.Context) ([]string, error) { return nil, nil }
 

@@ -38,6 +38,7 @@ type manifest struct {
 	Genesis    []byte            `json:"genesis"`    // leaf 0
 	Checkpoint string            `json:"checkpoint"` // the newest signed one
 	Rosters    admin.History     `json:"rosters"`
+	Roster     *admin.Roster     `json:"roster,omitempty"` // of a manifest from before rosters could change
 	Recipient  manifestRecipient `json:"recipient"`
 	Keys       []manifestKey     `json:"keys"`
 	LeftOut    map[string]string `json:"left_out"` // keys that no backup holds, and why
@@ -229,6 +230,9 @@ func openManifest(text, proof []byte) (*openedManifest, error) {
 	m.leaf0, m.ledger = leaf0, leaf0.Ledger
 	if m.Ledger != hex.EncodeToString(leaf0.Ledger[:]) || m.Origin != origin {
 		return nil, fmt.Errorf("it names ledger %s, leaf 0 is of %s", audit.Text(m.Origin, 100), origin)
+	}
+	if m.Roster != nil && len(m.Rosters.Base.Officers) == 0 {
+		m.Rosters.Base = *m.Roster
 	}
 	first, _ := leaf0.Hash(audit.TagRoster)
 	if _, err := m.Rosters.CheckChain(first); err != nil {

@@ -181,8 +181,7 @@ func (r *recovering) recover(ctx context.Context) error {
 	}
 	act := admin.RecoverAct(decided.Size, loss.Root, decided.Common, decided.Known)
 	first, _ := loss.Genesis.Hash(audit.TagRoster)
-	changes, err := r.rosters.CheckChain(first)
-	if err != nil {
+	if _, err := r.rosters.CheckChain(first); err != nil {
 		return err
 	}
 	acts, _, err := w.Warrant.Check(loss.Ledger, r.rosters.Current().Digest(), time.Now())
@@ -207,7 +206,7 @@ func (r *recovering) recover(ctx context.Context) error {
 			return err
 		}
 		stderr.show("the HSM members learn that checkpoints go on")
-		err = hsmstore.RecoverMembers(ctx, members, hsmstore.Recovery{Ledger: loss.Ledger, Roster: first, Changes: changes, Size: loss.Size, Act: act, Warrant: &w.Warrant})
+		err = hsmstore.RecoverMembers(ctx, members, hsmstore.Recovery{Ledger: loss.Ledger, First: first, Rosters: r.rosters, Size: loss.Size, Act: act, Warrant: &w.Warrant})
 		stderr.end()
 		if err != nil { // no reason not to go on: the ledger grows
 			r.log.Warn("a member signs no checkpoint before the ledger has grown past what was lost; call this again within two hours when it can be reached", "err", err)

@@ -129,7 +129,7 @@ func TestSignFile(t *testing.T) {
 		roster.Officers = append(roster.Officers, must(k.Officer()))
 	}
 	m := &openedManifest{hash: [32]byte{5}, ledger: audit.LedgerID{0xab, 0xcd}, size: 4711, revoked: 17}
-	m.manifest.Ledger, m.Roster, m.Made = hex.EncodeToString(m.ledger[:]), roster, time.Date(2026, 11, 25, 9, 0, 0, 0, time.UTC)
+	m.manifest.Ledger, m.Rosters.Base, m.Made = hex.EncodeToString(m.ledger[:]), roster, time.Date(2026, 11, 25, 9, 0, 0, 0, time.UTC)
 	m.Recipient = manifestRecipient{Name: "far", Serial: "5e71a1"}
 	file := filepath.Join(dir, "request.json")
 	var out bytes.Buffer
@@ -166,7 +166,7 @@ func TestSignFile(t *testing.T) {
 	parameters := must(admin.CanonicalParameters([]byte(`{"algorithm":"P-256","name":"k1","purpose":"document"}`)))
 	terms := admin.Terms{Ledger: m.ledger, Roster: roster, RosterDigest: roster.Digest(), PolicyDigest: roster.PolicyDigest()}
 	proposal := must(terms.Draft(admin.GenerateKey, must(actsOf(admin.GenerateKey, parameters)), parameters, admin.AdminToken, time.Now(), time.Hour).Encode())
-	w := warrantFile{Parameters: json.RawMessage(parameters), Warrant: admin.Warrant{Proposal: proposal, Votes: []admin.VoteRecord{}, Roster: roster.Officers, Quorum: 2}}
+	w := warrantFile{Parameters: json.RawMessage(parameters), Warrant: admin.Warrant{Proposal: proposal, Votes: []admin.VoteRecord{}, Roster: roster}}
 	if err := w.save(file); err != nil {
 		t.Fatal(err)
 	}
