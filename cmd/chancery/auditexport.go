@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/mod/sumdb/tlog"
 
+	"chancery/admin"
 	"chancery/audit"
 	"chancery/dbstore"
 )
@@ -501,22 +502,29 @@ func (e *export) writeIssuers(ctx context.Context, x tree) error {
 	return x.put("chancery/issuers.bin", certs.Bytes())
 }
 
+// writeRoster writes who the officers were, and each later roster with the votes of those
+// before. One that is newer than the checkpoint decided nothing before it and is left out.
 func (e *export) writeRoster(ctx context.Context, x tree) error {
 	h, err := e.st.Rosters(ctx)
 	if err != nil {
 		return err
 	}
-	r := h.Base
-	type officer struct {
-		Name string `json:"name"`
-		SPKI []byte `json:"spki"`
+	type change struct {
+		Roster  admin.Roster `json:"roster"`
+		Warrant [][]byte     `json:"warrant"` // see [admin.Warrant.Evidence]
+		Leaf    uint64       `json:"leaf,omitempty"`
 	}
 	out := struct {
-		Quorum   int       `json:"quorum"`
-		Officers []officer `json:"officers"`
-	}{r.Quorum, []officer{}}
-	for _, o := range r.Officers {
-		out.Officers = append(out.Officers, officer{o.Name, o.SPKI})
+		Quorum   int             `json:"quorum"`
+		Officers []admin.Officer `json:"officers"`
+		Changes  []change        `json:"changes,omitempty"`
+	}{h.Base.Quorum, append([]admin.Officer{}, h.Base.Officers...), nil}
+	for _, c := range h.Changes {
+		if c.Leaf >= e.size {
+			e.leftOut = append(e.leftOut, fmt.Sprintf("roster %d", c.Roster.Version))
+			break
+		}
+		out.Changes = append(out.Changes, change{c.Roster, c.Warrant.Evidence(), c.Leaf})
 	}
 	return x.json("chancery/roster.json", out)
 }

@@ -2,17 +2,11 @@ package check
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/sha256"
-	"crypto/x509"
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
-	"fmt"
 	"slices"
 	"time"
 
-	"chancery/cmd/chancery-verify/internal/folder"
 	"chancery/cmd/chancery-verify/internal/leaf"
 )
 
@@ -22,55 +16,6 @@ const (
 	approves = 1
 	rejects  = 2
 )
-
-// roster is who may decide, and how many must.
-type roster struct {
-	quorum   int
-	officers map[leaf.Hash]officer // by SPKI
-	why      string                // it cannot be used because; "" if it can
-}
-
-type officer struct {
-	name string
-	key  *ecdsa.PublicKey
-}
-
-// readRoster takes the officers of the export if their digest stands in leaf 0:
-// H("roster", quorum u16 ‖ (name, SPKI)*), texts behind u32 lengths, by SPKI. Otherwise
-// it is only an error once a decision is to be checked.
-func readRoster(f *folder.Folder, g leaf.Leaf) (r roster, err error) {
-	file, err := f.Roster()
-	if errors.Is(err, folder.ErrMissing) {
-		return roster{why: "the export does not say who the officers are"}, nil
-	} else if err != nil {
-		return r, err
-	}
-	r = roster{quorum: file.Quorum, officers: map[leaf.Hash]officer{}}
-	slices.SortFunc(file.Officers, func(a, b folder.Officer) int { return bytes.Compare(a.SPKI, b.SPKI) })
-	b := binary.BigEndian.AppendUint16(nil, uint16(file.Quorum))
-	for _, o := range file.Officers {
-		b = append(binary.BigEndian.AppendUint32(b, uint32(len(o.Name))), o.Name...)
-		b = append(binary.BigEndian.AppendUint32(b, uint32(len(o.SPKI))), o.SPKI...)
-		pub, err := x509.ParsePKIXPublicKey(o.SPKI)
-		key, ok := pub.(*ecdsa.PublicKey)
-		if err != nil || !ok {
-			r.why = fmt.Sprintf("the key of officer %.100q is none", o.Name)
-		}
-		r.officers[leaf.Sum(o.SPKI)] = officer{o.Name, key}
-	}
-	if want, _ := g.Hash(leaf.TagRoster); file.Quorum < 0 || file.Quorum > 0xffff || leaf.Digest("roster", b) != want {
-		r.why = "the officers or the quorum in the export are not those that it names"
-	}
-	return r, nil
-}
-
-// signed tells whether an officer signed a decision over a proposal (ENCODINGS, D).
-func (r roster) signed(by leaf.Hash, decision byte, proposal, signature []byte) bool {
-	o, ok := r.officers[by]
-	d := leaf.Digest("approval", []byte{decision}, proposal)
-	sum := sha256.Sum256([]byte("chancery/approval/v1\n" + hex.EncodeToString(d[:]) + "\n"))
-	return ok && r.why == "" && ecdsa.VerifyASN1(o.key, sum[:], signature)
-}
 
 // request is a proposal, taken apart: tags 1 to 10, each once and in order.
 type request struct {
@@ -131,8 +76,8 @@ func (v *verifier) approval(index uint64, l *leaf.Leaf) error {
 	hash, named := l.Hash(leaf.TagProposalHash)
 	p := s.Proposals[hash]
 	switch {
-	case v.roster.why != "":
-		return bad(0, "%s", v.roster.why)
+	case v.rosters.why != "":
+		return bad(0, "%s", v.rosters.why)
 	case !named || (p == nil) != (l.Op == leaf.OpProposal):
 		return bad(index, "its proposal is not known, or known already")
 	}
@@ -167,16 +112,17 @@ func (v *verifier) propose(index uint64, l *leaf.Leaf, hash leaf.Hash) error {
 		return bad(index, "the proposal has another hash")
 	case err != nil:
 		return bad(index, "%v", err)
-	case q.ledger != v.s.Ledger || q.roster != v.s.Roster:
+	case q.ledger != v.s.Ledger || v.rosters.by(q.roster) == nil:
 		return bad(index, "the proposal is for another ledger or other officers")
 	}
-	by, asked := l.Hash(leaf.TagOfficer)
-	o := v.roster.officers[by]
-	switch {
-	case asked && !v.roster.signed(by, asks, raw, l.Get(leaf.TagVote)):
-		return bad(index, "no officer signed this")
-	case asked && q.requester != "officer:"+o.name:
-		return bad(index, "the officer who signed is not the one who asks")
+	if by, signs := l.Hash(leaf.TagOfficer); signs {
+		o, err := v.rosters.by(q.roster).signed(by, asks, raw, l.Get(leaf.TagVote))
+		switch {
+		case err != nil:
+			return bad(index, "no officer signed this: %v", err)
+		case !asked(q.requester, o.name):
+			return bad(index, "the officer who signed is not the one who asks")
+		}
 	}
 	v.s.Proposals[hash] = &proposal{Raw: raw, State: "pending", Votes: map[uint64]vote{}}
 	return nil
@@ -188,19 +134,21 @@ func (v *verifier) vote(index uint64, l *leaf.Leaf, p *proposal) error {
 	if p.State != "pending" || decision != approves && decision != rejects {
 		return bad(index, "a vote on a proposal that is %s, or of no known kind", p.State)
 	}
-	q, err := readRequest(p.Raw)
+	q, r, err := v.requestOf(p)
+	if err != nil {
+		return bad(index, "%v", err)
+	}
+	o, err := r.signed(by, byte(decision), p.Raw, l.Get(leaf.TagVote))
 	switch {
 	case err != nil:
-		return bad(index, "%v", err)
-	case !v.roster.signed(by, byte(decision), p.Raw, l.Get(leaf.TagVote)):
-		return bad(index, "no officer signed this")
-	case q.requester == "officer:"+v.roster.officers[by].name:
+		return bad(index, "no officer signed this: %v", err)
+	case asked(q.requester, o.name):
 		return bad(index, "who asks has no vote")
 	case !q.inForce(l.Time, slack):
 		return bad(index, "a vote on a proposal that is not in force")
 	}
-	for other, b := range p.Votes {
-		if b.Officer == by {
+	for other, b := range p.Votes { // with whatever key
+		if r.keys[b.Officer].name == o.name {
 			return bad(index, "the officer of entry %d votes again", other)
 		}
 	}
@@ -214,23 +162,38 @@ func (v *verifier) grant(index uint64, l *leaf.Leaf, p *proposal, hash leaf.Hash
 	if p.State != "pending" || len(list)%8 != 0 || leaf.Digest("grant", hash[:], list) != grant {
 		return bad(index, "a grant of a proposal that is %s, or with another hash", p.State)
 	}
-	n, last := 0, uint64(0)
-	for ; len(list) > 0; list = list[8:] {
+	var keys []leaf.Hash
+	for last := uint64(0); len(list) > 0; list = list[8:] {
 		at := binary.BigEndian.Uint64(list)
-		if b, ok := p.Votes[at]; !ok || b.Decision != approves || n > 0 && at <= last {
+		b, ok := p.Votes[at]
+		if !ok || b.Decision != approves || len(keys) > 0 && at <= last {
 			return bad(index, "the grant rests on entry %d, which approves nothing here", at)
 		}
-		n, last = n+1, at
+		keys, last = append(keys, b.Officer), at
 	}
-	if n < v.roster.quorum || n == 0 {
-		return bad(index, "the grant rests on %d approvals of %d", n, v.roster.quorum)
-	}
-	q, err := readRequest(p.Raw)
+	q, r, err := v.requestOf(p)
 	if err != nil || !q.inForce(l.Time, slack) {
 		return bad(index, "a grant of a proposal that is not in force")
+	}
+	if q.roster != v.s.InForce {
+		return bad(index, "a grant of officers who are not in force any more")
+	}
+	if err := r.enough(keys); err != nil {
+		return bad(index, "the grant rests on %v", err)
 	}
 	p.State, p.Grant = "approved", grant
 	v.s.Grants[grant] = newMandate(q.targets)
 	v.s.Counts.Grants++
 	return nil
+}
+
+// requestOf is a proposal that is pending, with the roster that it names.
+func (v *verifier) requestOf(p *proposal) (q request, r *roster, err error) {
+	if q, err = readRequest(p.Raw); err != nil {
+		return q, nil, err
+	}
+	if r = v.rosters.by(q.roster); r == nil {
+		return q, nil, errors.New("the proposal is of officers whom the export does not name")
+	}
+	return q, r, nil
 }

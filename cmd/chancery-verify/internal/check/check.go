@@ -113,7 +113,7 @@ type verifier struct {
 		der   []byte
 		any   bool
 	}
-	roster       roster
+	rosters      rosters
 	before       leaf.Hash    // root of the entries before the one at hand; of a recovery
 	beyond       []checkpoint // larger than the ledger: only a recovery explains them
 	genesisGrant leaf.Hash
@@ -209,7 +209,7 @@ func (v *verifier) begin() error {
 		return bad(claims, "its checkpoint is not signed by the ledger's key: %v", err)
 	}
 	v.notes = append(v.notes, v.newest)
-	if v.roster, err = readRoster(v.f, g); err != nil {
+	if v.rosters, err = readRosters(v.f, g); err != nil {
 		return err
 	}
 	whole, err := v.whole()

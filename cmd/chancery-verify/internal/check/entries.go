@@ -249,6 +249,8 @@ func (v *verifier) event(index uint64, l *leaf.Leaf) error {
 	switch l.Op {
 	case leaf.OpProposal, leaf.OpVote, leaf.OpGrant, leaf.OpGrantResult, leaf.OpProposalEnd:
 		return v.approval(index, l)
+	case leaf.OpRoster:
+		return v.change(index, l)
 	case leaf.OpKeyGenerate, leaf.OpKeyAdopt, leaf.OpKeyImport:
 		needs = true
 		if purpose, ok := l.Uint(leaf.TagPurpose); ok && named {

@@ -45,10 +45,10 @@ func (v *verifier) recovery(index uint64, l *leaf.Leaf) error {
 		return bad(index, "it gives up nothing")
 	case q.action != "recover-ledger" || len(q.targets) != 1 || string(q.targets[0]) != act:
 		return bad(index, "its warrant is for something else than to go on from the entries before it")
-	case q.ledger != v.s.Ledger || q.roster != v.s.Roster:
+	case q.ledger != v.s.Ledger || q.roster != v.s.InForce:
 		return bad(index, "its warrant is of another ledger or other officers")
-	case v.roster.why != "":
-		return bad(0, "%s", v.roster.why)
+	case v.rosters.why != "":
+		return bad(0, "%s", v.rosters.why)
 	case l.Time/1_000_000 < q.notBefore || l.Time/1_000_000 > q.expires+int64(warrantSlack/time.Second):
 		return bad(index, "its warrant was not in force")
 	case leaf.Digest("grant", hash[:], places) != grant:

@@ -72,8 +72,9 @@ func (v *verifier) restored(index uint64, l *leaf.Leaf) error {
 // warrantSlack is how long after its last moment a warrant may still be written down.
 const warrantSlack = time.Hour
 
-// warrant: a quorum of the predecessor's officers, who are those of this ledger, signed
-// for exactly this manifest; leaf 0 of the predecessor shows whose officers they were.
+// warrant: enough of the predecessor's officers, with whom this ledger begins, signed for
+// exactly this manifest; leaf 0 of the predecessor shows whose officers they were, or from
+// whom they followed.
 func (v *verifier) warrant(index uint64, l *leaf.Leaf) error {
 	r := &v.s.Restore
 	zero, origin, keys, err := leaf.GenesisOf(l.Get(leaf.TagPredecessor))
@@ -103,10 +104,10 @@ func (v *verifier) warrant(index uint64, l *leaf.Leaf) error {
 		return bad(index, "its warrant: %v", err)
 	case origin != r.origin() || q.ledger != zero.Ledger || q.action != "restore" || !allows:
 		return bad(index, "its warrant is for something else")
-	case rosterOfZero != v.s.Roster || q.roster != rosterOfZero:
+	case v.rosters.why != "":
+		return bad(0, "%s", v.rosters.why)
+	case q.roster != v.s.Roster || !v.rosters.restored(rosterOfZero, zero.Ledger):
 		return bad(index, "its warrant is of other officers than the predecessor's")
-	case v.roster.why != "":
-		return bad(0, "%s", v.roster.why)
 	case l.Time/1_000_000 < q.notBefore || l.Time/1_000_000 > q.expires+int64(warrantSlack/time.Second):
 		return bad(index, "its warrant was not in force")
 	}
@@ -117,22 +118,15 @@ func (v *verifier) warrant(index uint64, l *leaf.Leaf) error {
 	return nil
 }
 
-// warrantVotes: a quorum of distinct officers, none of them who asked, approved exactly
-// the proposal that is the first of items; the others are SHA-256 of SPKI ‖ signature.
+// warrantVotes: enough distinct officers, none of them who asked, approved exactly the
+// proposal that is the first of items; the others are SHA-256 of SPKI ‖ signature.
 func (v *verifier) warrantVotes(index uint64, items [][]byte, q request) error {
-	seen := map[leaf.Hash]bool{}
-	for _, vote := range items[1:] {
-		if len(vote) <= 32 {
-			return bad(index, "a vote of its warrant cannot be read")
-		}
-		by := leaf.Hash(vote[:32])
-		if seen[by] || q.requester == "officer:"+v.roster.officers[by].name || !v.roster.signed(by, approves, items[0], vote[32:]) {
-			return bad(index, "a vote of its warrant is not that of an officer, or there twice")
-		}
-		seen[by] = true
+	r := v.rosters.by(q.roster)
+	if r == nil {
+		return bad(index, "its warrant is of officers whom the export does not name")
 	}
-	if len(seen) < v.roster.quorum || len(seen) == 0 {
-		return bad(index, "its warrant rests on %d approvals of %d", len(seen), v.roster.quorum)
+	if err := r.warranted(items, q); err != nil {
+		return bad(index, "%v", err)
 	}
 	return nil
 }

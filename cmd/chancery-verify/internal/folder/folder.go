@@ -22,11 +22,12 @@ const hashSize = 32
 
 // The most that a file may have, in octets.
 const (
-	maxNote   = 64 << 10
-	maxJSON   = 1 << 20
-	maxNotes  = 1 << 30
-	maxBundle = Width * (2 + 65535)
-	maxRecord = 256 << 20 // a CRL
+	maxNote    = 64 << 10
+	maxJSON    = 1 << 20
+	maxRosters = 64 << 20
+	maxNotes   = 1 << 30
+	maxBundle  = Width * (2 + 65535)
+	maxRecord  = 256 << 20 // a CRL
 )
 
 // ErrMissing: a file is not there.
@@ -99,18 +100,68 @@ func (f *Folder) About() (a About, err error) {
 
 // Officer is one of those who decide.
 type Officer struct {
-	Name string `json:"name"`
-	SPKI []byte `json:"spki"`
+	Name     string    `json:"name"`
+	SPKI     []byte    `json:"spki"` // of the CLI key, DER; nil: none
+	Passkeys []Passkey `json:"passkeys"`
+	Roles    []Role    `json:"roles"`
 }
 
-// Roster is chancery/roster.json. Its digest stands in leaf 0.
+// Passkey is a WebAuthn credential.
+type Passkey struct {
+	ID    []byte `json:"id"`
+	SPKI  []byte `json:"spki"`
+	Label string `json:"label"`
+}
+
+// Role is what an officer may do, "" where it is not limited.
+type Role struct {
+	Role    string `json:"role"`
+	Issuer  string `json:"issuer"`
+	Profile string `json:"profile"`
+	Key     string `json:"key"`
+}
+
+// Group is some of the officers, of whom so many must approve.
+type Group struct {
+	Name    string   `json:"name"`
+	Quorum  int      `json:"quorum"`
+	Members []string `json:"members"`
+}
+
+// Roster is who decides. The first of a ledger has version 0: CLI keys only.
 type Roster struct {
+	Version  uint64    `json:"version"`
 	Quorum   int       `json:"quorum"`
+	CLI      int       `json:"cli_votes"`
+	RPID     string    `json:"rp_id"`
+	Origins  []string  `json:"origins"`
 	Officers []Officer `json:"officers"`
+	Groups   []Group   `json:"groups"`
 }
 
-// Roster reads chancery/roster.json.
-func (f *Folder) Roster() (r Roster, err error) { return r, f.json("chancery/roster.json", &r) }
+// Change is a roster that followed another one.
+type Change struct {
+	Roster  Roster   `json:"roster"`
+	Warrant [][]byte `json:"warrant"` // the proposal, then SHA-256 of SPKI ‖ signature of each vote
+	Leaf    uint64   `json:"leaf"`    // of the change; 0: it was before this ledger
+}
+
+// Rosters is chancery/roster.json: the first roster, and those that followed.
+type Rosters struct {
+	Roster
+	Changes []Change `json:"changes"` // none in older exports
+}
+
+// Rosters reads chancery/roster.json.
+func (f *Folder) Rosters() (r Rosters, err error) {
+	b, err := f.read("chancery/roster.json", maxRosters)
+	if err == nil {
+		if err = json.Unmarshal(b, &r); err != nil {
+			err = fmt.Errorf("chancery/roster.json: %w", err)
+		}
+	}
+	return r, err
+}
 
 func (f *Folder) json(name string, into any) error {
 	b, err := f.read(name, maxJSON)
