@@ -10,6 +10,7 @@ const (
 	BadProposal Code = "bad-proposal" // what is asked for is malformed or not possible
 	NotFound    Code = "not-found"
 	VoteRefused Code = "vote-refused" // this officer, this signature, this moment does not count
+	NotAllowed  Code = "not-allowed"  // who asks may not do that
 	Closed      Code = "closed"       // the state of the proposal does not allow it any more
 )
 

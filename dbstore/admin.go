@@ -27,6 +27,12 @@ func (t *tx) applyAdmin(p audit.Projection, at *audit.StoredLeaf) (handled bool,
 		err = t.addPasskey(p)
 	case admin.CloseEnrolment:
 		err = t.cas("UPDATE enrolment SET state = ? WHERE id = ? AND state = ?", p.To, p.ID, admin.EnrolmentOpen)
+	case admin.PutMachine:
+		err = t.putMachine(p)
+	case admin.RevokeMachine:
+		err = t.cas("UPDATE machine SET revoked = ? WHERE id = ? AND revoked = 0", p.At.Unix(), p.ID)
+	case admin.TouchMachine:
+		_, err = t.exec("UPDATE machine SET last_used = ? WHERE id = ?", p.At.Unix(), p.ID)
 	case admin.PutProposal:
 		_, err = t.exec("INSERT INTO proposal (hash, id, leaf, state, expires, proposal, parameters, signature, votes, node, reason) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, '', '')",
 			p.Hash[:], admin.ProposalID(p.Hash), int64(at.Index), string(admin.Pending), p.Expires.Unix(), p.Proposal, p.Parameters, p.Signature)

@@ -502,29 +502,33 @@ func (e *export) writeIssuers(ctx context.Context, x tree) error {
 	return x.put("chancery/issuers.bin", certs.Bytes())
 }
 
-// writeRoster writes who the officers were, and each later roster with the votes of those
-// before. One that is newer than the checkpoint decided nothing before it and is left out.
+// writeRoster writes all rosters that were ever in force: the first one, and each that
+// followed with the signatures that decided it.
 func (e *export) writeRoster(ctx context.Context, x tree) error {
 	h, err := e.st.Rosters(ctx)
 	if err != nil {
 		return err
 	}
+	type warrant struct {
+		Proposal []byte             `json:"proposal"`
+		Votes    []admin.VoteRecord `json:"votes"`
+	}
 	type change struct {
 		Roster  admin.Roster `json:"roster"`
-		Warrant [][]byte     `json:"warrant"` // see [admin.Warrant.Evidence]
-		Leaf    uint64       `json:"leaf,omitempty"`
+		Warrant warrant      `json:"warrant"`
+		Leaf    uint64       `json:"leaf"`
 	}
 	out := struct {
 		Quorum   int             `json:"quorum"`
 		Officers []admin.Officer `json:"officers"`
 		Changes  []change        `json:"changes,omitempty"`
-	}{h.Base.Quorum, append([]admin.Officer{}, h.Base.Officers...), nil}
+	}{Quorum: h.Base.Quorum, Officers: append([]admin.Officer{}, h.Base.Officers...)}
 	for _, c := range h.Changes {
-		if c.Leaf >= e.size {
+		if c.Leaf >= e.size { // it decided nothing before the checkpoint
 			e.leftOut = append(e.leftOut, fmt.Sprintf("roster %d", c.Roster.Version))
 			break
 		}
-		out.Changes = append(out.Changes, change{c.Roster, c.Warrant.Evidence(), c.Leaf})
+		out.Changes = append(out.Changes, change{c.Roster, warrant{c.Warrant.Proposal, c.Warrant.Votes}, c.Leaf})
 	}
 	return x.json("chancery/roster.json", out)
 }

@@ -5,16 +5,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"slices"
+	"strings"
 	"time"
 
 	"chancery/cmd/chancery-verify/internal/leaf"
-)
-
-// The decisions of an officer.
-const (
-	asks     = 0
-	approves = 1
-	rejects  = 2
 )
 
 // request is a proposal, taken apart: tags 1 to 10, each once and in order.
@@ -66,7 +60,7 @@ type proposal struct {
 
 // vote is a decision.
 type vote struct {
-	Officer  leaf.Hash `json:"officer"`
+	Officer  leaf.Hash `json:"officer"` // SHA-256 of the SPKI of the key that signed
 	Decision uint64    `json:"decision"`
 }
 
@@ -112,17 +106,18 @@ func (v *verifier) propose(index uint64, l *leaf.Leaf, hash leaf.Hash) error {
 		return bad(index, "the proposal has another hash")
 	case err != nil:
 		return bad(index, "%v", err)
-	case q.ledger != v.s.Ledger || v.rosters.by(q.roster) == nil:
+	case q.ledger != v.s.Ledger || v.rosters.by[q.roster] == nil:
 		return bad(index, "the proposal is for another ledger or other officers")
 	}
-	if by, signs := l.Hash(leaf.TagOfficer); signs {
-		o, err := v.rosters.by(q.roster).signed(by, asks, raw, l.Get(leaf.TagVote))
-		switch {
-		case err != nil:
-			return bad(index, "no officer signed this: %v", err)
-		case !asked(q.requester, o.name):
-			return bad(index, "the officer who signed is not the one who asks")
-		}
+	r := v.rosters.by[q.roster]
+	by, personal := l.Hash(leaf.TagOfficer)
+	switch {
+	case personal && !r.signed(by, asks, raw, l.Get(leaf.TagVote)):
+		return bad(index, "no officer signed this")
+	case personal && q.requester != "officer:"+r.keys[by].officer:
+		return bad(index, "the officer who signed is not the one who asks")
+	case !personal && strings.HasPrefix(q.requester, "officer:"):
+		return bad(index, "an officer asks without a signature")
 	}
 	v.s.Proposals[hash] = &proposal{Raw: raw, State: "pending", Votes: map[uint64]vote{}}
 	return nil
@@ -134,21 +129,20 @@ func (v *verifier) vote(index uint64, l *leaf.Leaf, p *proposal) error {
 	if p.State != "pending" || decision != approves && decision != rejects {
 		return bad(index, "a vote on a proposal that is %s, or of no known kind", p.State)
 	}
-	q, r, err := v.requestOf(p)
-	if err != nil {
-		return bad(index, "%v", err)
-	}
-	o, err := r.signed(by, byte(decision), p.Raw, l.Get(leaf.TagVote))
+	q, err := readRequest(p.Raw)
+	r := v.rosters.by[q.roster]
 	switch {
 	case err != nil:
-		return bad(index, "no officer signed this: %v", err)
-	case asked(q.requester, o.name):
+		return bad(index, "%v", err)
+	case r == nil || !r.signed(by, byte(decision), p.Raw, l.Get(leaf.TagVote)):
+		return bad(index, "no officer signed this")
+	case asked(q.requester, r.keys[by].officer):
 		return bad(index, "who asks has no vote")
 	case !q.inForce(l.Time, slack):
 		return bad(index, "a vote on a proposal that is not in force")
 	}
-	for other, b := range p.Votes { // with whatever key
-		if r.keys[b.Officer].name == o.name {
+	for other, b := range p.Votes {
+		if r.keys[b.Officer].officer == r.keys[by].officer {
 			return bad(index, "the officer of entry %d votes again", other)
 		}
 	}
@@ -163,37 +157,27 @@ func (v *verifier) grant(index uint64, l *leaf.Leaf, p *proposal, hash leaf.Hash
 		return bad(index, "a grant of a proposal that is %s, or with another hash", p.State)
 	}
 	var keys []leaf.Hash
-	for last := uint64(0); len(list) > 0; list = list[8:] {
+	last := uint64(0)
+	for ; len(list) > 0; list = list[8:] {
 		at := binary.BigEndian.Uint64(list)
-		b, ok := p.Votes[at]
-		if !ok || b.Decision != approves || len(keys) > 0 && at <= last {
+		if b, ok := p.Votes[at]; !ok || b.Decision != approves || len(keys) > 0 && at <= last {
 			return bad(index, "the grant rests on entry %d, which approves nothing here", at)
 		}
-		keys, last = append(keys, b.Officer), at
+		keys, last = append(keys, p.Votes[at].Officer), at
 	}
-	q, r, err := v.requestOf(p)
-	if err != nil || !q.inForce(l.Time, slack) {
+	q, err := readRequest(p.Raw)
+	if err != nil || !q.inForce(l.Time, slack) || q.roster != v.s.Roster {
 		return bad(index, "a grant of a proposal that is not in force")
 	}
-	if q.roster != v.s.InForce {
-		return bad(index, "a grant of officers who are not in force any more")
+	r := v.rosters.by[q.roster]
+	if r == nil { // an earlier run knew them, this export does not
+		return bad(index, "the export does not hold the officers of the grant")
 	}
-	if err := r.enough(keys); err != nil {
-		return bad(index, "the grant rests on %v", err)
+	if why := r.enough(keys); why != "" {
+		return bad(index, "the grant rests on %s", why)
 	}
 	p.State, p.Grant = "approved", grant
 	v.s.Grants[grant] = newMandate(q.targets)
 	v.s.Counts.Grants++
 	return nil
-}
-
-// requestOf is a proposal that is pending, with the roster that it names.
-func (v *verifier) requestOf(p *proposal) (q request, r *roster, err error) {
-	if q, err = readRequest(p.Raw); err != nil {
-		return q, nil, err
-	}
-	if r = v.rosters.by(q.roster); r == nil {
-		return q, nil, errors.New("the proposal is of officers whom the export does not name")
-	}
-	return q, r, nil
 }

@@ -250,7 +250,7 @@ func (v *verifier) event(index uint64, l *leaf.Leaf) error {
 	case leaf.OpProposal, leaf.OpVote, leaf.OpGrant, leaf.OpGrantResult, leaf.OpProposalEnd:
 		return v.approval(index, l)
 	case leaf.OpRoster:
-		return v.change(index, l)
+		return v.rosterChange(index, l)
 	case leaf.OpKeyGenerate, leaf.OpKeyAdopt, leaf.OpKeyImport:
 		needs = true
 		if purpose, ok := l.Uint(leaf.TagPurpose); ok && named {

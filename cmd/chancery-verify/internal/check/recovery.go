@@ -45,7 +45,7 @@ func (v *verifier) recovery(index uint64, l *leaf.Leaf) error {
 		return bad(index, "it gives up nothing")
 	case q.action != "recover-ledger" || len(q.targets) != 1 || string(q.targets[0]) != act:
 		return bad(index, "its warrant is for something else than to go on from the entries before it")
-	case q.ledger != v.s.Ledger || q.roster != v.s.InForce:
+	case q.ledger != v.s.Ledger || q.roster != v.s.Roster:
 		return bad(index, "its warrant is of another ledger or other officers")
 	case v.rosters.why != "":
 		return bad(0, "%s", v.rosters.why)

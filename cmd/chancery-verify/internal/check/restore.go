@@ -72,9 +72,8 @@ func (v *verifier) restored(index uint64, l *leaf.Leaf) error {
 // warrantSlack is how long after its last moment a warrant may still be written down.
 const warrantSlack = time.Hour
 
-// warrant: enough of the predecessor's officers, with whom this ledger begins, signed for
-// exactly this manifest; leaf 0 of the predecessor shows whose officers they were, or from
-// whom they followed.
+// warrant: a quorum of the predecessor's officers, who are those of this ledger, signed
+// for exactly this manifest; leaf 0 of the predecessor shows whose officers they were.
 func (v *verifier) warrant(index uint64, l *leaf.Leaf) error {
 	r := &v.s.Restore
 	zero, origin, keys, err := leaf.GenesisOf(l.Get(leaf.TagPredecessor))
@@ -106,7 +105,7 @@ func (v *verifier) warrant(index uint64, l *leaf.Leaf) error {
 		return bad(index, "its warrant is for something else")
 	case v.rosters.why != "":
 		return bad(0, "%s", v.rosters.why)
-	case q.roster != v.s.Roster || !v.rosters.restored(rosterOfZero, zero.Ledger):
+	case q.roster != v.s.Roster || v.rosters.leads(rosterOfZero, v.s.Roster, zero.Ledger) != nil:
 		return bad(index, "its warrant is of other officers than the predecessor's")
 	case l.Time/1_000_000 < q.notBefore || l.Time/1_000_000 > q.expires+int64(warrantSlack/time.Second):
 		return bad(index, "its warrant was not in force")
@@ -118,15 +117,29 @@ func (v *verifier) warrant(index uint64, l *leaf.Leaf) error {
 	return nil
 }
 
-// warrantVotes: enough distinct officers, none of them who asked, approved exactly the
-// proposal that is the first of items; the others are SHA-256 of SPKI ‖ signature.
+// warrantVotes: a quorum of distinct officers, none of them who asked, approved exactly
+// the proposal that is the first of items; the others are SHA-256 of SPKI ‖ signature.
 func (v *verifier) warrantVotes(index uint64, items [][]byte, q request) error {
-	r := v.rosters.by(q.roster)
-	if r == nil {
-		return bad(index, "its warrant is of officers whom the export does not name")
+	r := v.rosters.by[q.roster]
+	if r == nil { // an earlier run knew them, this export does not
+		return bad(index, "the export does not hold the officers of its warrant")
 	}
-	if err := r.warranted(items, q); err != nil {
-		return bad(index, "%v", err)
+	seen := map[string]bool{}
+	var keys []leaf.Hash
+	for _, vote := range items[1:] {
+		if len(vote) <= 32 {
+			return bad(index, "a vote of its warrant cannot be read")
+		}
+		by := leaf.Hash(vote[:32])
+		name := r.keys[by].officer
+		if seen[name] || asked(q.requester, name) || !r.signed(by, approves, items[0], vote[32:]) {
+			return bad(index, "a vote of its warrant is not that of an officer, or there twice")
+		}
+		seen[name] = true
+		keys = append(keys, by)
+	}
+	if why := r.enough(keys); why != "" {
+		return bad(index, "its warrant rests on %s", why)
 	}
 	return nil
 }

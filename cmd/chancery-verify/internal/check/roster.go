@@ -2,11 +2,17 @@ package check
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
+	"encoding/json/v2"
 	"errors"
 	"fmt"
 	"slices"
@@ -16,38 +22,40 @@ import (
 	"chancery/cmd/chancery-verify/internal/leaf"
 )
 
+// The decisions of an officer.
+const (
+	asks     = 0
+	approves = 1
+	rejects  = 2
+)
+
+// rosters are all that were ever in force, by their digests.
+type rosters struct {
+	by  map[leaf.Hash]*roster
+	all []*roster // oldest first
+	why string    // they cannot be used because; "" if they can
+}
+
 // roster is who may decide, and how many must.
 type roster struct {
-	digest  leaf.Hash
-	version uint64
-	quorum  int
-	cli     int // how many of the approvals must be by a CLI key
-	rpID    string
-	origins []string
-	groups  []folder.Group
-	keys    map[leaf.Hash]holder // by SHA-256 of SPKI
-	leaf    uint64               // of the change that put it into force; 0: it was so before this ledger
-	ledger  leaf.Hash            // in which it was decided; zero for the first
+	folder.Roster
+	digest leaf.Hash
+	keys   map[leaf.Hash]key // by SPKI
+
+	warrant folder.Warrant // of the officers before; of all but the first
+	entry   uint64         // that put it into force; 0: none of this ledger
 }
 
-// holder is whose a key is.
-type holder struct {
-	name  string
-	key   any
-	cli   bool // it signs the text of a vote; else it is a passkey
-	votes bool
+// key is one of an officer's.
+type key struct {
+	officer string
+	votes   bool
+	cli     bool
+	spki    []byte
 }
 
-// rosters are all rosters of an export, each decided by the officers of the one before.
-type rosters struct {
-	list []roster
-	zero int    // that of leaf 0
-	why  string // they cannot be used because; "" if they can
-}
-
-// readRosters takes the officers of the export if a digest of theirs stands in leaf 0 and
-// every later roster was decided by the officers of the one before. Otherwise it is only an
-// error once a decision is to be checked.
+// readRosters takes the officers of the export if the digest of one roster stands in leaf
+// 0. Otherwise it is only an error once a decision is to be checked.
 func readRosters(f *folder.Folder, g leaf.Leaf) (r rosters, err error) {
 	file, err := f.Rosters()
 	if errors.Is(err, folder.ErrMissing) {
@@ -55,197 +63,198 @@ func readRosters(f *folder.Folder, g leaf.Leaf) (r rosters, err error) {
 	} else if err != nil {
 		return r, err
 	}
-	first, err := newRoster(file.Roster)
-	if err != nil {
-		return rosters{why: err.Error()}, nil
-	}
-	r.list = append(r.list, first)
+	r.by = map[leaf.Hash]*roster{}
+	r.add(&roster{Roster: file.Roster})
 	for _, c := range file.Changes {
-		next, err := newRoster(c.Roster)
-		if err == nil {
-			next.ledger, err = follows(r.list[len(r.list)-1], next, c.Warrant)
-		}
-		if err != nil {
-			return rosters{why: fmt.Sprintf("roster %d of the export: %v", c.Roster.Version, err)}, nil
-		}
-		next.leaf = c.Leaf
-		r.list = append(r.list, next)
+		r.add(&roster{Roster: c.Roster, warrant: c.Warrant, entry: c.Leaf})
 	}
-	want, _ := g.Hash(leaf.TagRoster)
-	if r.zero = slices.IndexFunc(r.list, func(x roster) bool { return x.digest == want }); r.zero < 0 {
-		return rosters{why: "the officers or the quorum in the export are not those that it names"}, nil
+	if want, _ := g.Hash(leaf.TagRoster); r.by[want] == nil {
+		r.why = "the officers or the quorum in the export are not those that it names"
 	}
 	return r, nil
 }
 
-// by finds a roster by its digest; nil if the export has none such.
-func (r rosters) by(digest leaf.Hash) *roster {
-	for i := range r.list {
-		if r.list[i].digest == digest {
-			return &r.list[i]
-		}
-	}
-	return nil
-}
-
-// newRoster takes a roster apart and makes its digest.
-func newRoster(in folder.Roster) (r roster, err error) {
-	if in.Quorum < 1 || in.Quorum > 0xffff || in.CLI < 0 || in.CLI > 0xffff {
-		return r, errors.New("the quorum is none")
-	}
-	r = roster{version: in.Version, quorum: in.Quorum, cli: in.CLI, rpID: in.RPID, origins: in.Origins, groups: in.Groups, keys: map[leaf.Hash]holder{}}
+func (r *rosters) add(one *roster) {
+	one.digest, one.keys = digestOf(one.Roster), map[leaf.Hash]key{}
 	names := map[string]bool{}
-	for _, o := range in.Officers {
+	put := func(k key) {
+		h := leaf.Sum(k.spki)
+		if _, twice := one.keys[h]; twice { // whose vote would it be?
+			r.why = fmt.Sprintf("roster %d has a key of officer %.64q twice", one.Version, k.officer)
+		}
+		one.keys[h] = k
+	}
+	for _, o := range one.Officers {
 		if names[o.Name] {
-			return r, fmt.Errorf("officer %.100q is there twice", o.Name)
+			r.why = fmt.Sprintf("roster %d has officer %.64q twice", one.Version, o.Name)
 		}
 		names[o.Name] = true
-		votes := in.Version == 0 || slices.Contains(o.Roles, folder.Role{Role: "crypto-officer"})
+		// Crypto officers vote; those of the first roster all are.
+		votes := one.Version == 0 || slices.Contains(o.Roles, folder.Role{Role: "crypto-officer"})
 		if o.SPKI != nil {
-			if err := r.add(o.SPKI, holder{name: o.Name, cli: true, votes: votes}); err != nil {
-				return r, err
-			}
+			put(key{o.Name, votes, true, o.SPKI})
 		}
 		for _, k := range o.Passkeys {
-			if err := r.add(k.SPKI, holder{name: o.Name, votes: votes}); err != nil {
-				return r, err
-			}
+			put(key{o.Name, votes, false, k.SPKI})
 		}
 	}
-	r.digest = digestOf(in)
-	return r, nil
+	if one.Quorum < 2 || one.Quorum > 20 {
+		r.why = fmt.Sprintf("roster %d lets %d officers decide", one.Version, one.Quorum)
+	}
+	r.by[one.digest] = one
+	r.all = append(r.all, one)
 }
 
-func (r *roster) add(spki []byte, h holder) (err error) {
-	if h.key, err = x509.ParsePKIXPublicKey(spki); err != nil {
-		return fmt.Errorf("a key of officer %.100q is none", h.name)
-	}
-	if _, ok := h.key.(*ecdsa.PublicKey); h.cli && !ok {
-		return fmt.Errorf("the key of officer %.100q is none", h.name)
-	}
-	at := leaf.Sum(spki)
-	if _, twice := r.keys[at]; twice {
-		return fmt.Errorf("a key of officer %.100q is there twice", h.name)
-	}
-	r.keys[at] = h
-	return nil
-}
-
-// digestOf is, of version 0, H("roster", quorum u16 ‖ (name, SPKI)*), the officers by SPKI.
-// Of others it is H("people", version u64 ‖ quorum u16 ‖ cli u16 ‖ rp_id ‖ origins ‖
-// officers ‖ groups), officers and groups by name. A text stands behind its u32 length, a
-// list behind the u16 number of its items.
+// digestOf is, for the first roster, H("roster", quorum u16 ‖ (name, SPKI)*) in the order of
+// the SPKIs; for others H("people", version u64 ‖ quorum u16 ‖ cli u16 ‖ rp_id ‖ origins ‖
+// officers ‖ groups), these in the order of their names. Texts stand behind u32 lengths,
+// lists behind u16 counts.
 func digestOf(r folder.Roster) leaf.Hash {
 	var b []byte
-	number := func(n int) { b = binary.BigEndian.AppendUint16(b, uint16(n)) }
-	text := func(s string) { b = append(binary.BigEndian.AppendUint32(b, uint32(len(s))), s...) }
-	officers := slices.Clone(r.Officers)
+	n := func(n int) { b = binary.BigEndian.AppendUint16(b, uint16(n)) }
+	put := func(v ...[]byte) {
+		for _, t := range v {
+			b = append(binary.BigEndian.AppendUint32(b, uint32(len(t))), t...)
+		}
+	}
+	officers, groups := slices.Clone(r.Officers), slices.Clone(r.Groups)
 	if r.Version == 0 {
 		slices.SortFunc(officers, func(a, b folder.Officer) int { return bytes.Compare(a.SPKI, b.SPKI) })
-		number(r.Quorum)
+		n(r.Quorum)
 		for _, o := range officers {
-			text(o.Name)
-			text(string(o.SPKI))
+			put([]byte(o.Name), o.SPKI)
 		}
 		return leaf.Digest("roster", b)
 	}
-	b = binary.BigEndian.AppendUint64(b, r.Version)
-	number(r.Quorum)
-	number(r.CLI)
-	text(r.RPID)
-	number(len(r.Origins))
-	for _, o := range r.Origins {
-		text(o)
-	}
 	slices.SortFunc(officers, func(a, b folder.Officer) int { return strings.Compare(a.Name, b.Name) })
-	number(len(officers))
+	slices.SortFunc(groups, func(a, b folder.Group) int { return strings.Compare(a.Name, b.Name) })
+	b = binary.BigEndian.AppendUint64(b, r.Version)
+	n(r.Quorum)
+	n(r.CLI)
+	put([]byte(r.RPID))
+	n(len(r.Origins))
+	for _, o := range r.Origins {
+		put([]byte(o))
+	}
+	n(len(officers))
 	for _, o := range officers {
-		text(o.Name)
-		text(string(o.SPKI))
-		number(len(o.Passkeys))
+		put([]byte(o.Name), o.SPKI)
+		n(len(o.Passkeys))
 		for _, k := range o.Passkeys {
-			text(string(k.ID))
-			text(string(k.SPKI))
-			text(k.Label)
+			put(k.ID, k.SPKI, []byte(k.Label))
 		}
-		number(len(o.Roles))
+		n(len(o.Roles))
 		for _, a := range o.Roles {
-			text(a.Role)
-			text(a.Issuer)
-			text(a.Profile)
-			text(a.Key)
+			put([]byte(a.Role), []byte(a.Issuer), []byte(a.Profile), []byte(a.Key))
 		}
 	}
-	groups := slices.Clone(r.Groups)
-	slices.SortFunc(groups, func(a, b folder.Group) int { return strings.Compare(a.Name, b.Name) })
-	number(len(groups))
+	n(len(groups))
 	for _, g := range groups {
-		text(g.Name)
-		number(g.Quorum)
-		number(len(g.Members))
+		put([]byte(g.Name))
+		n(g.Quorum)
+		n(len(g.Members))
 		for _, m := range g.Members {
-			text(m)
+			put([]byte(m))
 		}
 	}
 	return leaf.Digest("people", b)
 }
 
-// approval is D of ENCODINGS: what a decision about a proposal is signed by.
-func approval(decision byte, proposal []byte) leaf.Hash {
-	return leaf.Digest("approval", []byte{decision}, proposal)
-}
-
-// signed names the officer whose key signed a decision about a proposal.
-func (r *roster) signed(by leaf.Hash, decision byte, proposal, signature []byte) (holder, error) {
-	h, ok := r.keys[by]
-	switch {
-	case !ok:
-		return h, errors.New("the key is of no officer")
-	case decision != asks && !h.votes:
-		return h, fmt.Errorf("officer %.100q does not vote", h.name)
+// signed tells whether the officer with this key signed a decision over a proposal
+// (ENCODINGS, D), and may do so.
+func (r *roster) signed(by leaf.Hash, decision byte, proposal, signature []byte) bool {
+	k, ok := r.keys[by]
+	if !ok || decision != asks && !k.votes {
+		return false
 	}
-	d := approval(decision, proposal)
-	if !h.cli {
-		return h, r.asserted(h.key, d, signature)
+	d := leaf.Digest("approval", []byte{decision}, proposal)
+	if !k.cli {
+		return r.asserted(k.spki, d, signature) == nil
 	}
+	pub, err := x509.ParsePKIXPublicKey(k.spki)
+	ec, ok := pub.(*ecdsa.PublicKey)
 	sum := sha256.Sum256([]byte("chancery/approval/v1\n" + hex.EncodeToString(d[:]) + "\n"))
-	if !ecdsa.VerifyASN1(h.key.(*ecdsa.PublicKey), sum[:], signature) {
-		return h, errors.New("the signature does not verify")
-	}
-	return h, nil
+	return err == nil && ok && ecdsa.VerifyASN1(ec, sum[:], signature)
 }
 
-// asked tells whether a requester is an officer: by name, or through a machine of that
-// officer, "machine:X/officer:NAME".
+// maxAssertion is the most octets that the vote of a passkey has.
+const maxAssertion = 8 << 10
+
+// asserted verifies what a passkey signed (W3C WebAuthn Level 3 §7.2): a list of
+// authenticator data, client data and signature.
+func (r *roster) asserted(spki []byte, challenge leaf.Hash, signature []byte) error {
+	parts, err := leaf.List(signature)
+	if err != nil || len(parts) != 3 || len(signature) > maxAssertion {
+		return errors.New("it is no assertion")
+	}
+	data, client, sig := parts[0], parts[1], parts[2]
+	var says struct {
+		Type        string `json:"type"`
+		Challenge   string `json:"challenge"`
+		Origin      string `json:"origin"`
+		CrossOrigin bool   `json:"crossOrigin"`
+	}
+	if err := json.Unmarshal(client, &says); err != nil { // a member that stands there twice is refused
+		return err
+	}
+	rp := sha256.Sum256([]byte(r.RPID))
+	const present, verified = 0x01, 0x04
+	switch {
+	case says.Type != "webauthn.get", says.CrossOrigin, says.Challenge != base64.RawURLEncoding.EncodeToString(challenge[:]):
+		return errors.New("it is about something else")
+	case r.RPID == "", !slices.Contains(r.Origins, says.Origin), len(data) < 37, !bytes.Equal(data[:32], rp[:]):
+		return errors.New("it was made elsewhere")
+	case data[32]&present == 0, data[32]&verified == 0:
+		return errors.New("nobody was verified")
+	}
+	pub, err := x509.ParsePKIXPublicKey(spki)
+	if err != nil {
+		return err
+	}
+	inner := sha256.Sum256(client)
+	message := slices.Concat(data, inner[:])
+	sum := sha256.Sum256(message)
+	good := false
+	switch k := pub.(type) {
+	case *ecdsa.PublicKey:
+		good = k.Curve == elliptic.P256() && ecdsa.VerifyASN1(k, sum[:], sig)
+	case ed25519.PublicKey:
+		good = ed25519.Verify(k, message, sig)
+	case *rsa.PublicKey:
+		good = k.N.BitLen() >= 2048 && k.N.BitLen() <= 4096 && rsa.VerifyPKCS1v15(k, crypto.SHA256, sum[:], sig) == nil
+	}
+	if !good {
+		return errors.New("the signature is wrong")
+	}
+	return nil
+}
+
+// asked tells whether a requester is this officer, or a machine of theirs: who asks does
+// not decide.
 func asked(requester, officer string) bool {
-	if rest, ok := strings.CutPrefix(requester, "machine:"); ok {
-		_, requester, _ = strings.Cut(rest, "/")
+	if machine, ok := strings.CutPrefix(requester, "machine:"); ok {
+		_, requester, _ = strings.Cut(machine, "/")
 	}
 	return requester == "officer:"+officer
 }
 
-// enough tells whether approvals by these keys decide: as many officers as the quorum and
-// each group want, and as many CLI keys.
-func (r *roster) enough(keys []leaf.Hash) error {
-	names := map[string]bool{}
-	cli := 0
-	for _, k := range keys {
-		h := r.keys[k]
-		if names[h.name] {
-			return fmt.Errorf("officer %.100q stands there twice", h.name)
-		}
-		names[h.name] = true
-		if h.cli {
-			cli++
+// enough tells why approvals with these keys do not decide; "": they do.
+func (r *roster) enough(keys []leaf.Hash) string {
+	names, cli := map[string]bool{}, map[string]bool{}
+	for _, h := range keys {
+		k := r.keys[h]
+		names[k.officer] = true
+		if k.cli {
+			cli[k.officer] = true
 		}
 	}
-	if len(names) < r.quorum || len(names) == 0 {
-		return fmt.Errorf("%d approvals of %d", len(names), r.quorum)
+	if len(names) < r.Quorum || len(names) == 0 {
+		return fmt.Sprintf("%d approvals of %d", len(names), r.Quorum)
 	}
-	if cli < r.cli {
-		return fmt.Errorf("%d approvals by a CLI key of %d", cli, r.cli)
+	if len(cli) < r.CLI {
+		return fmt.Sprintf("%d approvals by CLI keys of %d", len(cli), r.CLI)
 	}
-	for _, g := range r.groups {
+	for _, g := range r.Groups {
 		n := 0
 		for _, m := range g.Members {
 			if names[m] {
@@ -253,83 +262,80 @@ func (r *roster) enough(keys []leaf.Hash) error {
 			}
 		}
 		if n < g.Quorum {
-			return fmt.Errorf("%d approvals of group %.100q of %d", n, g.Name, g.Quorum)
+			return fmt.Sprintf("%d approvals of %d in group %.64q", n, g.Quorum, g.Name)
+		}
+	}
+	return ""
+}
+
+// leads tells whether the officers of each roster decided on the next, from one digest to
+// another: in a predecessor's ledger, which is not at hand.
+func (r rosters) leads(from, to, ledger leaf.Hash) error {
+	at := slices.IndexFunc(r.all, func(x *roster) bool { return x.digest == from })
+	if at < 0 {
+		return errors.New("the export does not hold the officers of the predecessor")
+	}
+	for ; r.all[at].digest != to; at++ {
+		if at+1 == len(r.all) {
+			return errors.New("the officers of the predecessor did not decide on these")
+		}
+		next := r.all[at+1]
+		if err := next.follows(r.all[at], ledger); err != nil {
+			return err
+		}
+		if next.entry != 0 {
+			return fmt.Errorf("roster %d came into force in this ledger, not before it", next.Version)
 		}
 	}
 	return nil
 }
 
-// warranted holds the votes of a warrant, which stand as SHA-256 of SPKI ‖ signature behind
-// the proposal: distinct officers, none of them who asked, approved exactly that.
-func (r *roster) warranted(items [][]byte, q request) error {
+// follows tells whether the officers of one roster decided on this one, in a ledger.
+func (r *roster) follows(before *roster, ledger leaf.Hash) error {
+	q, err := readRequest(r.warrant.Proposal)
+	act := changeRoster(r.Version, before.digest, r.digest)
+	if err != nil || q.ledger != ledger || q.roster != before.digest || q.action != "change-roster" || len(q.targets) != 1 || string(q.targets[0]) != act || r.Version != before.Version+1 {
+		return fmt.Errorf("roster %d was not decided after roster %d", r.Version, before.Version)
+	}
 	var keys []leaf.Hash
-	for _, vote := range items[1:] {
-		if len(vote) <= 32 {
-			return errors.New("a vote of its warrant cannot be read")
+	seen := map[string]bool{}
+	for _, v := range r.warrant.Votes {
+		by := leaf.Sum(v.SPKI)
+		name := before.keys[by].officer
+		if seen[name] || asked(q.requester, name) || !before.signed(by, approves, r.warrant.Proposal, v.Signature) {
+			return fmt.Errorf("roster %d rests on a vote that is none", r.Version)
 		}
-		by := leaf.Hash(vote[:32])
-		h, err := r.signed(by, approves, items[0], vote[32:])
-		twice := slices.ContainsFunc(keys, func(k leaf.Hash) bool { return r.keys[k].name == h.name })
-		if err != nil || twice || asked(q.requester, h.name) {
-			return errors.New("a vote of its warrant is not that of an officer, or there twice")
-		}
+		seen[name] = true
 		keys = append(keys, by)
 	}
-	if err := r.enough(keys); err != nil {
-		return fmt.Errorf("its warrant rests on %w", err)
+	if why := before.enough(keys); why != "" {
+		return fmt.Errorf("roster %d rests on %s", r.Version, why)
 	}
 	return nil
 }
 
-// changeAct is the act of a change, as officers sign it.
-func changeAct(version uint64, before, after leaf.Hash) string {
+func changeRoster(version uint64, before, after leaf.Hash) string {
 	return fmt.Sprintf("change-roster %d %s %s", version, before, after)
 }
 
-// follows holds a roster against the warrant of the officers before it, and returns the
-// ledger in which they decided it.
-func follows(before, next roster, warrant [][]byte) (ledger leaf.Hash, err error) {
-	if len(warrant) < 2 {
-		return ledger, errors.New("nobody decided it")
-	}
-	q, err := readRequest(warrant[0])
+// rosterChange: the officers in force allowed just this roster to follow (P7).
+func (v *verifier) rosterChange(index uint64, l *leaf.Leaf) error {
+	g, named := l.Hash(leaf.TagGrant)
+	digest, says := l.Hash(leaf.TagRoster)
+	version, counts := l.Uint(leaf.TagVersion)
+	m := v.s.Grants[g]
 	switch {
-	case err != nil:
-		return ledger, err
-	case next.version != before.version+1:
-		return ledger, fmt.Errorf("it cannot follow roster %d", before.version)
-	case q.action != "change-roster" || q.roster != before.digest || len(q.targets) != 1 || string(q.targets[0]) != changeAct(next.version, before.digest, next.digest):
-		return ledger, errors.New("its warrant is for something else")
+	case !named || !says || !counts:
+		return bad(index, "it changes the roster without a grant, or without saying to what")
+	case m == nil || m.Ended || !m.use(act{words: strings.Fields(changeRoster(version, v.s.Roster, digest)), once: true, whole: true}):
+		return bad(index, "no officers allowed this roster to follow the one in force")
 	}
-	return q.ledger, before.warranted(warrant, q)
-}
-
-// change follows an entry that puts another roster into force: the officers of the one in
-// force allowed exactly that one, once.
-func (v *verifier) change(index uint64, l *leaf.Leaf) error {
-	s := v.s
-	g, granted := l.Hash(leaf.TagGrant)
-	digest, named := l.Hash(leaf.TagRoster)
-	version, counted := l.Uint(leaf.TagVersion)
-	m := s.Grants[g]
-	switch {
-	case v.rosters.why != "":
-		return bad(0, "%s", v.rosters.why)
-	case !granted || !named || !counted:
-		return bad(index, "it changes the roster without a grant, or does not say to what")
-	case m == nil || m.Ended || !m.use(act{words: strings.Fields(changeAct(version, s.InForce, digest)), once: true, whole: true}):
-		return bad(index, "the officers did not grant that this roster follows the one in force")
+	if v.rosters.why == "" {
+		r := v.rosters.by[digest]
+		if r == nil || r.entry != index || r.Version != version {
+			return bad(index, "the export does not hold the roster that it put into force")
+		}
 	}
-	if next := v.rosters.by(digest); next == nil || next.version != version || next.leaf != index {
-		return bad(index, "the export does not hold the roster that it puts into force")
-	}
-	s.InForce = digest
+	v.s.Roster = digest
 	return nil
-}
-
-// restored tells whether the officers of leaf 0 followed from those of leaf 0 of the
-// predecessor, by decisions in that ledger.
-func (r rosters) restored(digest, predecessor leaf.Hash) bool {
-	at := slices.IndexFunc(r.list[:r.zero+1], func(x roster) bool { return x.digest == digest })
-	return at >= 0 && !slices.ContainsFunc(r.list[at+1:r.zero+1], func(x roster) bool { return x.leaf != 0 || x.ledger != predecessor })
 }

@@ -27,8 +27,7 @@ type State struct {
 	Keys       map[leaf.Hash]uint64      `json:"keys"`      // their one purpose (P8)
 	Destroyed  map[leaf.Hash]uint64      `json:"destroyed"` // keys: by which entry
 	KeyStates  map[leaf.Hash]string      `json:"key_states"`
-	Roster     leaf.Hash                 `json:"roster"`   // digest in leaf 0
-	InForce    leaf.Hash                 `json:"in_force"` // digest of the roster that decides now
+	Roster     leaf.Hash                 `json:"roster"` // digest
 	Proposals  map[leaf.Hash]*proposal   `json:"proposals"`
 	Grants     map[leaf.Hash]*mandate    `json:"grants"`
 	Signers    []signer                  `json:"signers"` // keys of checkpoints
@@ -109,7 +108,6 @@ func def[K comparable, V any](m *map[K]V) {
 // genesis notes the officers' digest, the predecessor, and the grant of leaf 0.
 func (s *State) genesis(l *leaf.Leaf) {
 	s.Roster, _ = l.Hash(leaf.TagRoster)
-	s.InForce = s.Roster
 	s.Restore.Previous = l.Text(leaf.TagPrevious)
 	acts, _ := leaf.List(l.Get(leaf.TagActs)) // a list that cannot be read allows nothing
 	s.Grants[genesisGrant(l)] = newMandate(acts)
@@ -173,9 +171,6 @@ func DecodeState(b []byte) (*State, error) {
 		return nil, errors.New("the state file is none of this version, or was cut short")
 	}
 	s.make()
-	if s.InForce == (leaf.Hash{}) { // of a program before rosters could change
-		s.InForce = s.Roster
-	}
 	be := binary.BigEndian
 	for b := s.Serials; len(b) > 0; b = b[packedSerial:] {
 		r := serialRecord{of: digest16(b), intent: be.Uint64(b[16:]), ends: int64(be.Uint64(b[24:]))}

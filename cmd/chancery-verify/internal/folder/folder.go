@@ -24,7 +24,7 @@ const hashSize = 32
 const (
 	maxNote    = 64 << 10
 	maxJSON    = 1 << 20
-	maxRosters = 64 << 20
+	maxRosters = 64 << 20 // each holds all of its officers
 	maxNotes   = 1 << 30
 	maxBundle  = Width * (2 + 65535)
 	maxRecord  = 256 << 20 // a CRL
@@ -98,10 +98,10 @@ func (f *Folder) About() (a About, err error) {
 	return a, nil
 }
 
-// Officer is one of those who decide.
+// Officer is one of those who decide, or do something else.
 type Officer struct {
 	Name     string    `json:"name"`
-	SPKI     []byte    `json:"spki"` // of the CLI key, DER; nil: none
+	SPKI     []byte    `json:"spki"` // of the CLI key; nil: none
 	Passkeys []Passkey `json:"passkeys"`
 	Roles    []Role    `json:"roles"`
 }
@@ -113,7 +113,7 @@ type Passkey struct {
 	Label string `json:"label"`
 }
 
-// Role is what an officer may do, "" where it is not limited.
+// Role is one that an officer has, with its limits.
 type Role struct {
 	Role    string `json:"role"`
 	Issuer  string `json:"issuer"`
@@ -121,50 +121,56 @@ type Role struct {
 	Key     string `json:"key"`
 }
 
-// Group is some of the officers, of whom so many must approve.
+// Group is some of those who decide.
 type Group struct {
 	Name    string   `json:"name"`
 	Quorum  int      `json:"quorum"`
 	Members []string `json:"members"`
 }
 
-// Roster is who decides. The first of a ledger has version 0: CLI keys only.
+// Roster is who the officers are, and how many must approve.
 type Roster struct {
 	Version  uint64    `json:"version"`
 	Quorum   int       `json:"quorum"`
+	Officers []Officer `json:"officers"`
+	Groups   []Group   `json:"groups"`
 	CLI      int       `json:"cli_votes"`
 	RPID     string    `json:"rp_id"`
 	Origins  []string  `json:"origins"`
-	Officers []Officer `json:"officers"`
-	Groups   []Group   `json:"groups"`
 }
 
-// Change is a roster that followed another one.
-type Change struct {
-	Roster  Roster   `json:"roster"`
-	Warrant [][]byte `json:"warrant"` // the proposal, then SHA-256 of SPKI ‖ signature of each vote
-	Leaf    uint64   `json:"leaf"`    // of the change; 0: it was before this ledger
+// Warrant is the decision of officers, with their signatures.
+type Warrant struct {
+	Proposal []byte `json:"proposal"`
+	Votes    []struct {
+		SPKI      []byte `json:"spki"`
+		Signature []byte `json:"signature"`
+	} `json:"votes"`
 }
 
-// Rosters is chancery/roster.json: the first roster, and those that followed.
+// RosterChange is a roster that followed another one.
+type RosterChange struct {
+	Roster  Roster  `json:"roster"`
+	Warrant Warrant `json:"warrant"`
+	Leaf    uint64  `json:"leaf"` // the entry; 0: of a ledger before this one
+}
+
+// Rosters is chancery/roster.json: the first roster, and those that followed it. The digest
+// of one of them stands in leaf 0.
 type Rosters struct {
 	Roster
-	Changes []Change `json:"changes"` // none in older exports
+	Changes []RosterChange `json:"changes"`
 }
 
 // Rosters reads chancery/roster.json.
 func (f *Folder) Rosters() (r Rosters, err error) {
-	b, err := f.read("chancery/roster.json", maxRosters)
-	if err == nil {
-		if err = json.Unmarshal(b, &r); err != nil {
-			err = fmt.Errorf("chancery/roster.json: %w", err)
-		}
-	}
-	return r, err
+	return r, f.jsonUpTo("chancery/roster.json", maxRosters, &r)
 }
 
-func (f *Folder) json(name string, into any) error {
-	b, err := f.read(name, maxJSON)
+func (f *Folder) json(name string, into any) error { return f.jsonUpTo(name, maxJSON, into) }
+
+func (f *Folder) jsonUpTo(name string, limit int64, into any) error {
+	b, err := f.read(name, limit)
 	if err != nil {
 		return err
 	}
