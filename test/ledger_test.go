@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"syscall"
@@ -37,7 +38,9 @@ type made struct {
 	dir      string
 	key      *ecdsa.PrivateKey // of checkpoints
 	officers []*ecdsa.PrivateKey
-	roster   admin.Roster
+	roster   admin.Roster // in force
+	base     admin.Roster // of leaf 0
+	changes  []admin.RosterChange
 	id       audit.LedgerID
 	origin   string
 	now      time.Time
@@ -93,9 +96,13 @@ func newMade(t testing.TB, after *made) *made {
 		l.officers = append(l.officers, k)
 		l.roster.Officers = append(l.roster.Officers, admin.Officer{Name: fmt.Sprintf("officer-%d", i+1), SPKI: spkiOf(t, k)})
 	}
+	l.base = l.roster
 	previous := ""
 	if after != nil {
-		l.officers, l.roster, previous = after.officers, after.roster, after.note()
+		l.officers, l.roster, l.base, l.changes, previous = after.officers, after.roster, after.base, slices.Clone(after.changes), after.note()
+		for i := range l.changes {
+			l.changes[i].Leaf = 0
+		}
 		l.now = after.now.Add(time.Hour)
 	}
 	g, err := audit.Genesis{Random: [32]byte{1}, Domain: "ca.example", Roster: l.roster.Digest(), Acts: genesisActs, CheckpointKeys: [][]byte{spkiOf(t, l.key)}, Previous: previous}.Leaf(l.now)
@@ -387,7 +394,7 @@ func (l *made) crl(change func(s *audit.CRLScope), serials ...int64) (intent, do
 // proposal is one as the server drafts it.
 func (l *made) proposal(edit func(p *admin.Proposal)) []byte {
 	l.t.Helper()
-	p := admin.Proposal{Ledger: l.id, Action: "generate-key", Parameters: [32]byte{3}, Acts: []string{"generate-key docs document P-256", "generate-key docs code P-256", "retire-cluster", "destroy-key docs " + hex.EncodeToString(destroyed[:])}, Policy: l.roster.PolicyDigest(),
+	p := admin.Proposal{Ledger: l.id, Action: "generate-key", Parameters: audit.Digest("parameters", madeParameters), Acts: []string{"generate-key docs document P-256", "generate-key docs code P-256", "retire-cluster", "destroy-key docs " + hex.EncodeToString(destroyed[:])}, Policy: l.roster.PolicyDigest(),
 		Roster: l.roster.Digest(), Requester: admin.AdminToken, NotBefore: l.now.Truncate(time.Second), Expires: l.now.Truncate(time.Second).Add(time.Hour)}
 	rand.Read(p.Nonce[:])
 	if edit != nil {
@@ -523,7 +530,7 @@ func (l *made) finish() string {
 	write(l.t, l.dir, "chancery/issuers.bin", records(l.issuers))
 	write(l.t, l.dir, "chancery/orphans.bin", l.orphans)
 	for name, v := range map[string]any{
-		"roster": l.roster,
+		"roster": l.rosterFile(),
 		"export": map[string]any{"version": 1, "origin": l.origin, "ledger": hex.EncodeToString(l.id[:]), "size": l.size, "complete": true},
 	} {
 		b, err := json.Marshal(v)

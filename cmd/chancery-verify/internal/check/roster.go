@@ -335,6 +335,9 @@ func (v *verifier) rosterChange(index uint64, l *leaf.Leaf) error {
 		if r == nil || r.entry != index || r.Version != version {
 			return bad(index, "the export does not hold the roster that it put into force")
 		}
+		if before := v.rosters.by[v.s.Roster]; before == nil || version != before.Version+1 {
+			return bad(index, "roster %d follows none of version %d", version, version-1)
+		}
 	}
 	v.s.Roster = digest
 	return nil
