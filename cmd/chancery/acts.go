@@ -83,6 +83,23 @@ func (s *server) enrolments(board *admin.Board) *admin.Enrolments {
 	return e
 }
 
+// machines is where programs get access.
+func (s *server) machines(board *admin.Board) *admin.Machines {
+	return &admin.Machines{Ledger: s.ledger, Storage: s.db, Board: board, TokenOver: s.tokenOver(board)}
+}
+
+// tokenOver tells whether the admin token is refused: in production, once an officer has a
+// passkey. If that cannot be found out, it is.
+func (s *server) tokenOver(board *admin.Board) func(context.Context) bool {
+	return func(ctx context.Context) bool {
+		if s.dev {
+			return false
+		}
+		rosters, err := board.Rosters(ctx)
+		return err != nil || rosters.Current().Enrolled()
+	}
+}
+
 // rosters reads the officers and holds them against the ledger.
 func (s *server) rosters(ctx context.Context) (admin.History, error) {
 	h, err := s.db.Rosters(ctx)

@@ -290,7 +290,7 @@ func (s *server) buildCA(ctx context.Context) error {
 }
 
 // listeners are opened before anything is signed, so that a port in use is told at once.
-type listeners struct{ https, http, metrics net.Listener } // metrics may be nil
+type listeners struct{ https, http, metrics, admin net.Listener } // the last two may be nil
 
 func listen(cfg *Config) (l listeners, err error) {
 	if l.https, err = listenOn("listen.https", cfg.Listen.HTTPS); err != nil {
@@ -300,20 +300,26 @@ func listen(cfg *Config) (l listeners, err error) {
 		l.https.Close()
 		return l, err
 	}
-	if cfg.Listen.Metrics != "" {
-		if l.metrics, err = listenOn("listen.metrics", cfg.Listen.Metrics); err != nil {
-			l.https.Close()
-			l.http.Close()
+	for _, more := range []struct {
+		key, addr string
+		into      *net.Listener
+	}{{"listen.metrics", cfg.Listen.Metrics, &l.metrics}, {"listen.admin", cfg.Listen.Admin, &l.admin}} {
+		if more.addr == "" {
+			continue
+		}
+		if *more.into, err = listenOn(more.key, more.addr); err != nil {
+			l.close()
+			return l, err
 		}
 	}
-	return l, err
+	return l, nil
 }
 
 func (l listeners) close() {
-	l.https.Close()
-	l.http.Close()
-	if l.metrics != nil {
-		l.metrics.Close()
+	for _, one := range []net.Listener{l.https, l.http, l.metrics, l.admin} {
+		if one != nil {
+			one.Close()
+		}
 	}
 }
 
@@ -386,7 +392,7 @@ func (s *server) serve(ctx context.Context, l listeners, landing web.Landing, re
 		Console: pages.Handler(),
 		CA:      s.authority, Documents: documents, Approvals: board, Officers: s.enrolments(board), HSM: s.hsm, Candidate: s.candidate, LeafProof: s.leafProof, Tile: s.checkpoint.PublishedTile, Entries: s.checkpoint.PublishedEntries, Backup: backups{s}, ACME: acmeServer.Handler(), PublicURL: s.cfg.PublicURL, PublicHTTPURL: s.cfg.PublicHTTPURL, Dev: s.dev, Landing: landing, Log: s.log,
 		Checkpoint: s.checkpoint.Latest, Proof: s.proof, Ready: s.ready, Alarms: s.alarms, GetCertificate: own.get,
-		AdminToken: tokenOK, Refused: s.ledger.Refused, Erase: s.ledger.Erase,
+		AdminToken: tokenOK, TokenOver: s.tokenOver(board), Machines: s.machines(board), Issuer: issuingName, Refused: s.ledger.Refused, Erase: s.ledger.Erase,
 	})
 	if err != nil {
 		return err
@@ -422,7 +428,7 @@ func (s *server) serve(ctx context.Context, l listeners, landing web.Landing, re
 		front, stopFront := context.WithCancel(ctx)
 		defer stopFront()
 		context.AfterFunc(back, stopFront) // a loop that failed ends the server
-		return edge.Run(front, l.https, l.http)
+		return edge.Run(front, web.Listeners{HTTPS: l.https, HTTP: l.http, Admin: l.admin})
 	})
 	ready()
 	return g.Wait()
