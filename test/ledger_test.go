@@ -1049,6 +1049,23 @@ func (l *made) orphan(serial int64) (intent uint64) {
 	return intent
 }
 
+// follow has two officers decide on a roster with a group, by a proposal that edit changes.
+func follow(edit func(p *admin.Proposal)) func(old *made) {
+	return func(old *made) {
+		next := old.roster.Successor()
+		next.Groups = []admin.Group{{Name: "first", Quorum: 1, Members: []string{old.roster.Officers[0].Name}}}
+		raw := old.proposal(func(p *admin.Proposal) {
+			p.Action, p.Acts = admin.ChangeRoster, []string{admin.ChangeRosterAct(next.Version, old.roster.Digest(), next.Digest())}
+			if edit != nil {
+				edit(p)
+			}
+		})
+		w, grant, _, _ := old.decide(raw, old.cliVoter(0), old.cliVoter(1))
+		old.changes = append(old.changes, admin.RosterChange{Roster: next, Warrant: w, Leaf: old.follows(next, grant)})
+		old.roster = next
+	}
+}
+
 // TestVerifyRestored has a ledger go on from a predecessor, by a warrant of its officers.
 func TestVerifyRestored(t *testing.T) {
 	manifest := restored
@@ -1060,26 +1077,38 @@ func TestVerifyRestored(t *testing.T) {
 		count    uint64
 		unended  bool
 		manifest [32]byte // of the issuer
+		rosters  func(old *made)
 	}
 	for name, x := range map[string]struct {
 		change
 		index uint64
 		says  string
 	}{
-		"all is well":              {change{}, 0, ""},
-		"one officer":              {change{votes: []int{1}}, 1, "1 approvals of 2"},
-		"one officer twice":        {change{votes: []int{1, 1}}, 1, "there twice"},
-		"a stranger":               {change{key: newECDSA(t)}, 1, "not that of an officer"},
-		"another manifest allowed": {change{proposal: func(p *admin.Proposal) { p.Acts = []string{act[:len(act)-1] + "f"} }}, 1, "something else"},
-		"another ledger's warrant": {change{proposal: func(p *admin.Proposal) { p.Ledger[0]++ }}, 1, "something else"},
-		"a warrant that is over":   {change{proposal: func(p *admin.Proposal) { p.NotBefore, p.Expires = time.Unix(1, 0), time.Unix(2, 0) }}, 1, "not in force"},
-		"another manifest used":    {change{manifest: [32]byte{9}}, 2, "another manifest"},
-		"a revocation is missing":  {change{count: 5}, 4, "carried over"},
-		"never ended":              {change{unended: true}, 0, "never finished"},
+		"all is well":                     {change{}, 0, ""},
+		"one officer":                     {change{votes: []int{1}}, 1, "1 approvals of 2"},
+		"one officer twice":               {change{votes: []int{1, 1}}, 1, "there twice"},
+		"a stranger":                      {change{key: newECDSA(t)}, 1, "not that of an officer"},
+		"another manifest allowed":        {change{proposal: func(p *admin.Proposal) { p.Acts = []string{act[:len(act)-1] + "f"} }}, 1, "something else"},
+		"another ledger's warrant":        {change{proposal: func(p *admin.Proposal) { p.Ledger[0]++ }}, 1, "something else"},
+		"a warrant that is over":          {change{proposal: func(p *admin.Proposal) { p.NotBefore, p.Expires = time.Unix(1, 0), time.Unix(2, 0) }}, 1, "not in force"},
+		"another manifest used":           {change{manifest: [32]byte{9}}, 2, "another manifest"},
+		"a revocation is missing":         {change{count: 5}, 4, "carried over"},
+		"never ended":                     {change{unended: true}, 0, "never finished"},
+		"officers who followed":           {change{rosters: follow(nil)}, 0, ""},
+		"officers of before":              {change{rosters: follow(nil), proposal: func(p *admin.Proposal) { p.Roster[0]++ }}, 1, "other officers"},
+		"officers who followed elsewhere": {change{rosters: follow(func(p *admin.Proposal) { p.Ledger[0]++ })}, 1, "other officers"},
+		"officers who followed others":    {change{rosters: follow(func(p *admin.Proposal) { p.Roster[0]++ })}, 1, "other officers"},
+		"officers whom nobody decided on": {change{rosters: func(old *made) {
+			follow(nil)(old)
+			old.changes[0].Warrant.Votes = old.changes[0].Warrant.Votes[:1]
+		}}, 1, "other officers"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			old := newMade(t, nil)
 			old.root()
+			if x.rosters != nil {
+				x.rosters(old)
+			}
 			l := newMade(t, old)
 			l.issuerKey, l.issuer, l.issuers = old.issuerKey, old.issuer, old.issuers
 			l.number = 1 << 40

@@ -250,7 +250,7 @@ func rostersOf(changes []admin.RosterChange) (out []admin.Roster) {
 func (s *rosterSource) RosterRows(context.Context) ([]audit.RosterRow, error) {
 	out := []audit.RosterRow{{Electorate: s.l.base}}
 	for _, c := range s.l.changes {
-		out = append(out, audit.RosterRow{Electorate: c.Roster, Version: c.Roster.Version, Leaf: c.Leaf, Follows: c.Follows})
+		out = append(out, audit.RosterRow{Electorate: c.Roster, Version: c.Roster.Version, Leaf: c.Leaf, Ledger: s.l.id, Follows: c.Follows})
 	}
 	return out, nil
 }
