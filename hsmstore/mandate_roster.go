@@ -179,6 +179,26 @@ func (s *Store) RosterChanged(ctx context.Context, h admin.History) error {
 	return errors.Join(errs...)
 }
 
+// CheckRosters holds the rosters of a database that no server uses against what the members
+// of this node know of them. An error that wraps admin.ErrNotGranted says that a member knows
+// later officers, who alone decide anything with its token.
+func CheckRosters(members []MemberConfig, ledger audit.LedgerID, first [32]byte, h admin.History) error {
+	changes, err := h.CheckChain(first)
+	if err != nil {
+		return err
+	}
+	for _, m := range members {
+		a, err := readAccount(m.JournalPath + ".mandates")
+		if err == nil {
+			_, err = a.follow(chainOf(ledger, first, changes))
+		}
+		if err != nil {
+			return fmt.Errorf("member %s: %w", m.Name, err)
+		}
+	}
+	return nil
+}
+
 // tellRosters tells a worker that starts. A member that was away when they changed learns
 // of them before it signs again.
 func (s *Store) tellRosters(ctx context.Context, m *member, l *link) error {
