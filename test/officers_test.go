@@ -1,155 +1,352 @@
 package test
 
 import (
-	"database/sql"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
+	"encoding/pem"
+	"io"
+	"math/big"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-
-	_ "github.com/mattn/go-sqlite3"
+	"time"
 )
 
-// newOfficer makes a CLI key beside those of the officers of dev.
-func (s *site) newOfficer(name string) (public string) {
-	s.t.Helper()
-	file := filepath.Join(s.dir, "officers", name+".pem")
-	if out, code := run(s.t, nil, chancery, "officer", "new", name, "--out", file); code != 0 {
-		s.t.Fatalf("officer new: %d\n%s", code, out)
-	}
-	return file + ".pub"
-}
-
-// rosters are the lines "roster …" of the account of each HSM member.
-func (s *site) rosters() (out []string) {
-	s.t.Helper()
-	files, err := filepath.Glob(filepath.Join(s.dir, "journal", "*.mandates"))
-	if err != nil || len(files) == 0 {
-		s.t.Fatalf("no accounts of ceremonies: %v", err)
-	}
-	for _, f := range files {
-		b, err := os.ReadFile(f)
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		known := ""
-		for line := range strings.Lines(string(b)) {
-			if r, ok := strings.CutPrefix(line, "roster "); ok {
-				known += r
-			}
-		}
-		out = append(out, known)
-	}
-	return out
-}
-
-// TestHSM11OfficersChange has an officer join and another leave. Every HSM member knows it
-// at once, who left decides nothing any more, and no older database brings him back: neither
-// one from which the change was taken, nor an old backup.
-func TestHSM11OfficersChange(t *testing.T) {
+// The roster of the officers changes by the officers alone: who comes votes, who leaves
+// has no vote any more, what waited is dead, and everything of it verifies offline.
+func TestOfficers(t *testing.T) {
 	s := newSite(t)
 	s.start()
-	c := commandLine{t, s}
-	ask := func(args ...string) (id string) {
+	line := commandLine{t, s}
+	key := filepath.Join(t.TempDir(), "dan.pem")
+	must(t, nil, chancery, "officer", "new", "dan", "--out", key)
+	approve := func(id string, names ...string) {
 		t.Helper()
-		var asked struct{ ID string }
-		if err := json.Unmarshal([]byte(lastObject(c.run(5, append(args, "--json")...))), &asked); err != nil || asked.ID == "" {
-			t.Fatalf("%s: no proposal: %v", strings.Join(args, " "), err)
-		}
-		return asked.ID
-	}
-	sign := func(want int, id, officer string) string {
-		t.Helper()
-		return c.run(want, append([]string{"approve", "sign", id}, c.officer(officer)...)...)
-	}
-	becomes := func(id, want string) (reason string) {
-		t.Helper()
-		var shown struct{ State, Reason string }
-		eventually(t, func() bool {
-			if _, err := s.api(s.client(), s.token(), "GET", "/api/v1/approvals/"+id, nil, &shown); err != nil {
-				t.Fatal(err)
+		for _, name := range names {
+			file := filepath.Join(s.dir, "officers", name+".pem")
+			if name == "dan" {
+				file = key
 			}
-			return shown.State == want || shown.State == "failed"
-		})
-		if shown.State != want {
-			t.Fatalf("%s: %s", shown.State, shown.Reason)
+			line.run(0, "approve", "sign", id, "--officer", name, "--key", file)
 		}
-		return shown.Reason
 	}
-	decided := func(id string, officers ...string) {
+	ask := func(args ...string) string {
 		t.Helper()
-		for _, o := range officers {
-			sign(0, id, o)
-		}
-		becomes(id, "done")
+		id, _, _ := strings.Cut(line.run(5, args...), " ")
+		return id
 	}
-	count := func(want int) {
+	state := func(id, want string) {
 		t.Helper()
-		for _, known := range s.rosters() {
-			if n := strings.Count(known, "\n"); n != want {
-				t.Errorf("a member knows %d rosters, want %d", n, want)
-			}
-		}
+		eventually(t, func() bool { return strings.Contains(line.run(0, "approve", "show", id), ", "+want) })
 	}
-	count(1)
-	decided(ask("officer", "add", "officer-3", "--public", s.newOfficer("officer-3"), "--role", "crypto-officer"), "officer-1", "officer-2")
-	count(2)
-	old := filepath.Join(t.TempDir(), "old.db")
-	s.stop()
-	copyFile(t, filepath.Join(s.dir, "chancery.db"), old)
+	dead := ask("key", "generate", "dead")
+	approve(dead, "officer-1")
+
+	add := ask("officer", "add", "dan", "--public", key+".pub", "--role", "crypto-officer", "--role", "administrator")
+	if out := line.run(0, "approve", "show", add); !strings.Contains(out, "roles of officer dan: none → crypto-officer administrator") || !strings.Contains(out, "fingerprint ") {
+		t.Errorf("the officers see:\n%s", out)
+	}
+	approve(add, "officer-1", "officer-2")
+	state(add, "done")
+	if out := line.run(0, "officer", "list"); !strings.Contains(out, "roster version 1") || !strings.Contains(out, "dan") {
+		t.Errorf("%s", out)
+	}
+	state(dead, "cancelled")
+
+	// Two of three now, in two groups that must both agree.
+	groups := ask("officer", "quorum", "--approvals", "2", "--group", "a=1:officer-1,officer-2", "--group", "b=1:dan")
+	approve(groups, "officer-1", "dan")
+	state(groups, "done")
+	made := ask("key", "generate", "made")
+	approve(made, "officer-1", "officer-2")
+	if out := line.run(0, "approve", "show", made); !strings.Contains(out, ", pending") {
+		t.Errorf("group b was not asked:\n%s", out)
+	}
+	approve(made, "dan")
+	state(made, "done")
+
+	// officer-2 leaves; what they signed before counts no more, nor does their key.
+	waits := ask("key", "generate", "waits")
+	approve(waits, "officer-2")
+	leave := ask("officer", "change", "--file", without(t, line, "officer-2"))
+	approve(leave, "officer-1", "dan")
+	state(leave, "done")
+	state(waits, "cancelled")
+	again := ask("key", "generate", "again")
+	line.run(4, "approve", "sign", again, "--officer", "officer-2", "--key", filepath.Join(s.dir, "officers", "officer-2.pem"))
+	approve(again, "officer-1", "dan")
+	state(again, "done")
+	if out := line.run(2, "officer", "quorum", "--approvals", "1"); !strings.Contains(out, "quorum of 1") {
+		t.Errorf("a policy of one: %s", out)
+	}
+
+	// Whoever starts anew, or verifies offline, comes to the same.
+	if rep := s.auditVerify(); rep.Grants != 5 {
+		t.Errorf("%d grants", rep.Grants)
+	}
+	s.kill()
 	s.start()
-
-	// officer-2 leaves; what he signed before is worth nothing after.
-	waits := ask("key", "generate", "one", "--purpose", "document", "--algorithm", "P-256")
-	sign(0, waits, "officer-2")
-	decided(ask("officer", "remove", "officer-2"), "officer-1", "officer-3")
-	count(3)
-	becomes(waits, "cancelled")
-	next := ask("key", "generate", "two", "--purpose", "document", "--algorithm", "P-256")
-	if out, code := run(t, nil, chancery, append([]string{"approve", "sign", next, "--dir", s.dir}, c.officer("officer-2")...)...); code == 0 {
-		t.Errorf("ATTACK WORKED: who left approves: %s", out)
+	if out := line.run(0, "officer", "list"); !strings.Contains(out, "roster version 3") || strings.Contains(out, "officer-2") {
+		t.Errorf("after a restart:\n%s", out)
 	}
-	decided(next, "officer-3", "officer-1")
 	s.auditVerify()
-	s.exportVerify()
-	s.stop()
-	s.auditVerify()
+}
 
-	// The newest change is taken from the database: the tokens know better.
-	exec := func(statements ...string) {
+// without writes the roster in force without an officer to a file.
+func without(t *testing.T, line commandLine, name string) string {
+	t.Helper()
+	var v struct{ Roster map[string]any }
+	if err := json.Unmarshal([]byte(line.run(0, "officer", "list", "--json")), &v); err != nil {
+		t.Fatal(err)
+	}
+	var stay []any
+	for _, o := range v.Roster["officers"].([]any) {
+		if o.(map[string]any)["name"] != name {
+			stay = append(stay, o)
+		}
+	}
+	v.Roster["officers"] = stay
+	for _, g := range v.Roster["groups"].([]any) {
+		g := g.(map[string]any)
+		var members []any
+		for _, m := range g["members"].([]any) {
+			if m != name {
+				members = append(members, m)
+			}
+		}
+		g["members"] = members
+	}
+	b, err := json.Marshal(v.Roster)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "roster.json")
+	if err := os.WriteFile(file, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// A token can do what it is for, until it is revoked.
+func TestMachineToken(t *testing.T) {
+	s := newSite(t)
+	s.start()
+	line := commandLine{t, s}
+	dir := t.TempDir()
+	file, doc := filepath.Join(dir, "token"), filepath.Join(dir, "doc")
+	if err := os.WriteFile(doc, []byte("a document"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	line.run(0, "machine", "new-token", "build", "--role", "signer,key=document", "--out", file)
+	with := []string{"--server", s.url(""), "--roots", filepath.Join(s.dir, "root.pem"), "--token-file", file}
+	as := func(want int, args ...string) string {
 		t.Helper()
-		db, err := sql.Open("sqlite3", filepath.Join(s.dir, "chancery.db"))
+		out, code := run(t, nil, chancery, append(args, with...)...)
+		if code != want {
+			t.Fatalf("chancery %s: exit code %d, want %d\n%s", strings.Join(args, " "), code, want, out)
+		}
+		return out
+	}
+	if out := as(0, "whoami"); !strings.Contains(out, "machine:build/admin-token") || !strings.Contains(out, "signer,key=document") {
+		t.Errorf("%s", out)
+	}
+	as(0, "sign", doc)
+	as(4, "sign", doc, "--key", "other")
+	as(4, "key", "list")
+	as(4, "machine", "new-token", "more", "--role", "signer")
+	var list struct {
+		Machines []struct {
+			ID       string
+			LastUsed *time.Time `json:"last_used"`
+		}
+	}
+	if _, err := s.api(s.client(), s.token(), "GET", "/api/v1/machines", nil, &list); err != nil || len(list.Machines) != 1 || list.Machines[0].LastUsed == nil {
+		t.Fatalf("%+v %v", list, err)
+	}
+	line.run(0, "machine", "revoke", list.Machines[0].ID, "--reason", "test")
+	as(4, "sign", doc)
+	if out := line.run(0, "machine", "list"); !strings.Contains(out, "revoked") {
+		t.Errorf("%s", out)
+	}
+	s.auditVerify()
+}
+
+// WEB-10: at the admin door a client certificate of this CA comes in, by its issuer and its
+// key, as long as it is good; nothing else does.
+func TestAttack_WEB_10_ClientCertificates(t *testing.T) {
+	s := newSite(t)
+	addr := freeAddr(t)
+	f, err := os.OpenFile(s.overlayFile, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(f, "listen:\n  admin: "+addr+"\n")
+	f.Close()
+	s.start()
+	line := commandLine{t, s}
+	dir := t.TempDir()
+	save := func(name string, b []byte) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	client, token := s.client(), s.token()
+	// certify has this CA certify a new key.
+	certify := func(name, profile string) (pair tls.Certificate, serial, certFile, keyFile string) {
+		t.Helper()
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer db.Close()
-		db.SetMaxOpenConns(1)
-		for _, q := range statements {
-			if _, err := db.Exec(q); err != nil {
-				t.Fatal(err)
-			}
+		der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{DNSNames: []string{name}}, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out issued
+		csr := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
+		if _, err := s.api(client, token, "POST", "/api/v1/certificates", map[string]string{"csr": csr, "profile": profile}, &out); err != nil {
+			t.Fatal(err)
+		}
+		pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		certPEM, keyPEM := []byte(out.Certificate+out.Chain), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})
+		if pair, err = tls.X509KeyPair(certPEM, keyPEM); err != nil {
+			t.Fatal(err)
+		}
+		return pair, out.Serial, save(name+".pem", certPEM), save(name+".key", keyPEM)
+	}
+	pair, serial, certFile, keyFile := certify("robot.example.lab", "tls-client")
+	only := save("leaf.pem", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: pair.Certificate[0]}))
+	line.run(0, "machine", "add-certificate", "robot", "--cert", only, "--role", "auditor")
+	url := "https://localhost" + port(addr)
+	with := []string{"--server", url, "--roots", filepath.Join(s.dir, "root.pem"), "--client-cert", certFile, "--client-key", keyFile}
+	if out, code := run(t, nil, chancery, append([]string{"key", "list"}, with...)...); code != 0 || !strings.Contains(out, "issuing") {
+		t.Fatalf("%d %s", code, out)
+	}
+	if out, code := run(t, nil, chancery, append([]string{"key", "disable", "issuing", "--reason", "x"}, with...)...); code != 4 {
+		t.Errorf("an auditor changes something: %d %s", code, out)
+	}
+
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM([]byte(s.read("root.pem")))
+	// ask sends one request with a certificate; -1: the handshake failed.
+	ask := func(pair *tls.Certificate, header http.Header) int {
+		t.Helper()
+		cfg := &tls.Config{RootCAs: roots, ClientSessionCache: tls.NewLRUClientSessionCache(4)}
+		if pair != nil { // sent whatever the server says that it takes
+			cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return pair, nil }
+		}
+		c := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{TLSClientConfig: cfg}}
+		defer c.CloseIdleConnections()
+		req, err := http.NewRequest("GET", url+"/api/v1/keys", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header = header
+		resp, err := c.Do(req)
+		if err != nil {
+			return -1
+		}
+		resp.Body.Close()
+		return resp.StatusCode
+	}
+	if got := ask(&pair, nil); got != 200 {
+		t.Fatalf("the good one: %d", got)
+	}
+	// A CA of our own, with the same names; and a certificate that signs itself.
+	self := func(template *x509.Certificate, parent *x509.Certificate, signer *ecdsa.PrivateKey) (tls.Certificate, *ecdsa.PrivateKey) {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if signer == nil {
+			parent, signer = template, key
+		}
+		template.SerialNumber, template.NotBefore, template.NotAfter = big.NewInt(time.Now().UnixNano()), time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+		der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), signer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, key
+	}
+	good, err := x509.ParseCertificate(pair.Certificate[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain, err := x509.ParseCertificate(pair.Certificate[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	otherCA := &x509.Certificate{Subject: chain.Subject, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+	caPair, caKey := self(otherCA, nil, nil)
+	leaf := func() *x509.Certificate {
+		return &x509.Certificate{Subject: good.Subject, DNSNames: good.DNSNames, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, KeyUsage: x509.KeyUsageDigitalSignature}
+	}
+	foreign, _ := self(leaf(), otherCA, caKey)
+	foreign.Certificate = append(foreign.Certificate, caPair.Certificate[0])
+	selfSigned, _ := self(&x509.Certificate{Subject: pkix.Name{CommonName: "robot"}, DNSNames: good.DNSNames, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, nil, nil)
+	sameName, _, _, _ := certify("robot.example.lab", "tls-client")
+	server, _, _, _ := certify("server.example.lab", "tls-server")
+	wrongKey := tls.Certificate{Certificate: pair.Certificate, PrivateKey: sameName.PrivateKey}
+	for name, c := range map[string]struct {
+		pair   *tls.Certificate
+		header http.Header
+	}{
+		"no certificate":              {pair: nil},
+		"no certificate, but headers": {pair: nil, header: http.Header{"X-Ssl-Client-Cert": {string(must(t, nil, "cat", only))}, "X-Forwarded-Client-Cert": {"Subject=\"CN=robot\""}}},
+		"of another CA of that name":  {pair: &foreign},
+		"signed by itself":            {pair: &selfSigned},
+		"same names, another key":     {pair: &sameName},
+		"for servers":                 {pair: &server},
+		"without the key":             {pair: &wrongKey},
+		"with a token besides":        {pair: &pair, header: http.Header{"Authorization": {"Bearer " + token}}},
+		"a token alone":               {pair: &sameName, header: http.Header{"Authorization": {"Bearer " + token}}},
+	} {
+		if got := ask(c.pair, c.header); got != -1 && got != 401 {
+			t.Errorf("ATTACK WORKED: %s: %d", name, got)
 		}
 	}
-	exec("CREATE TABLE kept AS SELECT * FROM roster_change WHERE version = 2", "DELETE FROM roster_change WHERE version = 2")
-	s.fail(7, "older than those that this token knows")
-	c.run(7, "audit", "verify")
-	exec("INSERT INTO roster_change SELECT * FROM kept", "DROP TABLE kept", "PRAGMA wal_checkpoint(TRUNCATE)")
-	good := filepath.Join(t.TempDir(), "good.db")
-	copyFile(t, filepath.Join(s.dir, "chancery.db"), good)
-
-	// Nor do the officers of before let the ledger go on from a database without any change.
-	copyFile(t, old, filepath.Join(s.dir, "chancery.db"))
-	request := filepath.Join(t.TempDir(), "request.json")
-	if out := c.run(7, "audit", "recover", "--request", request, "--reason", "an old backup"); !strings.Contains(out, "the officers changed among the entries that are lost") {
-		t.Errorf("a recovery that loses a change of the officers does not say so:\n%s", out)
+	if out, code := run(t, nil, chancery, "machine", "add-certificate", "web", "--cert", save("server", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate[0]})), "--role", "auditor", "--dir", s.dir); code == 0 {
+		t.Errorf("a server's certificate was let in: %s", out)
 	}
-	s.fail(7, "it was rolled back")
 
-	// The whole database is put back.
-	copyFile(t, good, filepath.Join(s.dir, "chancery.db"))
-	s.start()
-	decided(ask("key", "generate", "three", "--purpose", "document", "--algorithm", "P-256"), "officer-1", "officer-3")
-	count(3)
-	s.auditVerify()
+	// Revoked, it ends on the connection that is open.
+	cfg := &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}, ClientSessionCache: tls.NewLRUClientSessionCache(4)}
+	open := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{TLSClientConfig: cfg}}
+	get := func() int {
+		resp, err := open.Get(url + "/api/v1/keys")
+		if err != nil {
+			return -1
+		}
+		defer resp.Body.Close()
+		io.Copy(io.Discard, resp.Body)
+		return resp.StatusCode
+	}
+	if got := get(); got != 200 {
+		t.Fatalf("before: %d", got)
+	}
+	if _, err := s.api(client, token, "POST", "/api/v1/certificates/"+serial+"/revoke", map[string]string{"reason": "superseded"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := get(); got != 401 {
+		t.Errorf("ATTACK WORKED: revoked, on an open connection: %d", got)
+	}
+	open.CloseIdleConnections()
+	if got := get(); got != 401 && got != -1 {
+		t.Errorf("ATTACK WORKED: revoked, resumed: %d", got)
+	}
+	if got := ask(&pair, nil); got != 401 && got != -1 {
+		t.Errorf("ATTACK WORKED: revoked: %d", got)
+	}
 }

@@ -1,6 +1,7 @@
 package web
 
 import (
+	"context"
 	"net/http"
 	"strings"
 
@@ -70,8 +71,8 @@ func (s *Server) table() []route {
 		{get, "/api/v1/hsm/members", doorHTTPS, admin.ReadHSM, s.listMembers},
 		{get, "/api/v1/hsm/members/{name}", doorHTTPS, admin.ReadHSM, s.showMember},
 		{post, "/api/v1/hsm/members/{name}/drain", doorHTTPS, admin.ManageHSM, s.drainMember},
-		{post, "/api/v1/hsm/members/{name}/fence", doorHTTPS, admin.ManageHSM, s.withReason(s.cfg.HSM.Fence)},
-		{post, "/api/v1/hsm/members/{name}/admit", doorHTTPS, admin.ManageHSM, s.withReason(s.cfg.HSM.Admit)},
+		{post, "/api/v1/hsm/members/{name}/fence", doorHTTPS, admin.ManageHSM, s.withReason(func(ctx context.Context, name, reason string) error { return s.cfg.HSM.Fence(ctx, name, reason) })},
+		{post, "/api/v1/hsm/members/{name}/admit", doorHTTPS, admin.ManageHSM, s.withReason(func(ctx context.Context, name, reason string) error { return s.cfg.HSM.Admit(ctx, name, reason) })},
 		{get, "/api/v1/hsm/candidates/{name}", doorHTTPS, admin.ManageHSM, s.candidate},
 		{get, "/api/v1/hsm/backups", doorHTTPS, admin.ReadBackups, s.listBackups},
 		{get, "/api/v1/hsm/backup-candidates/{name}", doorHTTPS, admin.ManageBackups, s.backupCandidate},
@@ -85,9 +86,9 @@ func (s *Server) table() []route {
 		{post, "/api/v1/keys/inspect", doorHTTPS, admin.ManageHSM, s.inspectKey},
 		{post, "/api/v1/keys/import-sessions", doorHTTPS, admin.ManageHSM, s.openImport},
 		{get, "/api/v1/keys/{name}", doorHTTPS, admin.ReadKeys, s.showKey},
-		{post, "/api/v1/keys/{name}/disable", doorHTTPS, admin.ManageKeys, s.onKey(s.cfg.HSM.Disable)},
-		{post, "/api/v1/keys/{name}/enable", doorHTTPS, admin.ManageKeys, s.onKey(s.cfg.HSM.Enable)},
-		{post, "/api/v1/keys/{name}/describe", doorHTTPS, admin.ManageKeys, s.onKey(s.cfg.HSM.Describe)},
+		{post, "/api/v1/keys/{name}/disable", doorHTTPS, admin.ManageKeys, s.onKey(func(ctx context.Context, name, reason string) error { return s.cfg.HSM.Disable(ctx, name, reason) })},
+		{post, "/api/v1/keys/{name}/enable", doorHTTPS, admin.ManageKeys, s.onKey(func(ctx context.Context, name, reason string) error { return s.cfg.HSM.Enable(ctx, name, reason) })},
+		{post, "/api/v1/keys/{name}/describe", doorHTTPS, admin.ManageKeys, s.onKey(func(ctx context.Context, name, reason string) error { return s.cfg.HSM.Describe(ctx, name, reason) })},
 		{get, "/api/v1/approvals", doorHTTPS, admin.ReadApprovals, s.approvals},
 		{post, "/api/v1/approvals", doorHTTPS, admin.Propose, s.proposeAction},
 		{get, "/api/v1/approvals/{id}", doorHTTPS, admin.ReadApprovals, s.approval},
@@ -145,6 +146,9 @@ type Route struct {
 	Public     bool
 	Permission admin.Permission // that it needs, unless it is public; "somebody": none, but to be known
 }
+
+// Routes lists every route of all doors.
+func Routes() []Route { return (&Server{}).Routes() }
 
 // Routes lists every route of all doors.
 func (s *Server) Routes() []Route {
