@@ -14,7 +14,7 @@ import (
 // proves itself to whoever knows the one before.
 type RosterChange struct {
 	Roster  Roster  `json:"roster"`
-	Warrant Warrant `json:"warrant"`        // of the officers before
+	Warrant Warrant `json:"warrant"`       // of the officers before
 	Leaf    uint64  `json:"leaf,omitzero"` // its OpRoster leaf; 0: it is of a ledger before this one
 }
 

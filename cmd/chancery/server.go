@@ -123,7 +123,7 @@ func (s *server) open(ctx context.Context) (err error) {
 		nodes = &hsmstore.Nodes{Exclusive: s.db.Exclusive, Rows: s.rows}
 	}
 	s.hsm, err = hsmstore.Open(ctx, hsmstore.Config{Nodes: nodes, Members: members, Ledger: s.ledger, Keys: keys, Enrolled: enrolled, Log: s.log,
-		Shares: s.db, Officers: s.officers, Rosters: s.db.Rosters, InUse: s.keyInUse, CeremonyOnly: s.ceremonyKey, Backup: s.db, BackupToken: s.backupToken, Backups: s.backupHolders})
+		Shares: s.db, Rosters: s.db.Rosters, InUse: s.keyInUse, CeremonyOnly: s.ceremonyKey, Backup: s.db, BackupToken: s.backupToken, Backups: s.backupHolders})
 	if err != nil {
 		return err
 	}
@@ -156,12 +156,6 @@ func checkpointBirths(keys []hsmstore.KeyRecord) (out []uint64) {
 		}
 	}
 	return out
-}
-
-// officers are those in force who can hold shares.
-func (s *server) officers(ctx context.Context) ([]admin.Officer, error) {
-	h, err := s.db.Rosters(ctx)
-	return h.Current().ShareHolders(), err
 }
 
 // keyInUse says what still needs a key, so that nobody destroys it.
