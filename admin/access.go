@@ -101,6 +101,9 @@ func Permissions() []Permission {
 // Known tells whether p stands in the table. Nobody has one that does not.
 func (p Permission) Known() bool { _, ok := permissions[p]; return ok }
 
+// Roles are those that have the permission.
+func (p Permission) Roles() []Role { return slices.Clone(permissions[p].roles) }
+
 // Resource is what a permission is used on. A field that does not apply is "".
 type Resource struct {
 	Issuer, Profile, Key string // names

@@ -14,8 +14,8 @@ import (
 // proves itself to whoever knows the one before.
 type RosterChange struct {
 	Roster  Roster  `json:"roster"`
-	Warrant Warrant `json:"warrant"`        // of the officers before
-	Leaf    uint64  `json:"leaf,omitempty"` // its OpRoster leaf; 0: it is of a ledger before this one
+	Warrant Warrant `json:"warrant"`       // of the officers before
+	Leaf    uint64  `json:"leaf,omitzero"` // its OpRoster leaf; 0: it is of a ledger before this one
 }
 
 // History is every roster that was ever in force: the first, and each that followed.

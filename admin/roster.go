@@ -23,11 +23,11 @@ type Roster struct {
 	Officers []Officer `json:"officers"`
 	Quorum   int       `json:"quorum"` // M of all who vote
 
-	Version uint64   `json:"version,omitempty"`
-	Groups  []Group  `json:"groups,omitempty"`    // each must reach its own quorum, too
-	CLI     int      `json:"cli_votes,omitempty"` // how many of the approvals must be by a CLI key
-	RPID    string   `json:"rp_id,omitempty"`     // of passkeys (W3C WebAuthn Level 3 §5.1.2): a host name
-	Origins []string `json:"origins,omitempty"`   // from which passkeys sign: "https://ca.example"
+	Version uint64   `json:"version,omitzero"`
+	Groups  []Group  `json:"groups,omitempty"`   // each must reach its own quorum, too
+	CLI     int      `json:"cli_votes,omitzero"` // how many of the approvals must be by a CLI key
+	RPID    string   `json:"rp_id,omitempty"`    // of passkeys (W3C WebAuthn Level 3 §5.1.2): a host name
+	Origins []string `json:"origins,omitempty"`  // from which passkeys sign: "https://ca.example"
 }
 
 // Group is some of the voters, of whom M must be among those who approve.

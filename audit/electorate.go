@@ -2,6 +2,7 @@ package audit
 
 import (
 	"context"
+	"slices"
 )
 
 // Electorate is a roster of officers as those ask it who verify decisions; package admin
@@ -22,7 +23,8 @@ type Electorate interface {
 type RosterRow struct {
 	Electorate
 	Version uint64
-	Leaf    uint64 // its OpRoster leaf; 0: of the first one, and of those of a ledger before this one
+	Leaf    uint64   // its OpRoster leaf; 0: of the first one, and of those of a ledger before this one
+	Ledger  LedgerID // in which it was decided; zero for the first one
 	// Follows tells whether the officers of the roster with this digest decided it; nil for
 	// the first one.
 	Follows func(before [32]byte) error
@@ -91,6 +93,14 @@ func (e electorates) before() []RosterRow {
 		return nil
 	}
 	return e.rows[:e.first+1]
+}
+
+// restored tells whether the officers of leaf 0 are those of leaf 0 of a predecessor, or
+// followed from them by decisions in its ledger.
+func (e electorates) restored(digest [32]byte, predecessor LedgerID) bool {
+	before := e.before()
+	at := slices.IndexFunc(before, func(r RosterRow) bool { return r.Digest() == digest })
+	return at >= 0 && !slices.ContainsFunc(before[at+1:], func(r RosterRow) bool { return r.Ledger != predecessor })
 }
 
 // inForce is the roster that decided at an index.

@@ -63,6 +63,7 @@ type successor struct {
 	asked    time.Time // when the officers were asked
 	voters   []*admin.OfficerKey
 	roster   admin.Roster // that of leaf 0
+	history  admin.History
 	signed   admin.Roster // that of the proposal
 	count    uint64       // revocations, as the end says
 	order    string       // of the leaves: warrant, issuer, end
@@ -71,7 +72,7 @@ type successor struct {
 
 func newSuccessor(t *testing.T, from *predecessor) *successor {
 	s := &successor{from: from, manifest: [32]byte{7}, leaf0: from.leaf0, last: from.last, action: admin.Restore, asked: time.Now(),
-		voters: from.officers[:2], roster: from.roster, signed: from.roster, count: 2, order: "warrant issuer end"}
+		voters: from.officers[:2], roster: from.roster, history: admin.History{Base: from.roster}, signed: from.roster, count: 2, order: "warrant issuer end"}
 	s.acts = []string{admin.RestoreAct(s.manifest)}
 	s.bench = &bench{TB: t, dir: t.TempDir(), signer: from.signer, spki: from.bench.spki, url: database(t)}
 	return s
@@ -89,7 +90,7 @@ func (s *successor) make() {
 	g := s.genesis()
 	g.Previous, g.Roster = s.last, s.roster.Digest()
 	must(0, s.ledger.Genesis(ctx, g))
-	must(0, s.ledger.Write(ctx, admin.PutRoster{History: admin.History{Base: s.roster}}))
+	must(0, s.ledger.Write(ctx, admin.PutRoster{History: s.history}))
 	for _, step := range strings.Fields(s.order) {
 		switch step {
 		case "warrant":
@@ -171,6 +172,35 @@ func (s *successor) issuer() {
 		[]ca.RestoredIssuer{{Name: "root", KeyName: "root", Parent: "root", DER: root.Raw, CRL: crl, CRLNumber: 4}}))
 }
 
+// change is a roster without cyd, decided by ada and bob in a ledger.
+func (p *predecessor) change(in audit.LedgerID) admin.RosterChange {
+	next := p.roster.Successor()
+	next.Officers = next.Officers[:2]
+	t := admin.Terms{Ledger: in, Roster: p.roster, RosterDigest: p.roster.Digest(), PolicyDigest: p.roster.PolicyDigest()}
+	raw := must(t.Draft(admin.ChangeRoster, []string{admin.ChangeRosterAct(next.Version, p.roster.Digest(), next.Digest())}, []byte("{}"), admin.AdminToken, time.Now(), time.Hour).Encode())
+	c := admin.RosterChange{Roster: next, Warrant: admin.Warrant{Proposal: raw, Roster: p.roster}, Leaf: 7}
+	for i, k := range p.officers[:2] {
+		c.Warrant.Votes = append(c.Warrant.Votes, admin.VoteRecord{Officer: k.Name, SPKI: must(k.Officer()).SPKI, Decision: admin.Approve, Signature: must(k.SignVote(admin.Approve, raw)), Leaf: uint64(i + 1)})
+	}
+	return c
+}
+
+// follow has a ledger begin with the officers who followed those of its predecessor.
+func (s *successor) follow(c admin.RosterChange) {
+	s.roster, s.signed, s.history.Changes = c.Roster, c.Roster, []admin.RosterChange{c}
+}
+
+// The officers of a restored ledger followed those of its predecessor's leaf 0.
+func TestVerifyRestoredWithLaterOfficers(t *testing.T) {
+	s := newSuccessor(t, newPredecessor(t))
+	s.follow(s.from.change(s.from.ledger.ID()))
+	s.make()
+	id := s.from.ledger.ID()
+	if rep, err := s.verify(); err != nil || rep.Succeeds != hex.EncodeToString(id[:]) {
+		t.Errorf("%+v %v", rep, err)
+	}
+}
+
 // A restored ledger rests on the id of its predecessor, which the report names.
 func TestVerifyRestored(t *testing.T) {
 	s := newSuccessor(t, newPredecessor(t))
@@ -201,11 +231,27 @@ func TestAttackRestored(t *testing.T) {
 		change func(*successor)
 		says   string
 	}{
-		"leaf 0 of another ledger":        {func(s *successor) { s.leaf0 = other.leaf0 }, "checkpoint of the predecessor"},
-		"no leaf 0 of the predecessor":    {func(s *successor) { s.leaf0 = []byte{1} }, "leaf 0 of the predecessor"},
-		"a ledger id of its own":          {func(s *successor) { s.from = other; s.last = from.last; s.leaf0 = other.leaf0 }, "leaf 0 names"},
-		"officers of its own":             {func(s *successor) { s.roster, s.signed, s.voters = other.roster, other.roster, other.officers[:2] }, "of other officers"},
-		"a proposal of other officers":    {func(s *successor) { s.signed, s.voters = other.roster, other.officers[:2] }, "of other officers"},
+		"leaf 0 of another ledger":     {func(s *successor) { s.leaf0 = other.leaf0 }, "checkpoint of the predecessor"},
+		"no leaf 0 of the predecessor": {func(s *successor) { s.leaf0 = []byte{1} }, "leaf 0 of the predecessor"},
+		"a ledger id of its own":       {func(s *successor) { s.from = other; s.last = from.last; s.leaf0 = other.leaf0 }, "leaf 0 names"},
+		"officers of its own": {func(s *successor) {
+			s.roster, s.history.Base, s.signed, s.voters = other.roster, other.roster, other.roster, other.officers[:2]
+		}, "of other officers"},
+		"a proposal of other officers": {func(s *successor) { s.signed, s.voters = other.roster, other.officers[:2] }, "of other officers"},
+		"officers of before a change": {func(s *successor) {
+			s.follow(from.change(from.ledger.ID()))
+			s.signed = from.roster
+		}, "of other officers"},
+		"officers who followed elsewhere": {func(s *successor) { s.follow(from.change(other.ledger.ID())) }, "of other officers"},
+		"officers whom nobody decided on": {func(s *successor) {
+			c := from.change(from.ledger.ID())
+			c.Warrant.Votes = c.Warrant.Votes[:1]
+			s.follow(c)
+		}, "did not decide"},
+		"an officer who left before": {func(s *successor) {
+			s.follow(from.change(from.ledger.ID()))
+			s.voters = from.officers[1:]
+		}, "not that of an officer"},
 		"one officer":                     {func(s *successor) { s.voters = s.voters[:1] }, "1 approvals, 2 needed"},
 		"one officer twice":               {func(s *successor) { s.voters = []*admin.OfficerKey{s.voters[0], s.voters[0]} }, "there twice"},
 		"a stranger's vote":               {func(s *successor) { s.voters = other.officers[:2] }, "not that of an officer"},

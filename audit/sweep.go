@@ -448,11 +448,19 @@ func (s *Sweeper) look(ctx context.Context) {
 	s.openIntents()
 	renew := false
 	err := s.src.Snapshot(ctx, func(src SweepSource) (err error) {
+		if err = s.front.rows.approvals.held(ctx, src); err != nil {
+			return err
+		}
 		if err = s.witnesses(ctx, src); err == nil {
 			renew, err = s.revocations(ctx, src)
 		}
 		return err
 	})
+	var bad *Violation
+	if errors.As(err, &bad) {
+		s.violated(bad)
+		return
+	}
 	if err != nil && ctx.Err() == nil {
 		s.unreadable(err)
 	}

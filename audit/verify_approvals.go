@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 )
@@ -365,6 +366,25 @@ func (a *approvals) rosters(e electorates) error {
 	}
 	if len(stored) > len(a.changes) {
 		return violate(stored[len(a.changes)].Leaf, "the database holds a roster that no entry put into force")
+	}
+	return nil
+}
+
+// held looks, more often than [approvals.finish], whether the database still holds every
+// roster that entries put into force: with one taken away, officers who left would decide
+// again. It may hold newer ones.
+func (a *approvals) held(ctx context.Context, src rosterReader) error {
+	if len(a.changes) == 0 {
+		return nil
+	}
+	rows, err := src.RosterRows(ctx)
+	if err != nil && !errors.Is(err, ErrTampered) {
+		return err
+	}
+	for _, c := range a.changes {
+		if !slices.ContainsFunc(rows, func(r RosterRow) bool { return r.Leaf == c.leaf && r.Version == c.version && r.Digest() == c.digest }) {
+			return breaks("P7", violate(c.leaf, "the database does not hold the roster that it put into force"))
+		}
 	}
 	return nil
 }

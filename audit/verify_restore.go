@@ -127,7 +127,7 @@ func (r *restoring) finish(e electorates) (succeeds string, err error) {
 	case err != nil, origin != r.origin, !bytes.Equal(field(1), leaf0.Ledger[:]), string(field(2)) != "restore",
 		!slices.ContainsFunc(acts, func(act []byte) bool { return string(act) == "restore "+hex.EncodeToString(r.manifest[:]) }):
 		return "", violate(w.leaf, "its warrant is for something else")
-	case !slices.ContainsFunc(e.before(), func(b RosterRow) bool { return b.Digest() == roster }) || !bytes.Equal(field(6), r.roster[:]):
+	case !e.restored(roster, leaf0.Ledger) || !bytes.Equal(field(6), r.roster[:]):
 		return "", violate(w.leaf, "its warrant is of other officers than the predecessor's")
 	case !w.inForce():
 		return "", violate(w.leaf, "its warrant was not in force")

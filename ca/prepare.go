@@ -56,7 +56,7 @@ func (a *Authority) Prepare(_ context.Context, r Request) (*Prepared, error) {
 	// 1. The profile.
 	prof, ok := profiles[r.Profile]
 	if !ok || prof.isCA || prof.clusterKey {
-		return nil, refuse(BadProfile, "profile", "there is no profile %q for requests; allowed: tls-server", clip(r.Profile))
+		return nil, refuse(BadProfile, "profile", "there is no profile %q for requests; allowed: tls-client, tls-server", clip(r.Profile))
 	}
 	is, err := a.issuer("")
 	if err != nil {

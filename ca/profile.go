@@ -49,6 +49,11 @@ var profiles = map[string]*Profile{
 		// clients commonly ask for both usages (certbot's and cert-manager's CSRs); the certificate carries serverAuth alone
 		allowedEKU: []asn1.ObjectIdentifier{oidServerAuth, oidClientAuth},
 	},
+	"tls-client": { // machines that come to the admin door, and whatever else checks client certificates
+		Name: "tls-client", Keys: leafKeys, Validity: 90 * day, KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, Kinds: []NameKind{DNS, IP},
+		allowedEKU: []asn1.ObjectIdentifier{oidServerAuth, oidClientAuth},
+	},
 	"document-signing": {
 		Name: "document-signing", Keys: []KeyAlgorithm{"P-256", "P-384", "RSA-3072", "RSA-4096"}, Validity: 365 * day,
 		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageContentCommitment, otherEKU: []asn1.ObjectIdentifier{oidDocumentSigning}, clusterKey: true,

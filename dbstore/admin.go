@@ -203,7 +203,11 @@ func (s *Store) RosterRows(ctx context.Context) ([]audit.RosterRow, error) {
 	}
 	out := []audit.RosterRow{{Electorate: h.Base}}
 	for _, c := range h.Changes {
-		out = append(out, audit.RosterRow{Electorate: c.Roster, Version: c.Roster.Version, Leaf: c.Leaf, Follows: c.Follows})
+		p, err := admin.DecodeProposal(c.Warrant.Proposal)
+		if err != nil {
+			return nil, fmt.Errorf("%w: the warrant of roster %d: %w", audit.ErrTampered, c.Roster.Version, err)
+		}
+		out = append(out, audit.RosterRow{Electorate: c.Roster, Version: c.Roster.Version, Leaf: c.Leaf, Ledger: p.Ledger, Follows: c.Follows})
 	}
 	return out, nil
 }

@@ -35,6 +35,10 @@ func startCeremony(ctx context.Context, cfg MemberConfig, serial string, acts []
 	if err := checkModule(cfg.Module); err != nil {
 		return nil, fmt.Errorf("member %s: %w", cfg.Name, err)
 	}
+	mandate, err := mandateOf(ctx, cfg, acts)
+	if err != nil {
+		return nil, fmt.Errorf("ceremony on member %s: %w", cfg.Name, err)
+	}
 	userPIN, err := cfg.PIN()
 	if err != nil {
 		return nil, fmt.Errorf("getting the PIN of member %s: %w", cfg.Name, err)
@@ -53,7 +57,7 @@ func startCeremony(ctx context.Context, cfg MemberConfig, serial string, acts []
 	if err != nil {
 		return nil, err
 	}
-	if err := c.do(ctx, cerOpen, openCeremony{Module: cfg.Module, Reserved: cfg.Reserved, Label: cfg.TokenLabel, Serial: serial, mandate: mandateOf(ctx, cfg, acts), SO: so && !shared, Device: cfg.DeviceSO, Native: cfg.Replication == ReplicateNative, Weak: cfg.WeakUnwrap}, &c.token); err != nil {
+	if err := c.do(ctx, cerOpen, openCeremony{Module: cfg.Module, Reserved: cfg.Reserved, Label: cfg.TokenLabel, Serial: serial, mandate: mandate, SO: so && !shared, Device: cfg.DeviceSO, Native: cfg.Replication == ReplicateNative, Weak: cfg.WeakUnwrap}, &c.token); err != nil {
 		c.end()
 		return nil, err
 	}

@@ -106,16 +106,15 @@ func (c MemberConfig) validate() error {
 // Config of a [Store].
 type Config struct {
 	Members     []MemberConfig
-	Ledger      *audit.Ledger                                  // required
-	Keys        []KeyRecord                                    // what the database holds
-	Enrolled    []MemberRecord                                 // what the database holds; a member of the configuration that is not in it waits to be added, unless all are new
-	Shares      ShareStore                                     // nil: no SO PIN is split
-	Officers    func(context.Context) ([]admin.Officer, error) // among whom SO PINs are split; with Shares
-	Rosters     func(context.Context) (admin.History, error)   // all rosters, to the one in force; nil: that of leaf 0 never changes
-	Log         *slog.Logger                                   // nil: slog.Default
-	SignTimeout time.Duration                                  // of one attempt on one member; 0: 5 s
-	Concurrency int                                            // signatures in flight per member; 0: twice its sessions
-	Queue       int                                            // operations begun and not yet signed; 0: 4,096
+	Ledger      *audit.Ledger                                // required
+	Keys        []KeyRecord                                  // what the database holds
+	Enrolled    []MemberRecord                               // what the database holds; a member of the configuration that is not in it waits to be added, unless all are new
+	Shares      ShareStore                                   // nil: no SO PIN is split
+	Rosters     func(context.Context) (admin.History, error) // the officers, also of before; nil: they never change, and nobody holds shares
+	Log         *slog.Logger                                 // nil: slog.Default
+	SignTimeout time.Duration                                // of one attempt on one member; 0: 5 s
+	Concurrency int                                          // signatures in flight per member; 0: twice its sessions
+	Queue       int                                          // operations begun and not yet signed; 0: 4,096
 
 	InUse        func(key string) (why string)           // what still needs a key, which then cannot be destroyed; nil or "": nothing
 	Backups      func(key KeyID) []string                // recipients that hold a backup of a key; nil: none

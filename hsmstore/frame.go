@@ -24,12 +24,12 @@ const (
 
 // Operations of the signing worker.
 const (
-	opSign   byte = 1  // payload: signRequest
-	opLoad   byte = 2  // payload: JSON loadRequest; reply: JSON loadReply
-	opStatus byte = 3  // reply: JSON workerStatus
-	opSeal   byte = 9  // genesis is over; reply: JSON
-	opRoster byte = 11 // payload: JSON rosterChanges; the account follows them; reply: JSON
-	opRetire byte = 10 // the officers ended the cluster; reply: JSON, then the worker ends
+	opSign    byte = 1  // payload: signRequest
+	opLoad    byte = 2  // payload: JSON loadRequest; reply: JSON loadReply
+	opStatus  byte = 3  // reply: JSON workerStatus
+	opSeal    byte = 9  // genesis is over; reply: JSON
+	opRosters byte = 11 // payload: JSON rosterChain; reply: JSON, or statusRefused
+	opRetire  byte = 10 // the officers ended the cluster; reply: JSON, then the worker ends
 )
 
 // Statuses of a reply.

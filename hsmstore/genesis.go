@@ -2,6 +2,7 @@ package hsmstore
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -57,7 +58,7 @@ func (s *Store) Genesis(ctx context.Context, grant *admin.Grant, g audit.Genesis
 func (s *Store) genesis(ctx context.Context, grant *admin.Grant, g audit.Genesis, specs []KeySpec) error {
 	s.keysMu.Lock()
 	defer s.keysMu.Unlock()
-	ctx = underRoster(ctx, g.Roster)
+	ctx = underRosters(ctx, rosterChain{Roster: hex.EncodeToString(g.Roster[:])})
 	// 1. The keys, on every member.
 	for _, m := range s.list() {
 		specs = append(specs, s.probeSpec(m.cfg.Name))

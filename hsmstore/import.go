@@ -178,8 +178,12 @@ func (i *ImportSession) Finish(ctx context.Context, grant *admin.Grant, spec Imp
 	// 1. Into the token.
 	o := keyObject{Name: spec.Name, Purpose: spec.Purpose, Algorithm: spec.Algorithm, Subject: spec.Subject, SPKI: spec.SPKI, Replicable: !i.member.native()}
 	rand.Read(o.ID[:])
+	mandate, err := mandateOf(ctx, i.member.cfg, []string{spec.Act()})
+	if err != nil {
+		return nil, fmt.Errorf("key %q: %w", spec.Name, err)
+	}
 	var got imported
-	if err := i.do(ctx, cerImport, importKey{Mandate: mandateOf(ctx, i.member.cfg, []string{spec.Act()}), Act: spec.Act(), Key: o, Mechanism: spec.Mechanism, Blob: spec.Blob}, &got); err != nil {
+	if err := i.do(ctx, cerImport, importKey{Mandate: mandate, Act: spec.Act(), Key: o, Mechanism: spec.Mechanism, Blob: spec.Blob}, &got); err != nil {
 		return nil, err
 	}
 	if got.Failed {

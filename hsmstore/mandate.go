@@ -23,13 +23,13 @@ import (
 
 // A ceremony process does not take the server's word for what is allowed. It gets the
 // officers' warrant, checks every signature in it, and holds it against its own
-// account: a file beside the worker's journal with the digest of the roster that was
-// in force when the token came into use, and the nonces of the warrants that were
+// account: a file beside the worker's journal with the digests of the rosters that were
+// in force since the token came into use, and the nonces of the warrants that were
 // used. Whoever rewrites the database – another roster, an old proposal made new – gets
 // no ceremony.
 //
-//	roster <64 hex>                     the officers in force, from genesis or the first warrant; each later line is
-//	                                    of a roster that those before decided on
+//	roster <64 hex>                     the officers in force: from genesis or the first warrant, then each that
+//	                                    followed by the decision of those before; see mandate_roster.go
 //	sealed                              genesis is over: nothing without a warrant
 //	retired                             the officers ended the cluster: nothing any more
 //	spent <nonce> <session> <unix time> a warrant came into use
@@ -49,11 +49,10 @@ type mandate struct {
 	Acts    []string       `json:"acts"`
 	Warrant *admin.Warrant `json:"warrant,omitempty"` // none at genesis
 	Session string         `json:"session,omitempty"` // names one use of the warrant
-	Ledger  string         `json:"ledger,omitempty"`  // hex
-	Roster  string         `json:"roster,omitempty"`  // hex; of leaf 0 or of the genesis to come
 	Account string         `json:"account,omitempty"` // the file above
+	rosterChain
 
-	Changes []admin.RosterChange `json:"changes,omitempty"` // of the roster, oldest first
+	err error // why the server could not make one
 }
 
 type mandateKey struct{}
@@ -62,125 +61,27 @@ type mandateKey struct{}
 func (s *Store) under(ctx context.Context, grant *admin.Grant) context.Context {
 	var m mandate
 	if w, ok := grant.Warrant(); ok {
-		id := s.ledger.ID()
-		m = mandate{Warrant: w, Session: rand.Text(), Ledger: hex.EncodeToString(id[:])}
+		m = mandate{Warrant: w, Session: rand.Text()}
 	}
-	var r [32]byte
-	if r, m.Changes = s.rosters(ctx); r != ([32]byte{}) {
-		m.Roster = hex.EncodeToString(r[:])
-	}
+	m.rosterChain, m.err = s.rosters(ctx)
 	return context.WithValue(ctx, mandateKey{}, m)
 }
 
-// underRoster is under for a genesis whose leaf is not written yet.
-func underRoster(ctx context.Context, roster [32]byte) context.Context {
-	return context.WithValue(ctx, mandateKey{}, mandate{Roster: hex.EncodeToString(roster[:])})
+// underRosters is under for a genesis whose leaf is not written yet.
+func underRosters(ctx context.Context, c rosterChain) context.Context {
+	return context.WithValue(ctx, mandateKey{}, mandate{rosterChain: c})
 }
 
-// rosters are the digest of the roster in force, zero before there is one, and all changes
-// that led to it.
-func (s *Store) rosters(ctx context.Context) (digest [32]byte, changes []admin.RosterChange) {
-	if s.ledger.Head().Size == 0 {
-		return digest, nil
-	}
-	if s.cfg.Rosters != nil {
-		h, err := s.cfg.Rosters(ctx)
-		if err != nil { // the ceremony process then refuses what does not fit its account
-			s.log.Error("the roster cannot be read", "err", err)
-			return digest, nil
-		}
-		if len(h.Changes) > 0 {
-			return h.Current().Digest(), h.Changes
-		}
-	}
-	leaf, err := s.ledger.Leaf(ctx, 0)
-	if err != nil {
-		return digest, nil
-	}
-	digest, _ = leaf.Hash(audit.TagRoster)
-	return digest, nil
-}
-
-// rosterChanges is what tells a worker of changes of the roster.
-type rosterChanges struct {
-	Ledger  string               `json:"ledger"` // hex
-	Changes []admin.RosterChange `json:"changes"`
-}
-
-// RosterChanged tells every worker of the rosters up to the one in force. One that cannot
-// be told learns it when it starts, and at its next ceremony; the error names it.
-func (s *Store) RosterChanged(ctx context.Context, h admin.History) error {
-	var errs []error
-	for _, m := range s.list() {
-		l := m.worker()
-		err := ErrUnavailable
-		if l != nil {
-			err = s.tell(ctx, l, h.Changes)
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("telling member %s: %w", m.cfg.Name, err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// tellRosters tells a worker that starts.
-func (s *Store) tellRosters(ctx context.Context, l *link) error {
-	if _, changes := s.rosters(ctx); len(changes) > 0 {
-		return s.tell(ctx, l, changes)
-	}
-	return nil
-}
-
-func (s *Store) tell(ctx context.Context, l *link, changes []admin.RosterChange) error {
-	id := s.ledger.ID()
-	return l.control(ctx, opRoster, rosterChanges{hex.EncodeToString(id[:]), changes}, &struct{}{})
-}
-
-// follow writes what it tells into an account that knows a roster already.
-func (c rosterChanges) follow(path string) error {
-	a, err := readAccount(path)
-	if err != nil {
-		return err
-	}
-	return a.follow(c.Ledger, c.Changes)
-}
-
-// follow takes up the changes that lead on from the roster that the account knows: each
-// was decided by the officers of the one before, for this ledger. Versions rise, and stand
-// in the digests, so that no old change fits a second time.
-func (a *account) follow(ledger string, changes []admin.RosterChange) error {
-	for _, c := range changes {
-		before := c.Warrant.Roster.Digest()
-		if a.roster == "" || hex.EncodeToString(before[:]) != a.roster {
-			continue // it came before, or the first ceremony is still to come
-		}
-		if err := c.Follows(before); err != nil {
-			return err
-		}
-		p, err := admin.DecodeProposal(c.Warrant.Proposal)
-		if err != nil || hex.EncodeToString(p.Ledger[:]) != ledger {
-			return fmt.Errorf("%w: roster %d was decided for another ledger", admin.ErrNotGranted, c.Roster.Version)
-		}
-		next := c.Roster.Digest()
-		if err := a.add("roster %x", next); err != nil {
-			return err
-		}
-		a.roster = hex.EncodeToString(next[:])
-	}
-	return nil
-}
-
-func mandateOf(ctx context.Context, cfg MemberConfig, acts []string) mandate {
+func mandateOf(ctx context.Context, cfg MemberConfig, acts []string) (mandate, error) {
 	m, _ := ctx.Value(mandateKey{}).(mandate)
 	m.Acts, m.Account = acts, cfg.JournalPath+".mandates"
-	return m
+	return m, m.err
 }
 
 // account is a ceremony process's own memory.
 type account struct {
 	path    string
-	roster  string
+	roster  string // the newest that it knows
 	sealed  bool
 	retired bool
 	split   string            // set of shares in force; "" if none was ever made here
@@ -318,23 +219,27 @@ func (m mandate) accept(now time.Time) error {
 	if a.retired {
 		return errRetired
 	}
-	if err := a.follow(m.Ledger, m.Changes); err != nil {
+	learn, err := a.follow(m.rosterChain)
+	if err != nil {
 		return err
 	}
-	if a.roster != "" && m.Roster != "" && a.roster != m.Roster {
-		return fmt.Errorf("%w: the ledger names other officers than those in force here: those when this token came into use, or whom they decided on", admin.ErrNotGranted)
+	if a.roster != "" { // also when the warrant is refused: that may be why
+		if err := a.learn(learn); err != nil {
+			return err
+		}
+		learn = nil
 	}
 	if m.Warrant == nil {
 		if a.sealed {
 			return fmt.Errorf("%w: genesis is over; a ceremony needs the officers' warrant", admin.ErrNotGranted)
 		}
-		return a.learn(m.Roster)
+		return a.learn(learn)
 	}
 	nonce, err := m.check(a, now)
 	if err != nil {
 		return err
 	}
-	if err := a.learn(m.Roster); err != nil {
+	if err := a.learn(learn); err != nil {
 		return err
 	}
 	if !a.sealed {
@@ -348,21 +253,13 @@ func (m mandate) accept(now time.Time) error {
 	return a.add("spent %s %s %d", nonce, m.Session, now.Unix())
 }
 
-// learn takes the roster of the first ceremony.
-func (a *account) learn(roster string) error {
-	if a.roster != "" || roster == "" {
-		return nil
-	}
-	return a.add("roster %s", roster)
-}
-
 // check holds the warrant: signatures, roster, time, acts, and that it is not used a
 // second time.
 func (m mandate) check(a *account, now time.Time) (string, error) {
 	ledger, err := hex.DecodeString(m.Ledger)
 	want := a.roster
 	if want == "" {
-		want = m.Roster
+		want = m.current()
 	}
 	roster, err2 := hex.DecodeString(want)
 	if err != nil || err2 != nil || len(ledger) != 32 || len(roster) != 32 || m.Session == "" || strings.ContainsAny(m.Session, " \n") {

@@ -42,8 +42,13 @@ func (c *chamber) warrant(t *testing.T, nonce byte, acts ...string) *admin.Warra
 
 func (c *chamber) warrantTo(t *testing.T, action string, nonce byte, acts ...string) *admin.Warrant {
 	t.Helper()
-	p := admin.Proposal{Ledger: c.ledger, Action: action, Parameters: [32]byte{1}, Acts: acts, Policy: c.roster.PolicyDigest(), Roster: c.roster.Digest(),
-		Requester: "admin-token", Nonce: [32]byte{nonce}, NotBefore: c.now.Add(-time.Minute), Expires: c.now.Add(time.Hour)}
+	return c.signed(t, admin.Proposal{Ledger: c.ledger, Action: action, Parameters: [32]byte{1}, Acts: acts, Policy: c.roster.PolicyDigest(), Roster: c.roster.Digest(),
+		Requester: "admin-token", Nonce: [32]byte{nonce}, NotBefore: c.now.Add(-time.Minute), Expires: c.now.Add(time.Hour)})
+}
+
+// signed is the warrant for a proposal, by the first two officers.
+func (c *chamber) signed(t *testing.T, p admin.Proposal) *admin.Warrant {
+	t.Helper()
 	b, err := p.Encode()
 	check(t, err)
 	w := &admin.Warrant{Proposal: b, Roster: c.roster}
@@ -64,7 +69,7 @@ func TestAttack_HSM_11_CeremonyChecksTheWarrant(t *testing.T) {
 	digest := c.roster.Digest()
 	act, other := admin.RotateSOPINAct("m1", 2), admin.RotateSOPINAct("m2", 2)
 	account := filepath.Join(t.TempDir(), "m1.mandates")
-	base := mandate{Acts: []string{act}, Session: "one", Ledger: hex.EncodeToString(c.ledger[:]), Roster: hex.EncodeToString(digest[:]), Account: account}
+	base := mandate{Acts: []string{act}, Session: "one", Account: account, rosterChain: chainOf(c.ledger, digest, nil)}
 	with := func(change func(*mandate)) mandate {
 		m := base
 		m.Warrant = c.warrant(t, 1, act)
@@ -128,8 +133,7 @@ func TestAttack_HSM_11_RosterOfTheToken(t *testing.T) {
 	first := c.roster.Digest()
 	account := filepath.Join(t.TempDir(), "m1.mandates")
 	of := func(c *chamber, nonce byte, changes ...admin.RosterChange) mandate {
-		d := c.roster.Digest()
-		return mandate{Acts: []string{act}, Session: fmt.Sprint(nonce), Ledger: hex.EncodeToString(c.ledger[:]), Roster: hex.EncodeToString(d[:]), Account: account, Warrant: c.warrant(t, nonce, act), Changes: changes}
+		return mandate{Acts: []string{act}, Session: fmt.Sprint(nonce), Account: account, Warrant: c.warrant(t, nonce, act), rosterChain: chainOf(c.ledger, first, changes)}
 	}
 	accept := func(what string, m mandate, ok bool) {
 		t.Helper()
@@ -174,7 +178,11 @@ func TestAttack_HSM_11_RosterOfTheToken(t *testing.T) {
 	// And back again: the change does not count a second time.
 	back := after.successor(t, 11, func(n *admin.Roster) { n.Officers = slices.Clone(c.roster.Successor().Officers) })
 	again := &chamber{keys: c.keys, roster: back.Roster, ledger: c.ledger, now: c.now}
-	check(t, rosterChanges{Ledger: hex.EncodeToString(c.ledger[:]), Changes: []admin.RosterChange{change, back}}.follow(account))
+	a, err := readAccount(account)
+	check(t, err)
+	learn, err := a.follow(chainOf(c.ledger, first, []admin.RosterChange{change, back}))
+	check(t, err)
+	check(t, a.learn(learn))
 	accept("the roster of before, anew", of(again, 4, change, back), true)
 	accept("the first change replayed", of(after, 5, change), false)
 	accept("a hole", of(after, 5, back), false)

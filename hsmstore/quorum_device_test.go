@@ -210,7 +210,7 @@ func TestVendorQuorumNoPIN(t *testing.T) {
 	f.ctl["m2"].SetProtectedPath(t, quorumCards, pin) // the configuration goes on with the file
 	_, officers := people(t, 3)
 	f.start(t, func(cfg *hsmstore.Config) {
-		cfg.Shares, cfg.Officers = sharesOf{f.db}, func(context.Context) ([]admin.Officer, error) { return officers, nil }
+		cfg.Shares, cfg.Rosters = sharesOf{f.db}, rosterOf(officers)
 	})
 	grant := granting(admin.RotateSOPINAct("m1", 2))
 	err = f.store.SplitSOPIN(t.Context(), grant, "m1", 2)

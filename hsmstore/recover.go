@@ -26,9 +26,10 @@ type recovery struct {
 // Recovery is a decision of the officers that a ledger goes on from an older database.
 type Recovery struct {
 	Ledger  audit.LedgerID
+	First   [32]byte // digest of the roster in leaf 0
 	Rosters admin.History
-	Size    uint64   // entries that are left
-	Act     string   // admin.RecoverAct
+	Size    uint64 // entries that are left
+	Act     string // admin.RecoverAct
 	Warrant *admin.Warrant
 }
 
@@ -42,9 +43,12 @@ func RecoverMembers(ctx context.Context, members []MemberConfig, r Recovery) err
 	if err != nil {
 		return err
 	}
-	roster := r.Rosters.Current().Digest()
+	changes, err := r.Rosters.CheckChain(r.First)
+	if err != nil {
+		return err
+	}
 	// One warrant is one use, however often this is called.
-	under := context.WithValue(ctx, mandateKey{}, mandate{Warrant: r.Warrant, Session: "recover-" + hex.EncodeToString(p.Nonce[:]), Ledger: hex.EncodeToString(r.Ledger[:]), Roster: hex.EncodeToString(roster[:]), Changes: r.Rosters.Changes})
+	under := context.WithValue(ctx, mandateKey{}, mandate{Warrant: r.Warrant, Session: "recover-" + hex.EncodeToString(p.Nonce[:]), rosterChain: chainOf(r.Ledger, r.First, changes)})
 	var errs []error
 	for _, m := range members {
 		c, err := startCeremony(under, m, m.TokenSerial, []string{r.Act}, false)

@@ -20,6 +20,7 @@ type Restoration struct {
 	Ledger    audit.LedgerID // of the predecessor
 	Origin    string         // of the predecessor
 	Genesis   []byte         // its leaf 0
+	Rosters   admin.History  // of the predecessor, up to the one that the new ledger begins with
 	Recipient RecipientRecord
 	Keys      []BackupKey
 	Warrant   *admin.Warrant // of the predecessor's officers, for admin.RestoreAct
@@ -43,6 +44,10 @@ func (s *Store) Restore(ctx context.Context, grant *admin.Grant, g audit.Genesis
 	if err != nil {
 		return err
 	}
+	rosters, err := r.rosters(g.Roster)
+	if err != nil {
+		return fmt.Errorf("restore: %w", err)
+	}
 	act := admin.RestoreAct(r.Manifest)
 	acts, _, err := r.Warrant.Check(r.Ledger, g.Roster, time.Now())
 	if err == nil && !slices.Contains(acts, act) {
@@ -63,14 +68,14 @@ func (s *Store) Restore(ctx context.Context, grant *admin.Grant, g audit.Genesis
 	if err != nil {
 		return err
 	}
-	if err := s.bear(underRoster(ctx, g.Roster), own, births); err != nil {
+	if err := s.bear(underRosters(ctx, rosters), own, births); err != nil {
 		return err
 	}
 	// 2. The keys, out of their blobs.
 	if err := grant.Spend(act); err != nil {
 		return err
 	}
-	under := context.WithValue(ctx, mandateKey{}, mandate{Warrant: r.Warrant, Session: rand.Text(), Ledger: hex.EncodeToString(r.Ledger[:]), Roster: hex.EncodeToString(g.Roster[:])})
+	under := context.WithValue(ctx, mandateKey{}, mandate{Warrant: r.Warrant, Session: rand.Text(), rosterChain: rosters})
 	restored, err := s.unwrapRestored(under, m, act, r)
 	if err != nil {
 		return err
@@ -98,6 +103,24 @@ func (s *Store) Restore(ctx context.Context, grant *admin.Grant, g audit.Genesis
 		return s.completeRestore(ctx, under, m, act, grant, r, carried, done)
 	}
 	return nil
+}
+
+// rosters are those of the predecessor, from its leaf 0 to the one with which this ledger
+// begins: the recipient's token may know an earlier one.
+func (r Restoration) rosters(now [32]byte) (rosterChain, error) {
+	leaf, _, _, err := audit.OpenGenesis(r.Genesis)
+	if err != nil {
+		return rosterChain{}, fmt.Errorf("leaf 0 of the predecessor: %w", err)
+	}
+	first, _ := leaf.Hash(audit.TagRoster)
+	changes, err := r.Rosters.CheckChain(first)
+	if err != nil {
+		return rosterChain{}, err
+	}
+	if r.Rosters.Current().Digest() != now {
+		return rosterChain{}, fmt.Errorf("%w: the new ledger begins with other officers than the predecessor ended with", admin.ErrNotGranted)
+	}
+	return chainOf(r.Ledger, first, changes), nil
 }
 
 // FinishRestore ends what [Store.Restore] began, when issuers and revocations are there

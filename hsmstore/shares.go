@@ -312,10 +312,11 @@ func (s *Store) collect(ctx context.Context, cfg MemberConfig, p *ceremonyProces
 // rotate gives the member a new SO PIN, split anew. The new set is durable before the
 // PIN changes: a crash in between leaves both, and the next ceremony tries both.
 func (s *Store) rotate(ctx context.Context, member string, p *ceremonyProcess, threshold int) error {
-	officers, err := s.cfg.Officers(ctx)
+	rosters, err := s.cfg.Rosters(ctx)
 	if err != nil {
 		return fmt.Errorf("reading the officers who hold shares: %w", err)
 	}
+	officers := rosters.Current().ShareHolders()
 	var set ShareSet
 	if err := p.do(ctx, cerNewShares, newShares{Member: member, Officers: officers, Threshold: threshold}, &set); err != nil {
 		return err
@@ -362,7 +363,7 @@ func (s *Store) SplitSOPIN(ctx context.Context, grant *admin.Grant, name string,
 	if m.cfg.DeviceSO {
 		return errDeviceSO(name)
 	}
-	if s.cfg.Shares == nil || s.cfg.Officers == nil {
+	if s.cfg.Shares == nil || s.cfg.Rosters == nil {
 		return fmt.Errorf("%w: there are no officers to split the SO PIN of member %s among", ErrStanding, name)
 	}
 	act := admin.RotateSOPINAct(name, threshold)

@@ -53,6 +53,13 @@ func people(t testing.TB, n int) (keys []*admin.OfficerKey, officers []admin.Off
 	return keys, officers
 }
 
+// rosterOf is a roster of officers that never changed.
+func rosterOf(officers []admin.Officer) func(context.Context) (admin.History, error) {
+	return func(context.Context) (admin.History, error) {
+		return admin.History{Base: admin.Roster{Officers: officers, Quorum: 2}}, nil
+	}
+}
+
 // collecting waits for a ceremony of a member that wants shares.
 func (c *cluster) collecting(t testing.TB, member string) hsmstore.Collection {
 	t.Helper()
@@ -73,7 +80,7 @@ func TestSplitSOPIN(t *testing.T) {
 	c := copyCluster(t)
 	keys, officers := people(t, 3)
 	change := func(cfg *hsmstore.Config) {
-		cfg.Shares, cfg.Officers = sharesOf{c.db}, func(context.Context) ([]admin.Officer, error) { return officers, nil }
+		cfg.Shares, cfg.Rosters = sharesOf{c.db}, rosterOf(officers)
 	}
 	stop, err := c.open(t.Context(), change)
 	if err != nil {
@@ -224,7 +231,7 @@ func TestShareOfWhoHangsUp(t *testing.T) {
 	c := copyCluster(t)
 	keys, officers := people(t, 3)
 	change := func(cfg *hsmstore.Config) {
-		cfg.Shares, cfg.Officers = sharesOf{c.db}, func(context.Context) ([]admin.Officer, error) { return officers, nil }
+		cfg.Shares, cfg.Rosters = sharesOf{c.db}, rosterOf(officers)
 	}
 	stop, err := c.open(t.Context(), change)
 	must(err)

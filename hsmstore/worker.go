@@ -324,17 +324,8 @@ func (w *worker) control(f frame) {
 			return
 		}
 		w.replyJSON(f.id, struct{}{})
-	case opRoster:
-		var c rosterChanges
-		err := json.Unmarshal(f.payload, &c)
-		if err == nil {
-			err = c.follow(w.account)
-		}
-		if err != nil {
-			w.fail(&fault{exitGrant, err})
-			return
-		}
-		w.replyJSON(f.id, struct{}{})
+	case opRosters:
+		w.learnRosters(f)
 	case opRetire:
 		a, err := readAccount(w.account)
 		if err == nil && !a.retired {

@@ -92,6 +92,8 @@ func TestBackupAndRestore(t *testing.T) {
 	}
 	cli.approve(nil, "key", "generate", "late", "--purpose", "document", "--algorithm", "RSA-3072") // wrapped at birth
 	cli.run(0, "key", "disable", "late", "--reason", "not now")
+	// A third officer joins: the new ledger begins with a roster that followed leaf 0's.
+	cli.approve(nil, "officer", "add", "officer-3", "--public", s.newOfficer("officer-3"), "--role", "crypto-officer")
 	kept, err := s.issue(client, adminToken, "kept.example")
 	if err != nil {
 		t.Fatal(err)
@@ -549,7 +551,7 @@ func forgedManifest(t *testing.T, manifest, config, ledgerID string) {
 	id := ledger.ID()
 	put("ledger", hex.EncodeToString(id[:]))
 	put("origin", ledger.Origin())
-	put("roster", roster)
+	put("rosters", admin.History{Base: roster})
 	if err := db.Leaves(ctx, 0, 1, func(_ uint64, b []byte) error { put("genesis", b); return nil }); err != nil {
 		t.Fatal(err)
 	}

@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"syscall"
@@ -37,7 +38,9 @@ type made struct {
 	dir      string
 	key      *ecdsa.PrivateKey // of checkpoints
 	officers []*ecdsa.PrivateKey
-	roster   admin.Roster
+	roster   admin.Roster // in force
+	base     admin.Roster // of leaf 0
+	changes  []admin.RosterChange
 	id       audit.LedgerID
 	origin   string
 	now      time.Time
@@ -93,9 +96,13 @@ func newMade(t testing.TB, after *made) *made {
 		l.officers = append(l.officers, k)
 		l.roster.Officers = append(l.roster.Officers, admin.Officer{Name: fmt.Sprintf("officer-%d", i+1), SPKI: spkiOf(t, k)})
 	}
+	l.base = l.roster
 	previous := ""
 	if after != nil {
-		l.officers, l.roster, previous = after.officers, after.roster, after.note()
+		l.officers, l.roster, l.base, l.changes, previous = after.officers, after.roster, after.base, slices.Clone(after.changes), after.note()
+		for i := range l.changes {
+			l.changes[i].Leaf = 0
+		}
 		l.now = after.now.Add(time.Hour)
 	}
 	g, err := audit.Genesis{Random: [32]byte{1}, Domain: "ca.example", Roster: l.roster.Digest(), Acts: genesisActs, CheckpointKeys: [][]byte{spkiOf(t, l.key)}, Previous: previous}.Leaf(l.now)
@@ -387,7 +394,7 @@ func (l *made) crl(change func(s *audit.CRLScope), serials ...int64) (intent, do
 // proposal is one as the server drafts it.
 func (l *made) proposal(edit func(p *admin.Proposal)) []byte {
 	l.t.Helper()
-	p := admin.Proposal{Ledger: l.id, Action: "generate-key", Parameters: [32]byte{3}, Acts: []string{"generate-key docs document P-256", "generate-key docs code P-256", "retire-cluster", "destroy-key docs " + hex.EncodeToString(destroyed[:])}, Policy: l.roster.PolicyDigest(),
+	p := admin.Proposal{Ledger: l.id, Action: "generate-key", Parameters: audit.Digest("parameters", madeParameters), Acts: []string{"generate-key docs document P-256", "generate-key docs code P-256", "retire-cluster", "destroy-key docs " + hex.EncodeToString(destroyed[:])}, Policy: l.roster.PolicyDigest(),
 		Roster: l.roster.Digest(), Requester: admin.AdminToken, NotBefore: l.now.Truncate(time.Second), Expires: l.now.Truncate(time.Second).Add(time.Hour)}
 	rand.Read(p.Nonce[:])
 	if edit != nil {
@@ -523,7 +530,7 @@ func (l *made) finish() string {
 	write(l.t, l.dir, "chancery/issuers.bin", records(l.issuers))
 	write(l.t, l.dir, "chancery/orphans.bin", l.orphans)
 	for name, v := range map[string]any{
-		"roster": l.roster,
+		"roster": l.rosterFile(),
 		"export": map[string]any{"version": 1, "origin": l.origin, "ledger": hex.EncodeToString(l.id[:]), "size": l.size, "complete": true},
 	} {
 		b, err := json.Marshal(v)
@@ -1042,6 +1049,23 @@ func (l *made) orphan(serial int64) (intent uint64) {
 	return intent
 }
 
+// follow has two officers decide on a roster with a group, by a proposal that edit changes.
+func follow(edit func(p *admin.Proposal)) func(old *made) {
+	return func(old *made) {
+		next := old.roster.Successor()
+		next.Groups = []admin.Group{{Name: "first", Quorum: 1, Members: []string{old.roster.Officers[0].Name}}}
+		raw := old.proposal(func(p *admin.Proposal) {
+			p.Action, p.Acts = admin.ChangeRoster, []string{admin.ChangeRosterAct(next.Version, old.roster.Digest(), next.Digest())}
+			if edit != nil {
+				edit(p)
+			}
+		})
+		w, grant, _, _ := old.decide(raw, old.cliVoter(0), old.cliVoter(1))
+		old.changes = append(old.changes, admin.RosterChange{Roster: next, Warrant: w, Leaf: old.follows(next, grant)})
+		old.roster = next
+	}
+}
+
 // TestVerifyRestored has a ledger go on from a predecessor, by a warrant of its officers.
 func TestVerifyRestored(t *testing.T) {
 	manifest := restored
@@ -1053,26 +1077,38 @@ func TestVerifyRestored(t *testing.T) {
 		count    uint64
 		unended  bool
 		manifest [32]byte // of the issuer
+		rosters  func(old *made)
 	}
 	for name, x := range map[string]struct {
 		change
 		index uint64
 		says  string
 	}{
-		"all is well":              {change{}, 0, ""},
-		"one officer":              {change{votes: []int{1}}, 1, "1 approvals of 2"},
-		"one officer twice":        {change{votes: []int{1, 1}}, 1, "there twice"},
-		"a stranger":               {change{key: newECDSA(t)}, 1, "not that of an officer"},
-		"another manifest allowed": {change{proposal: func(p *admin.Proposal) { p.Acts = []string{act[:len(act)-1] + "f"} }}, 1, "something else"},
-		"another ledger's warrant": {change{proposal: func(p *admin.Proposal) { p.Ledger[0]++ }}, 1, "something else"},
-		"a warrant that is over":   {change{proposal: func(p *admin.Proposal) { p.NotBefore, p.Expires = time.Unix(1, 0), time.Unix(2, 0) }}, 1, "not in force"},
-		"another manifest used":    {change{manifest: [32]byte{9}}, 2, "another manifest"},
-		"a revocation is missing":  {change{count: 5}, 4, "carried over"},
-		"never ended":              {change{unended: true}, 0, "never finished"},
+		"all is well":                     {change{}, 0, ""},
+		"one officer":                     {change{votes: []int{1}}, 1, "1 approvals of 2"},
+		"one officer twice":               {change{votes: []int{1, 1}}, 1, "there twice"},
+		"a stranger":                      {change{key: newECDSA(t)}, 1, "not that of an officer"},
+		"another manifest allowed":        {change{proposal: func(p *admin.Proposal) { p.Acts = []string{act[:len(act)-1] + "f"} }}, 1, "something else"},
+		"another ledger's warrant":        {change{proposal: func(p *admin.Proposal) { p.Ledger[0]++ }}, 1, "something else"},
+		"a warrant that is over":          {change{proposal: func(p *admin.Proposal) { p.NotBefore, p.Expires = time.Unix(1, 0), time.Unix(2, 0) }}, 1, "not in force"},
+		"another manifest used":           {change{manifest: [32]byte{9}}, 2, "another manifest"},
+		"a revocation is missing":         {change{count: 5}, 4, "carried over"},
+		"never ended":                     {change{unended: true}, 0, "never finished"},
+		"officers who followed":           {change{rosters: follow(nil)}, 0, ""},
+		"officers of before":              {change{rosters: follow(nil), proposal: func(p *admin.Proposal) { p.Roster[0]++ }}, 1, "other officers"},
+		"officers who followed elsewhere": {change{rosters: follow(func(p *admin.Proposal) { p.Ledger[0]++ })}, 1, "other officers"},
+		"officers who followed others":    {change{rosters: follow(func(p *admin.Proposal) { p.Roster[0]++ })}, 1, "other officers"},
+		"officers whom nobody decided on": {change{rosters: func(old *made) {
+			follow(nil)(old)
+			old.changes[0].Warrant.Votes = old.changes[0].Warrant.Votes[:1]
+		}}, 1, "other officers"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			old := newMade(t, nil)
 			old.root()
+			if x.rosters != nil {
+				x.rosters(old)
+			}
 			l := newMade(t, old)
 			l.issuerKey, l.issuer, l.issuers = old.issuerKey, old.issuer, old.issuers
 			l.number = 1 << 40

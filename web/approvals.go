@@ -36,7 +36,7 @@ type Approvals interface {
 // askedBy is what every request for a sensitive act may have besides its own members:
 // who asks, if it is an officer.
 type askedBy struct {
-	Officer   string `json:"officer"`   // "": the holder of the admin token asks
+	Officer   string `json:"officer"`   // "": who sends the request asks, and is no officer
 	Proposal  []byte `json:"proposal"`  // of an officer: the proposal, made on the officer's machine
 	Signature []byte `json:"signature"` // of an officer: over decision "request" and the proposal
 	Lifetime  int64  `json:"lifetime"`  // seconds that the request may wait; 0: 24 h. An officer's proposal says it itself
@@ -73,7 +73,7 @@ func (s *Server) propose(c echo.Context, action string, parameters any, by asked
 	ctx, cancel := carryThrough(c)
 	defer cancel()
 	a, err := s.cfg.Approvals.Propose(ctx, admin.Ask{Action: action, Parameters: j, Lifetime: time.Duration(by.Lifetime) * time.Second,
-		Officer: by.Officer, Proposal: by.Proposal, Signature: by.Signature})
+		Officer: by.Officer, Proposal: by.Proposal, Signature: by.Signature, Requester: principal(c).Requester()})
 	if err != nil {
 		return err
 	}

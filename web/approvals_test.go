@@ -40,8 +40,45 @@ func (b *fakeBoard) one(id string) (*admin.Approval, error) {
 	return fakeProposal(), nil
 }
 
-func (b *fakeBoard) Terms() admin.Terms {
-	return admin.Terms{Roster: admin.Roster{Officers: []admin.Officer{{Name: "ada", SPKI: []byte{1}}, {Name: "bob", SPKI: []byte{2}}}, Quorum: 2}}
+func (b *fakeBoard) Terms(context.Context) (admin.Terms, error) {
+	return admin.Terms{Roster: fakeRosters().Base}, nil
+}
+
+func (b *fakeBoard) Rosters(context.Context) (admin.History, error) { return fakeRosters(), *b.fail }
+
+func fakeRosters() admin.History {
+	return admin.History{Base: admin.Roster{Officers: []admin.Officer{{Name: "ada", SPKI: []byte{1}}, {Name: "bob", SPKI: []byte{2}}}, Quorum: 2}}
+}
+
+// fakeOfficers are enrolments.
+type fakeOfficers struct{ fail *error }
+
+func fakeEnrolment(state string) admin.Enrolment {
+	at := time.Unix(1790000000, 0).UTC()
+	return admin.Enrolment{ID: approvalID, Name: "ada", Roles: []admin.Assignment{{Role: admin.Signer, Key: "release"}}, By: admin.AdminToken, Created: at, Expires: at.Add(time.Hour), State: state}
+}
+
+func (o fakeOfficers) Open(_ context.Context, name string, roles []admin.Assignment, by string, _ time.Duration) (string, admin.Enrolment, error) {
+	e := fakeEnrolment(admin.EnrolmentOpen)
+	e.Name, e.Roles, e.By = name, roles, by
+	return "5ec2e7", e, *o.fail
+}
+
+func (o fakeOfficers) List(context.Context) ([]admin.Enrolment, error) {
+	return []admin.Enrolment{fakeEnrolment(admin.EnrolmentDone)}, *o.fail
+}
+
+func (o fakeOfficers) Named(_ context.Context, id string) (admin.Enrolment, error) {
+	if *o.fail == nil && id != approvalID {
+		return admin.Enrolment{}, &admin.Refusal{Code: admin.NotFound, Field: "id", Detail: "there is no enrolment with this id"}
+	}
+	return fakeEnrolment(admin.EnrolmentDone), *o.fail
+}
+
+func (o fakeOfficers) Withdraw(context.Context, string, string) error { return *o.fail }
+
+func (o fakeOfficers) Parameters(context.Context, admin.Enrolment) ([]byte, error) {
+	return []byte(`{"before":"00"}`), *o.fail
 }
 
 func (b *fakeBoard) Propose(_ context.Context, a admin.Ask) (*admin.Approval, error) {
@@ -52,9 +89,9 @@ func (b *fakeBoard) Propose(_ context.Context, a admin.Ask) (*admin.Approval, er
 	return b.one(approvalID)
 }
 
-func (b *fakeBoard) Vote(_ context.Context, id, officer string, _ admin.Decision, signature []byte) (*admin.Approval, error) {
-	b.voted = signature
-	if officer != "ada" {
+func (b *fakeBoard) Vote(_ context.Context, id string, v admin.Ballot) (*admin.Approval, error) {
+	b.voted = v.Signature
+	if v.Officer != "ada" {
 		return nil, &admin.Refusal{Code: admin.VoteRefused, Field: "officer", Detail: "no officer of this CA"}
 	}
 	return b.one(id)

@@ -16,12 +16,10 @@ import (
 
 	"github.com/labstack/echo/v4"
 
+	"chancery/admin"
 	"chancery/audit"
 	"chancery/ca"
 )
-
-// requester is how the holder of the admin token stands in the ledger.
-const requester = "api:admin-token"
 
 // issueRequest is the body of POST /api/v1/certificates.
 type issueRequest struct {
@@ -110,16 +108,19 @@ func (s *Server) issue(c echo.Context) error {
 		return err
 	}
 	if body.Profile == "" {
-		return problemf(badProfile, "profile is missing; allowed: tls-server").at("/profile", "")
+		return problemf(badProfile, "profile is missing; allowed: tls-client, tls-server").at("/profile", "")
 	}
 	csr, err := readCSR(body.CSR)
 	if err != nil {
 		return err
 	}
+	if err := require(c, admin.IssueCertificates, admin.Resource{Issuer: s.cfg.Issuer, Profile: body.Profile}); err != nil {
+		return err
+	}
 	ctx, cancel := carryThrough(c)
 	defer cancel()
-	prepared, err := s.cfg.CA.Prepare(ctx, ca.Request{Profile: body.Profile, CSR: csr, Requester: requester, Client: client(c),
-		Evidence: audit.Evidence{{Name: "request", Value: "POST /api/v1/certificates with the admin token"}}})
+	prepared, err := s.cfg.CA.Prepare(ctx, ca.Request{Profile: body.Profile, CSR: csr, Requester: requester(c), Client: client(c),
+		Evidence: audit.Evidence{{Name: "request", Value: "POST /api/v1/certificates by " + requester(c)}}})
 	if err != nil {
 		return err
 	}
@@ -179,8 +180,11 @@ func (s *Server) list(c echo.Context) error {
 		return err
 	}
 	p := page{Certificates: []summary{}}
-	for _, f := range found {
-		p.Certificates = append(p.Certificates, summaryOf(f))
+	who := principal(c)
+	for _, f := range found { // a page may be short: what is not theirs is left out
+		if who.May(admin.ReadCertificates, resourceOf(f)) {
+			p.Certificates = append(p.Certificates, summaryOf(f))
+		}
 	}
 	if len(found) == q.Limit {
 		v := url.Values{"limit": {strconv.Itoa(q.Limit)}, "before": {strconv.FormatUint(found[len(found)-1].Done, 10)}}
@@ -228,6 +232,9 @@ func readQuery(c echo.Context) (ca.Query, error) {
 // show is GET /api/v1/certificates/{serial}.
 func (s *Server) show(c echo.Context) error {
 	found, err := s.cfg.CA.Certificate(c.Request().Context(), param(c, "serial", ""))
+	if err == nil {
+		err = s.seesCertificate(c, found)
+	}
 	if err != nil {
 		return err
 	}
@@ -263,13 +270,19 @@ func (s *Server) revoke(c echo.Context) error {
 	if errors.As(err, &refusal) && refusal.Code == ca.NotFound && body.Certificate != "" {
 		return s.revokePredecessors(c, ctx, serial, body.Certificate, reason)
 	}
+	if err == nil {
+		err = s.seesCertificate(c, found)
+	}
+	if err == nil {
+		err = require(c, admin.RevokeCertificates, resourceOf(found))
+	}
 	if err != nil {
 		return err
 	}
 	if err := endEntity(found); err != nil {
 		return err
 	}
-	err = s.cfg.CA.Revoke(ctx, ca.RevokeRequest{Issuer: found.Issuer, Serial: found.Serial, Reason: reason, Requester: requester, Client: client(c)})
+	err = s.cfg.CA.Revoke(ctx, ca.RevokeRequest{Issuer: found.Issuer, Serial: found.Serial, Reason: reason, Requester: requester(c), Client: client(c)})
 	if err != nil && !(errors.As(err, &refusal) && refusal.Code == ca.AlreadyRevoked) {
 		return err
 	}
@@ -287,6 +300,9 @@ func (s *Server) revokePredecessors(c echo.Context, ctx context.Context, serial,
 		return err
 	}
 	found, err := s.cfg.CA.CertificateByDER(ctx, der)
+	if err == nil {
+		err = require(c, admin.RevokeCertificates, resourceOf(found))
+	}
 	if err != nil {
 		return err
 	}
@@ -296,7 +312,7 @@ func (s *Server) revokePredecessors(c echo.Context, ctx context.Context, serial,
 	if err := endEntity(found); err != nil {
 		return err
 	}
-	err = s.cfg.CA.Revoke(ctx, ca.RevokeRequest{Issuer: found.Issuer, Serial: found.Serial, Reason: reason, Requester: requester, Client: client(c), Certificate: found.DER})
+	err = s.cfg.CA.Revoke(ctx, ca.RevokeRequest{Issuer: found.Issuer, Serial: found.Serial, Reason: reason, Requester: requester(c), Client: client(c), Certificate: found.DER})
 	var refusal *ca.Refusal
 	if err != nil && !(errors.As(err, &refusal) && refusal.Code == ca.AlreadyRevoked) {
 		return err

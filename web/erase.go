@@ -45,7 +45,7 @@ func (s *Server) erase(c echo.Context) error {
 	}
 	ctx, cancel := unhurried(c)
 	defer cancel()
-	n, err := s.cfg.Erase(ctx, which, body.Reason, requester, client(c))
+	n, err := s.cfg.Erase(ctx, which, body.Reason, requester(c), client(c))
 	if err != nil {
 		return err
 	}

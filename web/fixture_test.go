@@ -116,7 +116,7 @@ func (f *fakeCA) Certificate(_ context.Context, serial string) (*ca.Certificate,
 	defer f.mu.Unlock()
 	c, ok := f.certs[serial]
 	if !ok {
-		return nil, &ca.Refusal{Code: ca.NotFound, Field: "serial", Detail: "no certificate has this serial"}
+		return nil, &ca.Refusal{Code: ca.NotFound, Field: "serial", Detail: "no certificate has the serial " + serial}
 	}
 	copied := *c
 	return &copied, nil
@@ -261,7 +261,7 @@ func newFixture(t testing.TB, edit ...func(*web.Config)) *fixture {
 			case "4f2b":
 				return nil, web.ErrProofPending
 			}
-			return nil, &ca.Refusal{Code: ca.NotFound, Field: "serial", Detail: "no certificate has this serial"}
+			return nil, &ca.Refusal{Code: ca.NotFound, Field: "serial", Detail: "no certificate has the serial " + serial}
 		},
 		LeafProof: func(_ context.Context, index uint64) ([]byte, error) {
 			switch {
@@ -293,6 +293,10 @@ func newFixture(t testing.TB, edit ...func(*web.Config)) *fixture {
 		},
 		Ready:      func(context.Context) error { return nil },
 		AdminToken: func(s string) bool { return s == token },
+		TokenOver:  func(context.Context) bool { return false },
+		Machines:   fakeMachines{fail: &f.ca.fail},
+		Officers:   fakeOfficers{fail: &f.ca.fail},
+		Issuer:     "issuing",
 		Refused:    f.ca.note,
 		Erase: func(_ context.Context, _ audit.Selection, reason, _, _ string) (int, error) {
 			if reason == "nothing there" {
@@ -318,6 +322,7 @@ func newFixture(t testing.TB, edit ...func(*web.Config)) *fixture {
 type call struct {
 	method, path string
 	plain        bool // at the HTTP door
+	admin        bool // at the door of client certificates
 	noToken      bool
 	header       map[string]string
 	body         string
@@ -332,6 +337,9 @@ func (f *fixture) roundTrip(c call) (*httptest.ResponseRecorder, *http.Request) 
 	base, h := publicURL, f.HTTPS()
 	if c.plain {
 		base, h = publicHTTP, f.HTTP()
+	}
+	if c.admin {
+		h = f.Admin()
 	}
 	if c.method == "" {
 		c.method = "GET"
@@ -354,6 +362,11 @@ func (f *fixture) roundTrip(c call) (*httptest.ResponseRecorder, *http.Request) 
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, r)
 	return w, r
+}
+
+func (f *fixture) atAdmin(c call) *httptest.ResponseRecorder {
+	c.admin = true
+	return f.do(c)
 }
 
 func (f *fixture) issueBody() string {

@@ -17,6 +17,9 @@ import (
 // keyRequestID is where a request's id is kept in its echo.Context.
 const keyRequestID = "chancery.request-id"
 
+// keyDoor is where the door of a request is kept.
+const keyDoor = "chancery.door"
+
 func requestID(c echo.Context) string { id, _ := c.Get(keyRequestID).(string); return id }
 
 // The content security policies: answers for machines may do nothing in a browser,
@@ -33,6 +36,7 @@ func (s *Server) identify(d door) echo.MiddlewareFunc {
 		return func(c echo.Context) error {
 			id := uuid.NewV4().String()
 			c.Set(keyRequestID, id)
+			c.Set(keyDoor, d)
 			h := c.Response().Header()
 			h.Set("X-Request-Id", id)
 			h.Set("X-Content-Type-Options", "nosniff")
@@ -153,22 +157,4 @@ const slowTime = 15 * time.Minute
 func unhurried(c echo.Context) (context.Context, context.CancelFunc) {
 	_ = http.NewResponseController(c.Response()).SetWriteDeadline(time.Now().Add(slowTime)) // else the server's own holds
 	return context.WithTimeout(context.WithoutCancel(c.Request().Context()), slowTime)
-}
-
-// asAdmin lets only the holder of the admin token pass (RFC 6750 §2.1).
-func (s *Server) asAdmin(next echo.HandlerFunc) echo.HandlerFunc {
-	return func(c echo.Context) error {
-		h := c.Request().Header.Values("Authorization")
-		if len(h) == 0 {
-			return problemf(unauthorized, "header Authorization is missing; send Authorization: Bearer followed by the content of admin.token")
-		}
-		scheme, token, ok := strings.Cut(h[0], " ")
-		if len(h) > 1 || !ok || !strings.EqualFold(scheme, "Bearer") || token == "" {
-			return problemf(unauthorized, "header Authorization must stand there once and read: Bearer, one space, the content of admin.token")
-		}
-		if !s.cfg.AdminToken(token) {
-			return problemf(unauthorized, "the bearer token is not the admin token of this server; its data directory holds it as admin.token")
-		}
-		return next(c)
-	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/labstack/echo/v4"
 
+	"chancery/admin"
 	"chancery/hsmstore"
 )
 
@@ -148,12 +149,17 @@ func (s *Server) withReason(do func(ctx context.Context, name, reason string) er
 
 // onKey is withReason for an act on a key that must be there.
 func (s *Server) onKey(do func(ctx context.Context, name, reason string) error) echo.HandlerFunc {
-	return s.withReason(func(ctx context.Context, name, reason string) error {
-		if _, err := s.key(name); err != nil {
+	act := s.withReason(do)
+	return func(c echo.Context) error {
+		name := param(c, "name", "")
+		if _, err := s.key(c, name); err != nil {
 			return err
 		}
-		return do(ctx, name, reason)
-	})
+		if err := require(c, admin.ManageKeys, admin.Resource{Key: name}); err != nil {
+			return err
+		}
+		return act(c)
+	}
 }
 
 // candidate is GET /api/v1/hsm/candidates/{name}: the token of a member that the
@@ -236,15 +242,18 @@ func keyOf(k hsmstore.KeyInfo) key {
 // listKeys is GET /api/v1/keys.
 func (s *Server) listKeys(c echo.Context) error {
 	out := keyList{Keys: []key{}}
+	who := principal(c)
 	for _, k := range s.cfg.HSM.Keys() {
-		out.Keys = append(out.Keys, keyOf(k))
+		if who.May(admin.ReadKeys, admin.Resource{Key: k.Name}) {
+			out.Keys = append(out.Keys, keyOf(k))
+		}
 	}
 	return writeJSON(c, http.StatusOK, out)
 }
 
 // showKey is GET /api/v1/keys/{name}.
 func (s *Server) showKey(c echo.Context) error {
-	k, err := s.key(param(c, "name", ""))
+	k, err := s.key(c, param(c, "name", ""))
 	if err != nil {
 		return err
 	}
@@ -353,10 +362,11 @@ func (s *Server) mustName(member string) error {
 	return problemf(badProposal, "member: there is no HSM member %s; GET /api/v1/hsm/members lists them", quote(member)).at("/member", "")
 }
 
-// key is the key of that name, or the problem that there is none.
-func (s *Server) key(name string) (hsmstore.KeyInfo, error) {
+// key is the key of that name, or the problem that there is none, as for who may not see it.
+func (s *Server) key(c echo.Context, name string) (hsmstore.KeyInfo, error) {
+	who := principal(c)
 	for _, k := range s.cfg.HSM.Keys() {
-		if k.Name == name {
+		if k.Name == name && (who.May(admin.ReadKeys, admin.Resource{Key: name}) || who.May(admin.ManageKeys, admin.Resource{Key: name})) {
 			return k, nil
 		}
 	}

@@ -39,11 +39,7 @@ type enrolment struct {
 }
 
 func enrolmentOf(e admin.Enrolment) enrolment {
-	out := enrolment{ID: e.ID, Name: e.Name, Roles: []string{}, By: e.By, Created: e.Created, Expires: e.Expires, Passkeys: len(e.Passkeys), State: e.State}
-	for _, a := range e.Roles {
-		out.Roles = append(out.Roles, a.String())
-	}
-	return out
+	return enrolment{ID: e.ID, Name: e.Name, Roles: roleTexts(e.Roles), By: e.By, Created: e.Created, Expires: e.Expires, Passkeys: len(e.Passkeys), State: e.State}
 }
 
 type officerList struct {
@@ -96,17 +92,13 @@ func (s *Server) invite(c echo.Context) error {
 	if body.Lifetime < 0 || body.Lifetime > maxSeconds {
 		return problemf(badProposal, "lifetime is in seconds, at most %d", int64(admin.MaxEnrolment/time.Second)).at("/lifetime", "")
 	}
-	var roles []admin.Assignment
-	for _, text := range body.Roles {
-		a, err := admin.ParseAssignment(text)
-		if err != nil {
-			return problemf(badProposal, "%v", err).at("/roles", "")
-		}
-		roles = append(roles, a)
+	roles, err := readRoles(body.Roles)
+	if err != nil {
+		return err
 	}
 	ctx, cancel := carryThrough(c)
 	defer cancel()
-	secret, e, err := s.cfg.Officers.Open(ctx, body.Name, roles, admin.AdminToken, time.Duration(body.Lifetime)*time.Second)
+	secret, e, err := s.cfg.Officers.Open(ctx, body.Name, roles, principal(c).Requester(), time.Duration(body.Lifetime)*time.Second)
 	if err != nil {
 		return err
 	}
@@ -145,7 +137,7 @@ func (s *Server) withdrawEnrolment(c echo.Context) error {
 	ctx, cancel := carryThrough(c)
 	defer cancel()
 	id := param(c, "id", "")
-	if err := s.cfg.Officers.Withdraw(ctx, id, admin.AdminToken); err != nil {
+	if err := s.cfg.Officers.Withdraw(ctx, id, principal(c).Requester()); err != nil {
 		return err
 	}
 	e, err := s.cfg.Officers.Named(ctx, id)

@@ -73,6 +73,7 @@ const (
 	badDigest            slug = "bad-digest"
 	badProposal          slug = "bad-proposal"
 	unauthorized         slug = "unauthorized"
+	forbiddenHere        slug = "forbidden"
 	crossOrigin          slug = "cross-origin"
 	needsOfficers        slug = "needs-officers"
 	voteRefused          slug = "vote-refused"
@@ -115,8 +116,9 @@ var kinds = []kind{
 	{badReason, 400, "Bad revocation reason", "The reason is none of RFC 5280 §5.3.1 that may be asked for.", "Use one of the reasons that the detail lists.", 0},
 	{badDigest, 400, "Bad digest", "The document's digest is missing or is no SHA-256.", "Hash the document with SHA-256 and send the 64 hex digits, e.g. of sha256sum FILE; chancery sign FILE does all of it.", 0},
 	{badProposal, 400, "Bad proposal", "What the officers are to decide about is unknown, incomplete or could not be carried out.", "The detail says what is allowed; chancery key generate and chancery approve do all of it.", 0},
-	{unauthorized, 401, "Not authorized", "The request needs the admin token and has none, or a wrong one.", "Send Authorization: Bearer followed by the content of admin.token, over HTTPS only.", 0},
+	{unauthorized, 401, "Not authorized", "The request does not show who asks: it has no token, or one that gives no access, or at the admin door a certificate that gives none.", "Send Authorization: Bearer followed by an API token, over HTTPS only; in dev the content of admin.token. Or use a client certificate at the admin door.", 0},
 	{crossOrigin, 403, "Cross-origin request refused", "A browser sent this request on behalf of a page of another site.", "Use this server's own pages, or a program that is no browser.", 0},
+	{forbiddenHere, 403, "Not permitted", "Who asks is known, but has no role that allows this, or not for this issuer, profile or key.", "GET /api/v1/whoami lists your roles. An administrator gives machines other ones; the officers give people other ones.", 0},
 	{needsOfficers, 403, "Officers must approve this", "This act is so grave that the admin token does not suffice: several officers must approve it.", "Propose it with the command line tool (chancery approve --help) and have it approved.", 0},
 	{voteRefused, 403, "Vote refused", "The vote does not count: it is not by an officer of this CA over exactly this proposal, or this officer may not vote on it.", "The detail says why. Look at the proposal with chancery approve show, then vote with chancery approve sign.", 0},
 	{notFound, 404, "Not found", "There is nothing at this URL, or nothing with this name or serial.", "Check the spelling; serials are written in lower-case hex without colons.", 0},
@@ -153,7 +155,7 @@ var refusals = map[ca.Code]slug{
 
 // boardCodes translates the codes of the officers' board.
 var boardCodes = map[admin.Code]slug{
-	admin.BadProposal: badProposal, admin.NotFound: notFound, admin.VoteRefused: voteRefused, admin.Closed: approvalClosed,
+	admin.BadProposal: badProposal, admin.NotFound: notFound, admin.VoteRefused: voteRefused, admin.Closed: approvalClosed, admin.NotAllowed: forbiddenHere,
 }
 
 // sentinels translates errors that lower floors wrap, in this order.

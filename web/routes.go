@@ -1,37 +1,34 @@
 package web
 
 import (
-	"fmt"
+	"context"
 	"net/http"
 	"strings"
 
 	"github.com/labstack/echo/v4"
 
+	"chancery/admin"
 	"chancery/templates"
 )
 
-// door is one of the two listeners, or both.
+// door is one of the listeners, or several.
 type door int
 
 const (
 	doorHTTPS door = 1 << iota
 	doorHTTP
+	doorAdmin // client certificates only
 )
 
 func (d door) String() string {
-	if d == doorHTTPS {
+	switch d {
+	case doorHTTPS:
 		return "https"
+	case doorAdmin:
+		return "admin"
 	}
 	return "http"
 }
-
-// access says who may use a route. The zero value is nobody's: a route must say.
-type access int
-
-const (
-	public      access = iota + 1
-	tokenHolder        // holder of the admin token
-)
 
 // anyMethod marks a route whose handler looks at the method itself.
 const anyMethod = "*"
@@ -40,12 +37,22 @@ const anyMethod = "*"
 type route struct {
 	method, path string
 	doors        door
-	access       access
+	needs        admin.Permission // public, somebody, or one of admin; the zero value is nobody's: a route must say
 	handle       echo.HandlerFunc
 }
 
 // routes is the whole table; openapi.yaml describes the same routes.
 func (s *Server) routes() []route {
+	table := s.table()
+	for i := range table { // the whole API is at the door of client certificates too
+		if r := &table[i]; r.doors&doorHTTPS != 0 && (strings.HasPrefix(r.path, "/api/v1/") || strings.HasPrefix(r.path, "/ledger/") || r.path == "/healthz") {
+			r.doors |= doorAdmin
+		}
+	}
+	return table
+}
+
+func (s *Server) table() []route {
 	pages := doorHTTPS
 	if s.cfg.Dev {
 		pages |= doorHTTP
@@ -55,48 +62,52 @@ func (s *Server) routes() []route {
 		{anyMethod, "/acme/{path}", doorHTTPS, public, echo.WrapHandler(s.cfg.ACME)},
 		{anyMethod, "/console/{path}", pages, public, echo.WrapHandler(s.cfg.Console)},
 
-		{post, "/api/v1/certificates", doorHTTPS, tokenHolder, s.issue},
-		{get, "/api/v1/certificates", doorHTTPS, tokenHolder, s.list},
-		{get, "/api/v1/certificates/{serial}", doorHTTPS, tokenHolder, s.show},
-		{post, "/api/v1/certificates/{serial}/revoke", doorHTTPS, tokenHolder, s.revoke},
+		{post, "/api/v1/certificates", doorHTTPS, admin.IssueCertificates, s.issue},
+		{get, "/api/v1/certificates", doorHTTPS, admin.ReadCertificates, s.list},
+		{get, "/api/v1/certificates/{serial}", doorHTTPS, admin.ReadCertificates, s.show},
+		{post, "/api/v1/certificates/{serial}/revoke", doorHTTPS, admin.RevokeCertificates, s.revoke},
 		{get, "/api/v1/certificates/{serial}/proof", doorHTTPS, public, s.proof},
-		{post, "/api/v1/sign/cms", doorHTTPS, tokenHolder, s.signCMS},
-		{get, "/api/v1/hsm/members", doorHTTPS, tokenHolder, s.listMembers},
-		{get, "/api/v1/hsm/members/{name}", doorHTTPS, tokenHolder, s.showMember},
-		{post, "/api/v1/hsm/members/{name}/drain", doorHTTPS, tokenHolder, s.drainMember},
-		{post, "/api/v1/hsm/members/{name}/fence", doorHTTPS, tokenHolder, s.withReason(s.cfg.HSM.Fence)},
-		{post, "/api/v1/hsm/members/{name}/admit", doorHTTPS, tokenHolder, s.withReason(s.cfg.HSM.Admit)},
-		{get, "/api/v1/hsm/candidates/{name}", doorHTTPS, tokenHolder, s.candidate},
-		{get, "/api/v1/hsm/backups", doorHTTPS, tokenHolder, s.listBackups},
-		{get, "/api/v1/hsm/backup-candidates/{name}", doorHTTPS, tokenHolder, s.backupCandidate},
-		{post, "/api/v1/hsm/backups/{name}/manifest", doorHTTPS, tokenHolder, s.makeManifest},
-		{post, "/api/v1/hsm/backups/{name}/verify", doorHTTPS, tokenHolder, s.verifyBackup},
-		{post, "/api/v1/hsm/verify", doorHTTPS, tokenHolder, s.verifyKeys},
-		{get, "/api/v1/hsm/ceremonies", doorHTTPS, tokenHolder, s.ceremonies},
-		{post, "/api/v1/hsm/ceremonies/{id}/shares", doorHTTPS, tokenHolder, s.giveShare},
-		{get, "/api/v1/keys", doorHTTPS, tokenHolder, s.listKeys},
-		{post, "/api/v1/keys", doorHTTPS, tokenHolder, s.proposeKey},
-		{post, "/api/v1/keys/inspect", doorHTTPS, tokenHolder, s.inspectKey},
-		{post, "/api/v1/keys/import-sessions", doorHTTPS, tokenHolder, s.openImport},
-		{get, "/api/v1/keys/{name}", doorHTTPS, tokenHolder, s.showKey},
-		{post, "/api/v1/keys/{name}/disable", doorHTTPS, tokenHolder, s.onKey(s.cfg.HSM.Disable)},
-		{post, "/api/v1/keys/{name}/enable", doorHTTPS, tokenHolder, s.onKey(s.cfg.HSM.Enable)},
-		{post, "/api/v1/keys/{name}/describe", doorHTTPS, tokenHolder, s.onKey(s.cfg.HSM.Describe)},
-		{get, "/api/v1/approvals", doorHTTPS, tokenHolder, s.approvals},
-		{post, "/api/v1/approvals", doorHTTPS, tokenHolder, s.proposeAction},
-		{get, "/api/v1/approvals/{id}", doorHTTPS, tokenHolder, s.approval},
-		{post, "/api/v1/approvals/{id}/votes", doorHTTPS, tokenHolder, s.vote},
-		{post, "/api/v1/approvals/{id}/cancel", doorHTTPS, tokenHolder, s.cancelApproval},
-		{get, "/api/v1/officers", doorHTTPS, tokenHolder, s.officers},
-		{post, "/api/v1/enrolments", doorHTTPS, tokenHolder, s.invite},
-		{get, "/api/v1/enrolments/{id}", doorHTTPS, tokenHolder, s.enrolmentByID},
-		{post, "/api/v1/enrolments/{id}/withdraw", doorHTTPS, tokenHolder, s.withdrawEnrolment},
-		{post, "/api/v1/ledger/erase", doorHTTPS, tokenHolder, s.erase},
+		{post, "/api/v1/sign/cms", doorHTTPS, admin.SignDocuments, s.signCMS},
+		{get, "/api/v1/hsm/members", doorHTTPS, admin.ReadHSM, s.listMembers},
+		{get, "/api/v1/hsm/members/{name}", doorHTTPS, admin.ReadHSM, s.showMember},
+		{post, "/api/v1/hsm/members/{name}/drain", doorHTTPS, admin.ManageHSM, s.drainMember},
+		{post, "/api/v1/hsm/members/{name}/fence", doorHTTPS, admin.ManageHSM, s.withReason(func(ctx context.Context, name, reason string) error { return s.cfg.HSM.Fence(ctx, name, reason) })},
+		{post, "/api/v1/hsm/members/{name}/admit", doorHTTPS, admin.ManageHSM, s.withReason(func(ctx context.Context, name, reason string) error { return s.cfg.HSM.Admit(ctx, name, reason) })},
+		{get, "/api/v1/hsm/candidates/{name}", doorHTTPS, admin.ManageHSM, s.candidate},
+		{get, "/api/v1/hsm/backups", doorHTTPS, admin.ReadBackups, s.listBackups},
+		{get, "/api/v1/hsm/backup-candidates/{name}", doorHTTPS, admin.ManageBackups, s.backupCandidate},
+		{post, "/api/v1/hsm/backups/{name}/manifest", doorHTTPS, admin.ManageBackups, s.makeManifest},
+		{post, "/api/v1/hsm/backups/{name}/verify", doorHTTPS, admin.ManageBackups, s.verifyBackup},
+		{post, "/api/v1/hsm/verify", doorHTTPS, admin.ManageHSM, s.verifyKeys},
+		{get, "/api/v1/hsm/ceremonies", doorHTTPS, admin.ReadHSM, s.ceremonies},
+		{post, "/api/v1/hsm/ceremonies/{id}/shares", doorHTTPS, admin.Vote, s.giveShare},
+		{get, "/api/v1/keys", doorHTTPS, admin.ReadKeys, s.listKeys},
+		{post, "/api/v1/keys", doorHTTPS, admin.Propose, s.proposeKey},
+		{post, "/api/v1/keys/inspect", doorHTTPS, admin.ManageHSM, s.inspectKey},
+		{post, "/api/v1/keys/import-sessions", doorHTTPS, admin.ManageHSM, s.openImport},
+		{get, "/api/v1/keys/{name}", doorHTTPS, admin.ReadKeys, s.showKey},
+		{post, "/api/v1/keys/{name}/disable", doorHTTPS, admin.ManageKeys, s.onKey(func(ctx context.Context, name, reason string) error { return s.cfg.HSM.Disable(ctx, name, reason) })},
+		{post, "/api/v1/keys/{name}/enable", doorHTTPS, admin.ManageKeys, s.onKey(func(ctx context.Context, name, reason string) error { return s.cfg.HSM.Enable(ctx, name, reason) })},
+		{post, "/api/v1/keys/{name}/describe", doorHTTPS, admin.ManageKeys, s.onKey(func(ctx context.Context, name, reason string) error { return s.cfg.HSM.Describe(ctx, name, reason) })},
+		{get, "/api/v1/approvals", doorHTTPS, admin.ReadApprovals, s.approvals},
+		{post, "/api/v1/approvals", doorHTTPS, admin.Propose, s.proposeAction},
+		{get, "/api/v1/approvals/{id}", doorHTTPS, admin.ReadApprovals, s.approval},
+		{post, "/api/v1/approvals/{id}/votes", doorHTTPS, admin.Vote, s.vote},
+		{post, "/api/v1/approvals/{id}/cancel", doorHTTPS, admin.CancelApprovals, s.cancelApproval},
+		{get, "/api/v1/officers", doorHTTPS, admin.ReadOfficers, s.officers},
+		{post, "/api/v1/enrolments", doorHTTPS, admin.ManageOfficers, s.invite},
+		{get, "/api/v1/enrolments/{id}", doorHTTPS, admin.ReadOfficers, s.enrolmentByID},
+		{post, "/api/v1/enrolments/{id}/withdraw", doorHTTPS, admin.ManageOfficers, s.withdrawEnrolment},
+		{get, "/api/v1/whoami", doorHTTPS, somebody, s.whoami},
+		{get, "/api/v1/machines", doorHTTPS, admin.ReadMachines, s.machines},
+		{post, "/api/v1/machines", doorHTTPS, admin.ManageMachines, s.makeMachine},
+		{post, "/api/v1/machines/{id}/revoke", doorHTTPS, admin.ManageMachines, s.revokeMachine},
+		{post, "/api/v1/ledger/erase", doorHTTPS, admin.EraseLedger, s.erase},
 		{get, "/api/v1/openapi.yaml", doorHTTPS, public, s.openAPI},
 
 		{get, "/ledger/checkpoint", doorHTTPS, public, s.checkpoint},
-		{get, "/ledger/tile/{path}", doorHTTPS, tokenHolder, s.tile},
-		{get, "/ledger/proof/{index}", doorHTTPS, tokenHolder, s.leafProof},
+		{get, "/ledger/tile/{path}", doorHTTPS, admin.ReadLedger, s.tile},
+		{get, "/ledger/proof/{index}", doorHTTPS, admin.ReadLedger, s.leafProof},
 		{get, "/healthz", doorHTTPS | doorHTTP, public, s.healthz},
 		{get, "/readyz", doorHTTPS, public, s.readyz},
 		{get, "/roots.pem", doorHTTPS | doorHTTP, public, s.roots},
@@ -127,29 +138,23 @@ func param(c echo.Context, name, suffix string) string {
 
 // Route describes a route for those who compare or document them.
 type Route struct {
-	Method string // "*": the handler looks at it
-	Path   string // as in OpenAPI: /crl/{issuer}.crl
-	HTTPS  bool   // at the HTTPS door
-	HTTP   bool   // at the HTTP door
-	Public bool   // else: admin token
+	Method     string // "*": the handler looks at it
+	Path       string // as in OpenAPI: /crl/{issuer}.crl
+	HTTPS      bool   // at the HTTPS door
+	HTTP       bool   // at the HTTP door
+	Admin      bool   // at the door of client certificates
+	Public     bool
+	Permission admin.Permission // that it needs, unless it is public; "somebody": none, but to be known
 }
 
-// Routes lists every route of both doors.
+// Routes lists every route of all doors.
+func Routes() []Route { return (&Server{}).Routes() }
+
+// Routes lists every route of all doors.
 func (s *Server) Routes() []Route {
 	var out []Route
 	for _, r := range s.routes() {
-		out = append(out, Route{Method: r.method, Path: r.path, HTTPS: r.doors&doorHTTPS != 0, HTTP: r.doors&doorHTTP != 0, Public: r.access == public})
+		out = append(out, Route{Method: r.method, Path: r.path, HTTPS: r.doors&doorHTTPS != 0, HTTP: r.doors&doorHTTP != 0, Admin: r.doors&doorAdmin != 0, Public: r.needs == public, Permission: r.needs})
 	}
 	return out
-}
-
-// allow wraps a route's handler in what its access demands.
-func (s *Server) allow(r route) (echo.HandlerFunc, error) {
-	switch r.access {
-	case public:
-		return r.handle, nil
-	case tokenHolder:
-		return s.asAdmin(r.handle), nil
-	}
-	return nil, fmt.Errorf("web: route %s %s does not say who may use it", r.method, r.path)
 }

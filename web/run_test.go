@@ -44,7 +44,7 @@ func run(t *testing.T, edit ...func(*web.Config)) *running {
 	r.https, r.http = a.Addr().String(), b.Addr().String()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- r.Run(ctx, a, b) }()
+	go func() { ended <- r.Run(ctx, web.Listeners{HTTPS: a, HTTP: b}) }()
 	stopped := false
 	r.stop = func() error {
 		if stopped {
@@ -160,7 +160,7 @@ func TestRunReportsABrokenListener(t *testing.T) {
 	r := run(t)
 	a, b := must(net.Listen("tcp", "127.0.0.1:0")), must(net.Listen("tcp", "127.0.0.1:0"))
 	b.Close()
-	if err := r.Run(context.Background(), a, b); err == nil {
+	if err := r.Run(context.Background(), web.Listeners{HTTPS: a, HTTP: b}); err == nil {
 		t.Error("no error")
 	}
 	if _, err := net.Dial("tcp", a.Addr().String()); err == nil {
@@ -280,7 +280,7 @@ func onPipes(t *testing.T, test func(t *testing.T, plain *pipeListener)) {
 		ctx, cancel := context.WithCancel(t.Context())
 		secure, plain := newPipeListener(), newPipeListener()
 		ended := make(chan error, 1)
-		go func() { ended <- f.Run(ctx, secure, plain) }()
+		go func() { ended <- f.Run(ctx, web.Listeners{HTTPS: secure, HTTP: plain}) }()
 		test(t, plain)
 		cancel()
 		if err := <-ended; err != nil {

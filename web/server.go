@@ -3,6 +3,7 @@ package web
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -90,11 +91,16 @@ type Config struct {
 	Alarms func() []string
 	// AdminToken compares a token with the stored hash in constant time.
 	AdminToken func(token string) bool
+	// TokenOver tells whether the admin token is refused: somebody has better access.
+	TokenOver func(ctx context.Context) bool
+	// Machines is who else comes to the API.
+	Machines Machines
 	// Refused counts for the ledger what was refused. It neither waits nor fails.
 	Refused func(audit.Refusal)
 	// Erase erases the personal values of one entry, or of all entries that hold a value.
 	Erase func(ctx context.Context, which audit.Selection, reason, requester, client string) (erased int, err error)
 
+	Issuer        string // name of the one that signs what is asked for
 	PublicURL     string // https://ca.example:8443, without a path
 	PublicHTTPURL string // http://ca.example:8080, without a path
 	Dev           bool   // landing page on the HTTP door too, no HSTS
@@ -117,6 +123,7 @@ type Server struct {
 	underWay    *tally
 	crossOrigin *http.CrossOriginProtection
 	https, http *echo.Echo
+	admin       *echo.Echo
 }
 
 // New checks cfg and builds both doors.
@@ -132,13 +139,16 @@ func New(cfg Config) (*Server, error) {
 	if s.httpBase, err = baseURL(cfg.PublicHTTPURL, "http"); err != nil {
 		return nil, fmt.Errorf("web: PublicHTTPURL: %w", err)
 	}
-	if cfg.CA == nil || cfg.ACME == nil || cfg.Console == nil || cfg.Checkpoint == nil || cfg.Proof == nil || cfg.LeafProof == nil || cfg.Tile == nil || cfg.Entries == nil || cfg.Documents == nil || cfg.Approvals == nil || cfg.Officers == nil || cfg.HSM == nil || cfg.Backup == nil || cfg.Candidate == nil || cfg.Ready == nil || cfg.AdminToken == nil || cfg.Refused == nil || cfg.Erase == nil {
-		return nil, errors.New("web: CA, ACME, Console, Checkpoint, Proof, LeafProof, Tile, Entries, Documents, Approvals, Officers, HSM, Backup, Candidate, Ready, AdminToken, Refused and Erase must be set")
+	if cfg.CA == nil || cfg.ACME == nil || cfg.Console == nil || cfg.Checkpoint == nil || cfg.Proof == nil || cfg.LeafProof == nil || cfg.Tile == nil || cfg.Entries == nil || cfg.Documents == nil || cfg.Approvals == nil || cfg.Officers == nil || cfg.HSM == nil || cfg.Backup == nil || cfg.Candidate == nil || cfg.Ready == nil || cfg.AdminToken == nil || cfg.TokenOver == nil || cfg.Machines == nil || cfg.Refused == nil || cfg.Erase == nil {
+		return nil, errors.New("web: CA, ACME, Console, Checkpoint, Proof, LeafProof, Tile, Entries, Documents, Approvals, Officers, HSM, Backup, Candidate, Ready, AdminToken, TokenOver, Machines, Refused and Erase must be set")
 	}
 	if s.https, err = s.door(doorHTTPS); err != nil {
 		return nil, err
 	}
 	if s.http, err = s.door(doorHTTP); err != nil {
+		return nil, err
+	}
+	if s.admin, err = s.door(doorAdmin); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -187,6 +197,10 @@ func (s *Server) HTTPS() http.Handler { return s.https }
 // HTTP is the handler of the plain HTTP door.
 func (s *Server) HTTP() http.Handler { return s.http }
 
+// Admin is the handler of the door of client certificates. Whoever serves it verifies their
+// chains in the handshake, see [Server.Run].
+func (s *Server) Admin() http.Handler { return s.admin }
+
 // The limits of a connection. A finalize of ACME may wait for an HSM, so that the
 // answer has more time than the request.
 const (
@@ -207,25 +221,35 @@ const (
 	requestsPerAddress = 1024
 )
 
-// Run serves both listeners until ctx is done, then lets requests in flight finish
+// Listeners are where a [Server] is served. Admin may be nil: there is no such door.
+type Listeners struct{ HTTPS, HTTP, Admin net.Listener }
+
+// Run serves the listeners until ctx is done, then lets requests in flight finish
 // for at most 10 s. It closes the listeners. An error means that a listener failed.
-func (s *Server) Run(ctx context.Context, httpsListener, httpListener net.Listener) error {
+func (s *Server) Run(ctx context.Context, l Listeners) error {
 	if s.cfg.GetCertificate == nil {
 		return errors.New("web: GetCertificate must be set to serve TLS")
 	}
 	secure, plain := s.server(ctx, s.https), s.server(ctx, s.http)
 	secure.TLSConfig = tlsConfig(s.cfg.GetCertificate)
-	failed := make(chan error, 2)
-	go func() { failed <- secure.ServeTLS(limited(httpsListener, connections, perAddress), "", "") }()
-	go func() { failed <- plain.Serve(limited(httpListener, connections, perAddress)) }()
+	servers := []*http.Server{secure, plain}
+	failed := make(chan error, 3)
+	go func() { failed <- secure.ServeTLS(limited(l.HTTPS, connections, perAddress), "", "") }()
+	go func() { failed <- plain.Serve(limited(l.HTTP, connections, perAddress)) }()
+	if l.Admin != nil {
+		inner := s.server(ctx, s.admin)
+		inner.TLSConfig = s.clientTLS()
+		servers = append(servers, inner)
+		go func() { failed <- inner.ServeTLS(limited(l.Admin, connections, perAddress), "", "") }()
+	}
 	var err error
-	left := 2
+	left := len(servers)
 	select {
 	case <-ctx.Done():
 	case err = <-failed:
 		left--
 	}
-	s.drain(secure, plain)
+	s.drain(servers...)
 	for range left {
 		if e := <-failed; err == nil && !errors.Is(e, http.ErrServerClosed) {
 			err = e
@@ -235,6 +259,21 @@ func (s *Server) Run(ctx context.Context, httpsListener, httpListener net.Listen
 		return fmt.Errorf("serving: %w", err)
 	}
 	return nil
+}
+
+// clientTLS lets nobody in without a client certificate that leads to a root of this CA
+// (RFC 8446 §4.4.2). Nothing is resumed, so that each handshake verifies it.
+func (s *Server) clientTLS() *tls.Config {
+	roots := x509.NewCertPool()
+	for _, der := range s.cfg.CA.Roots() {
+		if root, err := x509.ParseCertificate(der); err == nil {
+			roots.AddCert(root)
+		}
+	}
+	c := tlsConfig(s.cfg.GetCertificate)
+	c.MinVersion, c.CipherSuites = tls.VersionTLS13, nil
+	c.ClientAuth, c.ClientCAs, c.SessionTicketsDisabled = tls.RequireAndVerifyClientCert, roots, true
+	return c
 }
 
 func (s *Server) server(ctx context.Context, h http.Handler) *http.Server {
@@ -253,7 +292,7 @@ func (s *Server) server(ctx context.Context, h http.Handler) *http.Server {
 	return srv
 }
 
-// drain ends both servers side by side.
+// drain ends the servers side by side.
 func (s *Server) drain(servers ...*http.Server) {
 	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
 	defer cancel()

@@ -10,6 +10,7 @@ import (
 
 	"github.com/labstack/echo/v4"
 
+	"chancery/admin"
 	"chancery/audit"
 	"chancery/signing"
 )
@@ -49,9 +50,12 @@ func (s *Server) signCMS(c echo.Context) error {
 	if body.Key == "" {
 		body.Key = defaultKey
 	}
+	if err := require(c, admin.SignDocuments, admin.Resource{Key: body.Key}); err != nil {
+		return err
+	}
 	ctx, cancel := carryThrough(c)
 	defer cancel()
-	sig, err := s.cfg.Documents.SignCMS(ctx, signing.Request{Key: body.Key, Digest: [32]byte(digest), Requester: requester, Client: client(c)})
+	sig, err := s.cfg.Documents.SignCMS(ctx, signing.Request{Key: body.Key, Digest: [32]byte(digest), Requester: requester(c), Client: client(c)})
 	if errors.Is(err, signing.ErrNoKey) {
 		s.cfg.Refused(audit.Refusal{Kind: "api:no-key", Detail: "/key", Client: client(c)})
 		return problemf(notFound, "there is no document key %s; leave key out to use the default one", quote(body.Key)).at("/key", "")

@@ -23,6 +23,9 @@ func (s *server) newBoard(ctx context.Context) (*admin.Board, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.tellRosters(ctx, rosters); err != nil {
+		return nil, err
+	}
 	actions := map[string]admin.Action{
 		admin.GenerateKey:  {Acts: s.generateKeyActs, Execute: s.generateKey},
 		admin.AddMember:    {Acts: s.addMemberActs, Execute: s.addMember},
@@ -48,6 +51,26 @@ func (s *server) newBoard(ctx context.Context) (*admin.Board, error) {
 	return admin.NewBoard(admin.Config{Ledger: s.ledger, Storage: s.db, Rosters: rosters, RosterChanged: s.hsm.RosterChanged, Log: s.log, Actions: actions})
 }
 
+// tellRosters tells the HSM members that were away when the officers changed. Members that
+// know of later officers than the database mean that someone took rows away; after a
+// recovery the officers gave up what was lost, and only ceremonies are refused.
+func (s *server) tellRosters(ctx context.Context, rosters admin.History) error {
+	err := s.hsm.RosterChanged(ctx, rosters)
+	if errors.Is(err, audit.ErrTampered) {
+		recovered, rerr := s.db.Recoveries(ctx)
+		if rerr != nil {
+			return fmt.Errorf("reading recoveries: %w", rerr)
+		}
+		if len(recovered) == 0 {
+			return err
+		}
+	}
+	if err != nil {
+		s.log.Error("not every HSM member could be told who the officers are; it refuses ceremonies, or learns of them at the next one", "err", err)
+	}
+	return nil
+}
+
 // enrolments is where officers get their passkeys.
 func (s *server) enrolments(board *admin.Board) *admin.Enrolments {
 	e := &admin.Enrolments{Ledger: s.ledger, Storage: s.db, Board: board, Origins: []string{s.cfg.PublicURL}}
@@ -58,6 +81,23 @@ func (s *server) enrolments(board *admin.Board) *admin.Enrolments {
 		e.Origins = append(e.Origins, s.cfg.PublicHTTPURL)
 	}
 	return e
+}
+
+// machines is where programs get access.
+func (s *server) machines(board *admin.Board) *admin.Machines {
+	return &admin.Machines{Ledger: s.ledger, Storage: s.db, Board: board, TokenOver: s.tokenOver(board)}
+}
+
+// tokenOver tells whether the admin token is refused: in production, once an officer has a
+// passkey. If that cannot be found out, it is.
+func (s *server) tokenOver(board *admin.Board) func(context.Context) bool {
+	return func(ctx context.Context) bool {
+		if s.dev {
+			return false
+		}
+		rosters, err := board.Rosters(ctx)
+		return err != nil || rosters.Current().Enrolled()
+	}
 }
 
 // rosters reads the officers and holds them against the ledger.

@@ -524,6 +524,10 @@ func (e *export) writeRoster(ctx context.Context, x tree) error {
 		Changes  []change        `json:"changes,omitempty"`
 	}{Quorum: h.Base.Quorum, Officers: append([]admin.Officer{}, h.Base.Officers...)}
 	for _, c := range h.Changes {
+		if c.Leaf >= e.size { // it decided nothing before the checkpoint
+			e.leftOut = append(e.leftOut, fmt.Sprintf("roster %d", c.Roster.Version))
+			break
+		}
 		out.Changes = append(out.Changes, change{c.Roster, warrant{c.Warrant.Proposal, c.Warrant.Votes}, c.Leaf})
 	}
 	return x.json("chancery/roster.json", out)

@@ -24,6 +24,7 @@ const exitAuth = 4
 // remote says how a command reaches the running server.
 type remote struct {
 	dir, server, tokenFile, roots string
+	clientCert, clientKey         string // instead of a token, at the admin door
 
 	slow bool // the answer may take minutes, and be long
 }
@@ -39,6 +40,8 @@ func (r *remote) flags(c *cobra.Command) {
 	c.Flags().StringVar(&r.dir, "dir", "./data", "folder of chancery dev: gives server, token and roots")
 	c.Flags().StringVar(&r.server, "server", "", "base URL of the server, e.g. https://ca.example; instead of --dir")
 	c.Flags().StringVar(&r.tokenFile, "token-file", "", "file that holds the API token; with --server")
+	c.Flags().StringVar(&r.clientCert, "client-cert", "", "PEM file of a client certificate with its chain, for listen.admin; with --server and --client-key, instead of a token")
+	c.Flags().StringVar(&r.clientKey, "client-key", "", "PEM file of its private key")
 	c.Flags().StringVar(&r.roots, "roots", "", "PEM file of the trusted roots; with --server")
 }
 
@@ -57,8 +60,11 @@ func (r *remote) resolve() error {
 			r.roots = filepath.Join(r.dir, "root.pem")
 		}
 	}
-	if r.roots == "" || r.tokenFile == "" {
-		return &exit{exitUsage, errors.New("--server needs --token-file and --roots")}
+	if (r.clientCert == "") != (r.clientKey == "") {
+		return &exit{exitUsage, errors.New("--client-cert and --client-key belong together")}
+	}
+	if r.roots == "" || r.tokenFile == "" && r.clientCert == "" {
+		return &exit{exitUsage, errors.New("--server needs --roots, and --token-file or --client-cert with --client-key")}
 	}
 	return nil
 }
@@ -100,9 +106,20 @@ func (r *remote) ask(ctx context.Context, method, path string, body io.Reader, i
 	if err != nil {
 		return err
 	}
-	token, err := os.ReadFile(r.tokenFile)
-	if err != nil {
-		return &exit{exitAuth, fmt.Errorf("API token: %w", err)}
+	tlsConfig := &tls.Config{RootCAs: pool}
+	authorization := ""
+	if r.clientCert != "" {
+		pair, err := tls.LoadX509KeyPair(r.clientCert, r.clientKey)
+		if err != nil {
+			return &exit{exitAuth, fmt.Errorf("client certificate: %w", err)}
+		}
+		tlsConfig.Certificates = []tls.Certificate{pair}
+	} else {
+		token, err := os.ReadFile(r.tokenFile)
+		if err != nil {
+			return &exit{exitAuth, fmt.Errorf("API token: %w", err)}
+		}
+		authorization = "Bearer " + strings.TrimSpace(string(token))
 	}
 	req, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(r.server, "/")+path, body)
 	if err != nil {
@@ -111,12 +128,14 @@ func (r *remote) ask(ctx context.Context, method, path string, body io.Reader, i
 	if method == http.MethodPost {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
+	if authorization != "" {
+		req.Header.Set("Authorization", authorization)
+	}
 	patience, most := time.Minute, int64(maxAnswer)
 	if r.slow {
 		patience, most = 15*time.Minute, maxSlowAnswer
 	}
-	c := &http.Client{Timeout: patience, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}}
+	c := &http.Client{Timeout: patience, Transport: &http.Transport{TLSClientConfig: tlsConfig}}
 	resp, err := c.Do(req)
 	if err != nil {
 		return fmt.Errorf("asking %s: %w; is the server running?", r.server, unwrapAll(err))

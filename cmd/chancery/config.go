@@ -29,6 +29,7 @@ type Config struct {
 		HTTP  string `yaml:"http"`  // CRLs, issuer certificates: host:port
 		// Prometheus metrics: host:port; empty: off. For those who monitor only.
 		Metrics string `yaml:"metrics,omitempty"`
+		Admin   string `yaml:"admin,omitempty"` // the API for client certificates; "": none
 	} `yaml:"listen"`
 	PublicURL     string       `yaml:"public_url"`      // base of all ACME and API URLs
 	PublicHTTPURL string       `yaml:"public_http_url"` // base of the URLs in certificates (AIA, CDP)
@@ -277,8 +278,8 @@ func (c *Config) check() error {
 	bad := func(format string, args ...any) error {
 		return &exit{exitConfig, fmt.Errorf("config: "+format, args...)}
 	}
-	for name, v := range map[string]string{"listen.https": c.Listen.HTTPS, "listen.http": c.Listen.HTTP, "listen.metrics": c.Listen.Metrics} {
-		if name == "listen.metrics" && v == "" {
+	for name, v := range map[string]string{"listen.https": c.Listen.HTTPS, "listen.http": c.Listen.HTTP, "listen.metrics": c.Listen.Metrics, "listen.admin": c.Listen.Admin} {
+		if (name == "listen.metrics" || name == "listen.admin") && v == "" {
 			continue
 		}
 		if _, _, err := net.SplitHostPort(v); err != nil {

@@ -64,7 +64,8 @@ func root() *cobra.Command {
 	c.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return &exit{exitUsage, fmt.Errorf("%w; see chancery %s --help", err, c.Name())}
 	})
-	c.AddCommand(devCommand(), initCommand(), serveCommand(), officerCommand(), signCommand(), verifyCommand(), hsmCommand(), keyCommand(), approveCommand(), auditCommand(), doctorCommand())
+	c.AddCommand(devCommand(), initCommand(), serveCommand(), officerCommand(), machineCommand(), whoamiCommand(), signCommand(), verifyCommand(), hsmCommand(), keyCommand(), approveCommand(), auditCommand(), doctorCommand())
+	tell(c)
 	complete(c)
 	return c
 }

@@ -126,8 +126,7 @@ func (r *recovering) ask(ctx context.Context) error {
 	if loss.Known <= loss.Size && loss.Common == loss.Size && !loss.Begun {
 		return &exit{exitError, fmt.Errorf("nothing is lost: the database holds the %d entries that intent journal and anchor know; start the server", loss.Size)}
 	}
-	first, _ := loss.Genesis.Hash(audit.TagRoster)
-	if _, err := r.rosters.CheckChain(first); err != nil {
+	if err := r.officersInForce(ctx, loss); err != nil {
 		return err
 	}
 	roster := r.rosters.Current()
@@ -180,10 +179,10 @@ func (r *recovering) recover(ctx context.Context) error {
 		return err
 	}
 	act := admin.RecoverAct(decided.Size, loss.Root, decided.Common, decided.Known)
-	first, _ := loss.Genesis.Hash(audit.TagRoster)
-	if _, err := r.rosters.CheckChain(first); err != nil {
+	if err := r.officersInForce(ctx, loss); err != nil {
 		return err
 	}
+	first, _ := loss.Genesis.Hash(audit.TagRoster)
 	acts, _, err := w.Warrant.Check(loss.Ledger, r.rosters.Current().Digest(), time.Now())
 	for i, v := range w.Warrant.Votes { // the grant is made of their places
 		if err == nil && v.Leaf != uint64(i) {
@@ -206,7 +205,7 @@ func (r *recovering) recover(ctx context.Context) error {
 			return err
 		}
 		stderr.show("the HSM members learn that checkpoints go on")
-		err = hsmstore.RecoverMembers(ctx, members, hsmstore.Recovery{Ledger: loss.Ledger, Rosters: r.rosters, Size: loss.Size, Act: act, Warrant: &w.Warrant})
+		err = hsmstore.RecoverMembers(ctx, members, hsmstore.Recovery{Ledger: loss.Ledger, First: first, Rosters: r.rosters, Size: loss.Size, Act: act, Warrant: &w.Warrant})
 		stderr.end()
 		if err != nil { // no reason not to go on: the ledger grows
 			r.log.Warn("a member signs no checkpoint before the ledger has grown past what was lost; call this again within two hours when it can be reached", "err", err)
@@ -244,6 +243,21 @@ func (r *recovering) recover(ctx context.Context) error {
 	}
 	if err == nil {
 		_, err = fmt.Fprintln(r.out, "On other nodes call it with the same warrant, then start the servers. Tell your auditors: checkpoints of what was lost are no prefix any more.")
+	}
+	return err
+}
+
+// officersInForce refuses a recovery that would lose a change of the officers: the HSM members
+// know the later ones and follow no others, so that checkpoints and ceremonies would end.
+func (r *recovering) officersInForce(ctx context.Context, loss audit.Loss) error {
+	members, err := r.members(ctx)
+	if err != nil {
+		return err
+	}
+	first, _ := loss.Genesis.Hash(audit.TagRoster)
+	err = hsmstore.CheckRosters(members, loss.Ledger, first, r.rosters)
+	if errors.Is(err, admin.ErrNotGranted) {
+		return &exit{exitVerify, fmt.Errorf("the officers changed among the entries that are lost, and the HSM members follow only the later ones: %w. Nothing was changed. If there is none, the keys go on in a new ledger: chancery hsm restore", err)}
 	}
 	return err
 }

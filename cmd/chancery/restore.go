@@ -257,7 +257,7 @@ func (s *server) restore(ctx context.Context, m *openedManifest, w *admin.Warran
 	}
 	// 1. Leaf 0 and the keys.
 	leaf := audit.Genesis{Random: [32]byte(random(32)), Dev: s.dev, Domain: s.cfg.domain(), Previous: m.last, Roster: m.Rosters.Current().Digest(), Acts: acts}
-	err = s.hsm.Restore(ctx, g, leaf, hsmstore.Restoration{Manifest: m.hash, Ledger: m.ledger, Origin: m.Origin, Genesis: m.Genesis, Recipient: m.recipient(), Keys: m.keys, Warrant: w})
+	err = s.hsm.Restore(ctx, g, leaf, hsmstore.Restoration{Manifest: m.hash, Ledger: m.ledger, Origin: m.Origin, Genesis: m.Genesis, Rosters: m.Rosters, Recipient: m.recipient(), Keys: m.keys, Warrant: w})
 	if err != nil {
 		return err
 	}

@@ -123,7 +123,7 @@ func (s *server) open(ctx context.Context) (err error) {
 		nodes = &hsmstore.Nodes{Exclusive: s.db.Exclusive, Rows: s.rows}
 	}
 	s.hsm, err = hsmstore.Open(ctx, hsmstore.Config{Nodes: nodes, Members: members, Ledger: s.ledger, Keys: keys, Enrolled: enrolled, Log: s.log,
-		Shares: s.db, Officers: s.officers, Rosters: s.db.Rosters, InUse: s.keyInUse, CeremonyOnly: s.ceremonyKey, Backup: s.db, BackupToken: s.backupToken, Backups: s.backupHolders})
+		Shares: s.db, Rosters: s.db.Rosters, InUse: s.keyInUse, CeremonyOnly: s.ceremonyKey, Backup: s.db, BackupToken: s.backupToken, Backups: s.backupHolders})
 	if err != nil {
 		return err
 	}
@@ -156,12 +156,6 @@ func checkpointBirths(keys []hsmstore.KeyRecord) (out []uint64) {
 		}
 	}
 	return out
-}
-
-// officers are those in force who can hold shares.
-func (s *server) officers(ctx context.Context) ([]admin.Officer, error) {
-	h, err := s.db.Rosters(ctx)
-	return h.Current().ShareHolders(), err
 }
 
 // keyInUse says what still needs a key, so that nobody destroys it.
@@ -296,7 +290,7 @@ func (s *server) buildCA(ctx context.Context) error {
 }
 
 // listeners are opened before anything is signed, so that a port in use is told at once.
-type listeners struct{ https, http, metrics net.Listener } // metrics may be nil
+type listeners struct{ https, http, metrics, admin net.Listener } // the last two may be nil
 
 func listen(cfg *Config) (l listeners, err error) {
 	if l.https, err = listenOn("listen.https", cfg.Listen.HTTPS); err != nil {
@@ -306,20 +300,26 @@ func listen(cfg *Config) (l listeners, err error) {
 		l.https.Close()
 		return l, err
 	}
-	if cfg.Listen.Metrics != "" {
-		if l.metrics, err = listenOn("listen.metrics", cfg.Listen.Metrics); err != nil {
-			l.https.Close()
-			l.http.Close()
+	for _, more := range []struct {
+		key, addr string
+		into      *net.Listener
+	}{{"listen.metrics", cfg.Listen.Metrics, &l.metrics}, {"listen.admin", cfg.Listen.Admin, &l.admin}} {
+		if more.addr == "" {
+			continue
+		}
+		if *more.into, err = listenOn(more.key, more.addr); err != nil {
+			l.close()
+			return l, err
 		}
 	}
-	return l, err
+	return l, nil
 }
 
 func (l listeners) close() {
-	l.https.Close()
-	l.http.Close()
-	if l.metrics != nil {
-		l.metrics.Close()
+	for _, one := range []net.Listener{l.https, l.http, l.metrics, l.admin} {
+		if one != nil {
+			one.Close()
+		}
 	}
 }
 
@@ -379,8 +379,15 @@ func (s *server) serve(ctx context.Context, l listeners, landing web.Landing, re
 	if err != nil {
 		return err
 	}
+	enrolments, machines := s.enrolments(board), s.machines(board)
+	consoleSecret, err := s.setting(ctx, "console-secret", func() ([]byte, error) { return random(32), nil })
+	if err != nil {
+		return err
+	}
 	pages, err := console.New(console.Config{
-		Certificates: s.authority, Members: s.hsm.Members, Keys: s.hsm.Keys, AdminToken: tokenOK, Dev: s.dev, Log: s.log,
+		Certificates: s.authority, Members: s.hsm.Members, Keys: s.hsm.Keys, Dev: s.dev, Log: s.log,
+		Board: board, Enrolments: enrolments, Machines: machines, Sessions: dbstore.Sessions{Store: s.db, Ledger: s.ledger}, Secret: consoleSecret,
+		KeyPurposes: keyPurposes, KeyAlgorithms: keyAlgorithms,
 		Session: s.ledger.Session, Refused: s.ledger.Refused,
 		ACMEDirectory: s.cfg.PublicURL + "/acme/directory", CertbotLine: landing.CertbotLine, PublicURL: s.cfg.PublicURL,
 		Ledger: console.Ledger{Head: s.ledger.Head, Entries: s.db.Leaves, Checkpoint: s.checkpoint.Latest, Proof: s.checkpoint.ProofText},
@@ -390,9 +397,9 @@ func (s *server) serve(ctx context.Context, l listeners, landing web.Landing, re
 	}
 	edge, err := web.New(web.Config{
 		Console: pages.Handler(),
-		CA:      s.authority, Documents: documents, Approvals: board, Officers: s.enrolments(board), HSM: s.hsm, Candidate: s.candidate, LeafProof: s.leafProof, Tile: s.checkpoint.PublishedTile, Entries: s.checkpoint.PublishedEntries, Backup: backups{s}, ACME: acmeServer.Handler(), PublicURL: s.cfg.PublicURL, PublicHTTPURL: s.cfg.PublicHTTPURL, Dev: s.dev, Landing: landing, Log: s.log,
+		CA:      s.authority, Documents: documents, Approvals: board, Officers: enrolments, HSM: s.hsm, Candidate: s.candidate, LeafProof: s.leafProof, Tile: s.checkpoint.PublishedTile, Entries: s.checkpoint.PublishedEntries, Backup: backups{s}, ACME: acmeServer.Handler(), PublicURL: s.cfg.PublicURL, PublicHTTPURL: s.cfg.PublicHTTPURL, Dev: s.dev, Landing: landing, Log: s.log,
 		Checkpoint: s.checkpoint.Latest, Proof: s.proof, Ready: s.ready, Alarms: s.alarms, GetCertificate: own.get,
-		AdminToken: tokenOK, Refused: s.ledger.Refused, Erase: s.ledger.Erase,
+		AdminToken: tokenOK, TokenOver: s.tokenOver(board), Machines: machines, Issuer: issuingName, Refused: s.ledger.Refused, Erase: s.ledger.Erase,
 	})
 	if err != nil {
 		return err
@@ -428,7 +435,7 @@ func (s *server) serve(ctx context.Context, l listeners, landing web.Landing, re
 		front, stopFront := context.WithCancel(ctx)
 		defer stopFront()
 		context.AfterFunc(back, stopFront) // a loop that failed ends the server
-		return edge.Run(front, l.https, l.http)
+		return edge.Run(front, web.Listeners{HTTPS: l.https, HTTP: l.http, Admin: l.admin})
 	})
 	ready()
 	return g.Wait()

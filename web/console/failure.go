@@ -43,6 +43,8 @@ func failureOf(err error) failure {
 		switch board.Code {
 		case admin.NotFound:
 			return failure{status: http.StatusNotFound, text: "error.notFound", detail: foreign(board.Detail)}
+		case admin.NotAllowed:
+			return failure{status: http.StatusForbidden, text: "error.board", detail: foreign(board.Detail)}
 		case admin.Closed:
 			return failure{status: http.StatusConflict, text: "error.board", detail: foreign(board.Detail)}
 		}

@@ -169,7 +169,11 @@ func (v *verifier) grant(index uint64, l *leaf.Leaf, p *proposal, hash leaf.Hash
 	if err != nil || !q.inForce(l.Time, slack) || q.roster != v.s.Roster {
 		return bad(index, "a grant of a proposal that is not in force")
 	}
-	if why := v.rosters.by[q.roster].enough(keys); why != "" {
+	r := v.rosters.by[q.roster]
+	if r == nil { // an earlier run knew them, this export does not
+		return bad(index, "the export does not hold the officers of the grant")
+	}
+	if why := r.enough(keys); why != "" {
 		return bad(index, "the grant rests on %s", why)
 	}
 	p.State, p.Grant = "approved", grant

@@ -105,7 +105,7 @@ func (v *verifier) warrant(index uint64, l *leaf.Leaf) error {
 		return bad(index, "its warrant is for something else")
 	case v.rosters.why != "":
 		return bad(0, "%s", v.rosters.why)
-	case q.roster != v.s.Roster || v.rosters.leads(rosterOfZero, v.s.Roster) != nil:
+	case q.roster != v.s.Roster || v.rosters.leads(rosterOfZero, v.s.Roster, zero.Ledger) != nil:
 		return bad(index, "its warrant is of other officers than the predecessor's")
 	case l.Time/1_000_000 < q.notBefore || l.Time/1_000_000 > q.expires+int64(warrantSlack/time.Second):
 		return bad(index, "its warrant was not in force")
@@ -121,6 +121,9 @@ func (v *verifier) warrant(index uint64, l *leaf.Leaf) error {
 // the proposal that is the first of items; the others are SHA-256 of SPKI ‖ signature.
 func (v *verifier) warrantVotes(index uint64, items [][]byte, q request) error {
 	r := v.rosters.by[q.roster]
+	if r == nil { // an earlier run knew them, this export does not
+		return bad(index, "the export does not hold the officers of its warrant")
+	}
 	seen := map[string]bool{}
 	var keys []leaf.Hash
 	for _, vote := range items[1:] {

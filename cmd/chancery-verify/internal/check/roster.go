@@ -76,14 +76,26 @@ func readRosters(f *folder.Folder, g leaf.Leaf) (r rosters, err error) {
 
 func (r *rosters) add(one *roster) {
 	one.digest, one.keys = digestOf(one.Roster), map[leaf.Hash]key{}
+	names := map[string]bool{}
+	put := func(k key) {
+		h := leaf.Sum(k.spki)
+		if _, twice := one.keys[h]; twice { // whose vote would it be?
+			r.why = fmt.Sprintf("roster %d has a key of officer %.64q twice", one.Version, k.officer)
+		}
+		one.keys[h] = k
+	}
 	for _, o := range one.Officers {
+		if names[o.Name] {
+			r.why = fmt.Sprintf("roster %d has officer %.64q twice", one.Version, o.Name)
+		}
+		names[o.Name] = true
 		// Crypto officers vote; those of the first roster all are.
 		votes := one.Version == 0 || slices.Contains(o.Roles, folder.Role{Role: "crypto-officer"})
 		if o.SPKI != nil {
-			one.keys[leaf.Sum(o.SPKI)] = key{o.Name, votes, true, o.SPKI}
+			put(key{o.Name, votes, true, o.SPKI})
 		}
 		for _, k := range o.Passkeys {
-			one.keys[leaf.Sum(k.SPKI)] = key{o.Name, votes, false, k.SPKI}
+			put(key{o.Name, votes, false, k.SPKI})
 		}
 	}
 	if one.Quorum < 2 || one.Quorum > 20 {
@@ -165,11 +177,14 @@ func (r *roster) signed(by leaf.Hash, decision byte, proposal, signature []byte)
 	return err == nil && ok && ecdsa.VerifyASN1(ec, sum[:], signature)
 }
 
+// maxAssertion is the most octets that the vote of a passkey has.
+const maxAssertion = 8 << 10
+
 // asserted verifies what a passkey signed (W3C WebAuthn Level 3 §7.2): a list of
 // authenticator data, client data and signature.
 func (r *roster) asserted(spki []byte, challenge leaf.Hash, signature []byte) error {
 	parts, err := leaf.List(signature)
-	if err != nil || len(parts) != 3 {
+	if err != nil || len(parts) != 3 || len(signature) > maxAssertion {
 		return errors.New("it is no assertion")
 	}
 	data, client, sig := parts[0], parts[1], parts[2]
@@ -179,7 +194,7 @@ func (r *roster) asserted(spki []byte, challenge leaf.Hash, signature []byte) er
 		Origin      string `json:"origin"`
 		CrossOrigin bool   `json:"crossOrigin"`
 	}
-	if err := json.Unmarshal(client, &says); err != nil {
+	if err := json.Unmarshal(client, &says); err != nil { // a member that stands there twice is refused
 		return err
 	}
 	rp := sha256.Sum256([]byte(r.RPID))
@@ -206,7 +221,7 @@ func (r *roster) asserted(spki []byte, challenge leaf.Hash, signature []byte) er
 	case ed25519.PublicKey:
 		good = ed25519.Verify(k, message, sig)
 	case *rsa.PublicKey:
-		good = k.N.BitLen() >= 2048 && rsa.VerifyPKCS1v15(k, crypto.SHA256, sum[:], sig) == nil
+		good = k.N.BitLen() >= 2048 && k.N.BitLen() <= 4096 && rsa.VerifyPKCS1v15(k, crypto.SHA256, sum[:], sig) == nil
 	}
 	if !good {
 		return errors.New("the signature is wrong")
@@ -254,8 +269,8 @@ func (r *roster) enough(keys []leaf.Hash) string {
 }
 
 // leads tells whether the officers of each roster decided on the next, from one digest to
-// another: of a predecessor's ledger, which is not at hand.
-func (r rosters) leads(from, to leaf.Hash) error {
+// another: in a predecessor's ledger, which is not at hand.
+func (r rosters) leads(from, to, ledger leaf.Hash) error {
 	at := slices.IndexFunc(r.all, func(x *roster) bool { return x.digest == from })
 	if at < 0 {
 		return errors.New("the export does not hold the officers of the predecessor")
@@ -264,18 +279,22 @@ func (r rosters) leads(from, to leaf.Hash) error {
 		if at+1 == len(r.all) {
 			return errors.New("the officers of the predecessor did not decide on these")
 		}
-		if err := r.all[at+1].follows(r.all[at]); err != nil {
+		next := r.all[at+1]
+		if err := next.follows(r.all[at], ledger); err != nil {
 			return err
+		}
+		if next.entry != 0 {
+			return fmt.Errorf("roster %d came into force in this ledger, not before it", next.Version)
 		}
 	}
 	return nil
 }
 
-// follows tells whether the officers of one roster decided on this one.
-func (r *roster) follows(before *roster) error {
+// follows tells whether the officers of one roster decided on this one, in a ledger.
+func (r *roster) follows(before *roster, ledger leaf.Hash) error {
 	q, err := readRequest(r.warrant.Proposal)
 	act := changeRoster(r.Version, before.digest, r.digest)
-	if err != nil || q.roster != before.digest || q.action != "change-roster" || len(q.targets) != 1 || string(q.targets[0]) != act || r.Version != before.Version+1 {
+	if err != nil || q.ledger != ledger || q.roster != before.digest || q.action != "change-roster" || len(q.targets) != 1 || string(q.targets[0]) != act || r.Version != before.Version+1 {
 		return fmt.Errorf("roster %d was not decided after roster %d", r.Version, before.Version)
 	}
 	var keys []leaf.Hash
@@ -315,6 +334,9 @@ func (v *verifier) rosterChange(index uint64, l *leaf.Leaf) error {
 		r := v.rosters.by[digest]
 		if r == nil || r.entry != index || r.Version != version {
 			return bad(index, "the export does not hold the roster that it put into force")
+		}
+		if before := v.rosters.by[v.s.Roster]; before == nil || version != before.Version+1 {
+			return bad(index, "roster %d follows none of version %d", version, version-1)
 		}
 	}
 	v.s.Roster = digest
