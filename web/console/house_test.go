@@ -3,6 +3,7 @@ package console_test
 import (
 	"context"
 	"crypto/rand"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -24,6 +25,7 @@ type house struct {
 	*fixture
 	t      *testing.T
 	base   string
+	file   string // of the database
 	db     *dbstore.Store
 	ledger *audit.Ledger
 	board  *admin.Board
@@ -48,7 +50,8 @@ func newHouse(t *testing.T) *house {
 		roster.Officers = append(roster.Officers, must(h.people[name].Officer()))
 	}
 	ctx := t.Context()
-	h.db = must(dbstore.Open(ctx, "sqlite:"+filepath.Join(t.TempDir(), "house.db")))
+	h.file = filepath.Join(t.TempDir(), "house.db")
+	h.db = must(dbstore.Open(ctx, "sqlite:"+h.file))
 	h.ledger = must(audit.Open(ctx, h.db, audit.Options{Node: "n", Build: "test", Log: slog.New(slog.DiscardHandler)}))
 	run := func(loop func(context.Context) error) {
 		ctx, cancel := context.WithCancel(context.Background())
@@ -117,6 +120,16 @@ func (h *house) approve(id string) {
 		a = must(h.board.Vote(h.t.Context(), id, admin.Ballot{Officer: name, Decision: admin.Approve, Signature: must(k.SignVote(admin.Approve, a.Proposal))}))
 	}
 	h.settled(id, admin.Done)
+}
+
+// exec changes the database past the program.
+func (h *house) exec(query string) {
+	h.t.Helper()
+	db := must(sql.Open("sqlite3", h.file))
+	defer db.Close()
+	if _, err := db.Exec(query); err != nil {
+		h.t.Fatal(err)
+	}
 }
 
 // settled waits until a proposal has a state.
