@@ -92,6 +92,9 @@ func (urls) CertificatePage(q string, before uint64) Path {
 // LedgerPage is the page of entries below an index.
 func (urls) LedgerPage(before uint64) Path { return beneath("ledger").with("before", cursor(before)) }
 
+// Inbox is where what waits for one's vote is.
+func (urls) Inbox() Path { return beneath("approvals") }
+
 // Approvals is a tab of the inbox.
 func (urls) Approvals(tab string) Path { return beneath("approvals").with("tab", tab) }
 
@@ -129,7 +132,7 @@ type place struct{ page, arg string }
 // placePages are the places without an argument, and where they are.
 var placePages = map[string]func() Path{
 	"hsm": url.Members, "keys": url.Keys, "certificates": url.Certificates, "ledger": url.Ledger, "officers": url.Officers, "machines": url.Machines,
-	"approvals": func() Path { return url.Approvals("") }, "invite": url.Invite, "quorum": url.Quorum, "new-key": url.NewKey, "new-machine": url.NewMachine,
+	"approvals": url.Inbox, "invite": url.Invite, "quorum": url.Quorum, "new-key": url.NewKey, "new-machine": url.NewMachine,
 }
 
 // placeIDs are the places with the ID of something.
