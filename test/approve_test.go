@@ -167,7 +167,7 @@ func TestApprove(t *testing.T) {
 }
 
 // eventually waits for what the server does after its answer.
-func eventually(t *testing.T, what func() bool) {
+func eventually(t testing.TB, what func() bool) {
 	t.Helper()
 	for end := time.Now().Add(30 * time.Second); !what(); time.Sleep(100 * time.Millisecond) {
 		if time.Now().After(end) {

@@ -1,16 +1,23 @@
 package test
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/json"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"chancery/admin"
 	"chancery/test/pgcluster"
 )
 
@@ -197,6 +204,64 @@ func testProduction(t *testing.T, p *production) {
 	}
 	if out, code := run(t, nil, p.bin, "init", "--config", p.config); code == 0 {
 		t.Errorf("a second init: %s", out)
+	}
+	p.adminTokenEnds(s)
+}
+
+// adminTokenEnds: once an officer can sign in, the token of the first start gives no access
+// any more, nor does what it made.
+func (p *production) adminTokenEnds(s *site) {
+	t := p.t
+	at := []string{"--server", s.url(""), "--roots", filepath.Join(p.dir, "root.pem"), "--token-file"}
+	cli := func(token string, args ...string) (string, int) {
+		return run(t, nil, p.bin, slices.Concat(args, at, []string{filepath.Join(p.dir, token)})...)
+	}
+	if out, code := cli("admin.token", "machine", "new-token", "early", "--role", "auditor", "--out", filepath.Join(p.dir, "early.token")); code != 0 {
+		t.Fatalf("%d %s", code, out)
+	}
+	if out, code := cli("early.token", "officer", "list"); code != 0 {
+		t.Fatalf("%d %s", code, out)
+	}
+	// alice gets a passkey.
+	out, code := cli("admin.token", "officer", "list", "--json")
+	var v struct{ Roster admin.Roster }
+	if err := json.Unmarshal([]byte(out), &v); code != 0 || err != nil {
+		t.Fatalf("%d %v %s", code, err, out)
+	}
+	next := v.Roster.Successor()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spki, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	next.RPID, next.Origins = "localhost", []string{strings.TrimSuffix(s.url(""), "/")}
+	next.Officers[0].Passkeys = []admin.Passkey{{ID: []byte{1}, SPKI: spki}}
+	b, err := json.Marshal(next)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, code = cli("admin.token", "officer", "change", "--file", p.write("roster.json", string(b)))
+	if code != 5 {
+		t.Fatalf("%d %s", code, out)
+	}
+	id, _, _ := strings.Cut(out, " ")
+	for _, name := range []string{"alice", "bob"} {
+		if out, code := cli("admin.token", "approve", "sign", id, "--officer", name, "--key", filepath.Join(p.dir, name+".pem")); code != 0 {
+			t.Fatalf("%d %s", code, out)
+		}
+	}
+	eventually(t, func() bool {
+		out, code := cli("admin.token", "whoami")
+		return code == 4 && strings.Contains(out, "an officer is enrolled")
+	})
+	if out, code := cli("early.token", "officer", "list"); code != 4 {
+		t.Errorf("what the token made goes on: %d %s", code, out)
+	}
+	if out, code := run(t, nil, p.bin, "audit", "verify", "--config", p.config); code != 0 {
+		t.Errorf("audit verify: %d %s", code, out)
 	}
 }
 
