@@ -32,6 +32,9 @@ func (t *tx) Apply(p audit.Projection, at *audit.StoredLeaf) error {
 	if ok, err := t.applyAdmin(p, at); ok {
 		return err
 	}
+	if ok, err := t.applySessions(p); ok {
+		return err
+	}
 	if ok, err := t.applyACME(p); ok {
 		return err
 	}

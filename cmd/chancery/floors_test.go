@@ -13,7 +13,7 @@ var floors = [][]string{
 	{"admin"},
 	{"hsmstore"},
 	{"ca"},
-	{"acme", "signing", "web/console/oidc"},
+	{"acme", "signing", "web/console/oidc", "web/console/passkey", "web/console/sessions"},
 	{"web/console"},
 	{"web", "dbstore"},
 	{"cmd/chancery"},
@@ -29,6 +29,7 @@ var only = map[string]struct{ room, why string }{
 	"database/sql":                                   {"dbstore", "all SQL is in one room"},
 	"github.com/cloudflare/circl/secretsharing":      {"hsmstore", "shares of a SO PIN are joined in ceremony processes only"},
 	"github.com/prometheus/client_golang/prometheus": {"cmd/chancery", "rooms count in plain values; how they are shown is the program's affair"},
+	"github.com/go-webauthn/webauthn/webauthn":       {"web/console/passkey", "ceremonies of passkeys are in one room"},
 	"github.com/coreos/go-oidc/v3/oidc":              {"web/console/oidc", "who signs in is decided in one room"},
 	"github.com/labstack/echo/v4":                    {"web", "the HTTP framework can be changed in one room"},
 }

@@ -379,8 +379,15 @@ func (s *server) serve(ctx context.Context, l listeners, landing web.Landing, re
 	if err != nil {
 		return err
 	}
+	enrolments, machines := s.enrolments(board), s.machines(board)
+	consoleSecret, err := s.setting(ctx, "console-secret", func() ([]byte, error) { return random(32), nil })
+	if err != nil {
+		return err
+	}
 	pages, err := console.New(console.Config{
-		Certificates: s.authority, Members: s.hsm.Members, Keys: s.hsm.Keys, AdminToken: tokenOK, Dev: s.dev, Log: s.log,
+		Certificates: s.authority, Members: s.hsm.Members, Keys: s.hsm.Keys, Dev: s.dev, Log: s.log,
+		Board: board, Enrolments: enrolments, Machines: machines, Sessions: dbstore.Sessions{Store: s.db, Ledger: s.ledger}, Secret: consoleSecret,
+		KeyPurposes: keyPurposes, KeyAlgorithms: keyAlgorithms,
 		Session: s.ledger.Session, Refused: s.ledger.Refused,
 		ACMEDirectory: s.cfg.PublicURL + "/acme/directory", CertbotLine: landing.CertbotLine, PublicURL: s.cfg.PublicURL,
 		Ledger: console.Ledger{Head: s.ledger.Head, Entries: s.db.Leaves, Checkpoint: s.checkpoint.Latest, Proof: s.checkpoint.ProofText},
@@ -390,9 +397,9 @@ func (s *server) serve(ctx context.Context, l listeners, landing web.Landing, re
 	}
 	edge, err := web.New(web.Config{
 		Console: pages.Handler(),
-		CA:      s.authority, Documents: documents, Approvals: board, Officers: s.enrolments(board), HSM: s.hsm, Candidate: s.candidate, LeafProof: s.leafProof, Tile: s.checkpoint.PublishedTile, Entries: s.checkpoint.PublishedEntries, Backup: backups{s}, ACME: acmeServer.Handler(), PublicURL: s.cfg.PublicURL, PublicHTTPURL: s.cfg.PublicHTTPURL, Dev: s.dev, Landing: landing, Log: s.log,
+		CA:      s.authority, Documents: documents, Approvals: board, Officers: enrolments, HSM: s.hsm, Candidate: s.candidate, LeafProof: s.leafProof, Tile: s.checkpoint.PublishedTile, Entries: s.checkpoint.PublishedEntries, Backup: backups{s}, ACME: acmeServer.Handler(), PublicURL: s.cfg.PublicURL, PublicHTTPURL: s.cfg.PublicHTTPURL, Dev: s.dev, Landing: landing, Log: s.log,
 		Checkpoint: s.checkpoint.Latest, Proof: s.proof, Ready: s.ready, Alarms: s.alarms, GetCertificate: own.get,
-		AdminToken: tokenOK, TokenOver: s.tokenOver(board), Machines: s.machines(board), Issuer: issuingName, Refused: s.ledger.Refused, Erase: s.ledger.Erase,
+		AdminToken: tokenOK, TokenOver: s.tokenOver(board), Machines: machines, Issuer: issuingName, Refused: s.ledger.Refused, Erase: s.ledger.Erase,
 	})
 	if err != nil {
 		return err

@@ -17,11 +17,9 @@ import (
 
 	"golang.org/x/net/idna"
 
+	"chancery/admin"
 	"chancery/ca"
 )
-
-// requester is how a person at the console stands in the ledger.
-const requester = "console:admin-token"
 
 const (
 	perPage    = 50
@@ -51,6 +49,16 @@ func (v *view) certificateRow(c *ca.Certificate) certificateRow {
 		row.Name, row.More = foreign(c.Names[0].Value), len(c.Names)-1
 	}
 	return row
+}
+
+// certificateRows are the rows of those certificates that one may see.
+func (v *view) certificateRows(found []*ca.Certificate) (out []certificateRow) {
+	for _, c := range found {
+		if v.may(admin.ReadCertificates, admin.Resource{Issuer: c.Issuer, Profile: c.Profile}) {
+			out = append(out, v.certificateRow(c))
+		}
+	}
+	return out
 }
 
 // stateOf is what a certificate is worth now.
@@ -94,9 +102,7 @@ func (c *Console) certificates(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	for _, f := range found {
-		d.Rows = append(d.Rows, v.certificateRow(f))
-	}
+	d.Rows = v.certificateRows(found)
 	v.Data = d
 	block := ""
 	if r.partial {
@@ -198,6 +204,7 @@ type certificateData struct {
 	Curl          string
 	Digest        string // SHA-256 of the DER, as the revocation form carries it
 	JustRevoked   bool
+	MayRevoke     bool
 	Reasons       []reasonOption
 	ChosenNothing bool
 }
@@ -213,13 +220,17 @@ type reasonOption struct{ Value, Text string }
 // allowedReasons are the reasons in the order of the form.
 var allowedReasons = []ca.Reason{ca.KeyCompromise, ca.Superseded, ca.CessationOfOperation, ca.AffiliationChanged, ca.PrivilegeWithdrawn, ca.Unspecified}
 
-// load finds the certificate that the path names.
-func (c *Console) load(ctx context.Context, r *request) (*ca.Certificate, error) {
+// load finds the certificate that the path names, for who has a permission on it.
+func (c *Console) load(ctx context.Context, r *request, may admin.Permission) (*ca.Certificate, error) {
 	serial := r.PathValue("serial")
 	if !isSerial(serial) {
 		return nil, failure{status: http.StatusNotFound, text: "error.noCertificate"}
 	}
-	return c.cfg.Certificates.Certificate(ctx, serial)
+	found, err := c.cfg.Certificates.Certificate(ctx, serial)
+	if err == nil && !r.session.who.May(may, admin.Resource{Issuer: found.Issuer, Profile: found.Profile}) {
+		return nil, c.forbidden(r, may)
+	}
+	return found, err
 }
 
 func (v *view) certificateData(c *ca.Certificate, publicURL string) (certificateData, error) {
@@ -240,6 +251,7 @@ func (v *view) certificateData(c *ca.Certificate, publicURL string) (certificate
 	for _, n := range c.Names {
 		d.Names = append(d.Names, name{foreign(strings.ToUpper(string(n.Kind))), foreign(n.Value)})
 	}
+	d.MayRevoke = v.may(admin.RevokeCertificates, admin.Resource{Issuer: c.Issuer, Profile: c.Profile})
 	if c.Revoked != nil {
 		d.Revoked, d.Reason, d.RevokedAt = true, v.reason(c.Revoked.Reason), v.stamp(c.Revoked.At)
 	}
@@ -275,7 +287,7 @@ func pemText(ders ...[]byte) string {
 
 // certificate is GET /console/certificates/{serial}.
 func (c *Console) certificate(w http.ResponseWriter, r *request) error {
-	found, err := c.load(r.Context(), r)
+	found, err := c.load(r.Context(), r, admin.ReadCertificates)
 	if err != nil {
 		return err
 	}
@@ -292,7 +304,7 @@ func (c *Console) certificate(w http.ResponseWriter, r *request) error {
 // revokePage is GET /console/certificates/{serial}/revoke: it changes nothing, but
 // shows what would be revoked.
 func (c *Console) revokePage(w http.ResponseWriter, r *request) error {
-	found, err := c.load(r.Context(), r)
+	found, err := c.load(r.Context(), r, admin.RevokeCertificates)
 	if err != nil {
 		return err
 	}
@@ -320,7 +332,7 @@ func (c *Console) showRevoke(w http.ResponseWriter, r *request, status int, foun
 func (c *Console) revoke(w http.ResponseWriter, r *request) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), actTime)
 	defer cancel()
-	found, err := c.load(ctx, r)
+	found, err := c.load(ctx, r, admin.RevokeCertificates)
 	if err != nil {
 		return err
 	}
@@ -336,7 +348,7 @@ func (c *Console) revoke(w http.ResponseWriter, r *request) error {
 	if i < 0 {
 		return c.showRevoke(w, r, http.StatusUnprocessableEntity, found, true)
 	}
-	err = c.cfg.Certificates.Revoke(ctx, ca.RevokeRequest{Issuer: found.Issuer, Serial: found.Serial, Reason: allowedReasons[i], Requester: requester, Client: r.client()})
+	err = c.cfg.Certificates.Revoke(ctx, ca.RevokeRequest{Issuer: found.Issuer, Serial: found.Serial, Reason: allowedReasons[i], Requester: r.session.who.Requester(), Client: r.client()})
 	var refusal *ca.Refusal
 	if errors.As(err, &refusal) && refusal.Code == ca.AlreadyRevoked {
 		return redirect(w, url.Certificate(found.Serial))
@@ -350,7 +362,7 @@ func (c *Console) revoke(w http.ResponseWriter, r *request) error {
 
 // certificatePEM is GET /console/certificates/{serial}/certificate.pem.
 func (c *Console) certificatePEM(w http.ResponseWriter, r *request) error {
-	found, err := c.load(r.Context(), r)
+	found, err := c.load(r.Context(), r, admin.ReadCertificates)
 	if err != nil {
 		return err
 	}
@@ -360,7 +372,7 @@ func (c *Console) certificatePEM(w http.ResponseWriter, r *request) error {
 // chainPEM is GET /console/certificates/{serial}/chain.pem: the certificate and what
 // is above it without the root, as servers want it (RFC 8446 §4.4.2).
 func (c *Console) chainPEM(w http.ResponseWriter, r *request) error {
-	found, err := c.load(r.Context(), r)
+	found, err := c.load(r.Context(), r, admin.ReadCertificates)
 	if err != nil {
 		return err
 	}
@@ -369,7 +381,7 @@ func (c *Console) chainPEM(w http.ResponseWriter, r *request) error {
 
 // certificateDER is GET /console/certificates/{serial}/certificate.cer (RFC 5280 §4.2.1.13).
 func (c *Console) certificateDER(w http.ResponseWriter, r *request) error {
-	found, err := c.load(r.Context(), r)
+	found, err := c.load(r.Context(), r, admin.ReadCertificates)
 	if err != nil {
 		return err
 	}

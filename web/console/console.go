@@ -26,9 +26,11 @@ import (
 	"net/http"
 	"time"
 
+	"chancery/admin"
 	"chancery/audit"
 	"chancery/ca"
 	"chancery/hsmstore"
+	"chancery/web/console/sessions"
 )
 
 // Authority is what the console asks of the CA; *ca.Authority is one.
@@ -57,6 +59,47 @@ type Ledger struct {
 	Proof func(ctx context.Context, index uint64) ([]byte, error)
 }
 
+// Board is where officers ask and decide; *admin.Board is one. Errors: *admin.Refusal, and
+// the sentinels of audit.
+type Board interface {
+	Terms(ctx context.Context) (admin.Terms, error)
+	Rosters(ctx context.Context) (admin.History, error)
+	List(ctx context.Context, state admin.State) ([]*admin.Approval, error)
+	Show(ctx context.Context, id string) (*admin.Approval, error)
+	// Propose and Vote verify the officer's signature; they return when the leaf is durable.
+	Propose(ctx context.Context, a admin.Ask) (*admin.Approval, error)
+	Vote(ctx context.Context, id string, v admin.Ballot) (*admin.Approval, error)
+	Cancel(ctx context.Context, id string) (*admin.Approval, error)
+}
+
+// Enrolments is where officers get their passkeys; *admin.Enrolments is one. Errors:
+// *admin.Refusal, and the sentinels of audit.
+type Enrolments interface {
+	// Open makes a link; its secret is shown only now.
+	Open(ctx context.Context, name string, roles []admin.Assignment, by string, lifetime time.Duration) (secret string, e admin.Enrolment, err error)
+	// Find is the open enrolment of a secret.
+	Find(ctx context.Context, secret string) (admin.Enrolment, error)
+	AddPasskey(ctx context.Context, secret string, k admin.Passkey) (admin.Enrolment, error)
+	// Finish closes the link, and returns the proposal if the change is asked for at once.
+	Finish(ctx context.Context, secret string) (admin.Enrolment, *admin.Approval, error)
+	List(ctx context.Context) ([]admin.Enrolment, error)
+	Named(ctx context.Context, id string) (admin.Enrolment, error)
+	Withdraw(ctx context.Context, id, by string) error
+	// RP is the relying party of passkeys, also before the roster has one.
+	RP(ctx context.Context) (rpID string, origins []string, err error)
+	// Parameters are those of admin.ChangeRoster for an enrolment that is done.
+	Parameters(ctx context.Context, e admin.Enrolment) ([]byte, error)
+}
+
+// Sessions keeps who is signed in, for all nodes; dbstore.Sessions does.
+type Sessions interface {
+	// Session finds a session, ended or not; none is audit.ErrNotFound.
+	Session(ctx context.Context, id sessions.ID) (sessions.Session, error)
+	// Write makes the projections of package sessions durable, all or none, before it
+	// returns nil.
+	Write(ctx context.Context, p ...audit.Projection) error
+}
+
 // Config is what a [Console] works with. Every field without a remark must be set.
 type Config struct {
 	Certificates Authority
@@ -64,12 +107,18 @@ type Config struct {
 	Keys         func() []hsmstore.KeyInfo
 	Ledger       Ledger
 
-	// AdminToken compares a token with the stored hash in constant time.
-	AdminToken func(token string) bool
+	Board      Board
+	Enrolments Enrolments
+	Machines   Machines
+	Sessions   Sessions
+	Secret     []byte // of challenges, the same on all nodes; 32 octets at least
 	// Session records a sign-in or sign-out; nobody is signed in before it returns nil.
 	Session func(ctx context.Context, s audit.Session) error
 	// Refused counts what was refused. It neither waits nor fails.
 	Refused func(audit.Refusal)
+
+	KeyPurposes   []audit.Purpose // of keys that officers may ask for
+	KeyAlgorithms []string
 
 	ACMEDirectory string // URL
 	CertbotLine   string // ready to be pasted into a shell
@@ -85,20 +134,22 @@ type Console struct {
 	cfg         Config
 	log         *slog.Logger
 	now         func() time.Time
-	sessions    *sessions
 	attempts    *limiter
 	crossOrigin *http.CrossOriginProtection
 	mux         *http.ServeMux
 }
 
-// New checks cfg and builds the console. Sessions live in memory: they end with it.
+// New checks cfg and builds the console.
 func New(cfg Config) (*Console, error) {
 	l := cfg.Ledger
-	if cfg.Certificates == nil || cfg.Members == nil || cfg.Keys == nil || l.Head == nil || l.Entries == nil || l.Checkpoint == nil || l.Proof == nil || cfg.AdminToken == nil || cfg.Session == nil || cfg.Refused == nil {
-		return nil, errors.New("console: Certificates, Members, Keys, all of Ledger, AdminToken, Session and Refused must be set")
+	if cfg.Certificates == nil || cfg.Members == nil || cfg.Keys == nil || l.Head == nil || l.Entries == nil || l.Checkpoint == nil || l.Proof == nil || cfg.Board == nil || cfg.Enrolments == nil || cfg.Machines == nil || cfg.Sessions == nil || cfg.Session == nil || cfg.Refused == nil {
+		return nil, errors.New("console: Certificates, Members, Keys, all of Ledger, Board, Enrolments, Machines, Sessions, Session and Refused must be set")
 	}
 	if cfg.ACMEDirectory == "" || cfg.CertbotLine == "" || cfg.PublicURL == "" {
 		return nil, errors.New("console: ACMEDirectory, CertbotLine and PublicURL must be set")
+	}
+	if len(cfg.Secret) < 32 {
+		return nil, errors.New("console: Secret needs 32 octets at least")
 	}
 	c := &Console{cfg: cfg, log: cfg.Log, now: cfg.Now, crossOrigin: http.NewCrossOriginProtection()}
 	if c.log == nil {
@@ -107,7 +158,7 @@ func New(cfg Config) (*Console, error) {
 	if c.now == nil {
 		c.now = time.Now
 	}
-	c.sessions, c.attempts = newSessions(c.now), newLimiter(c.now)
+	c.attempts = newLimiter(c.now)
 	var err error
 	if c.mux, err = c.muxOf(c.routes()); err != nil {
 		return nil, err
@@ -120,4 +171,8 @@ func New(cfg Config) (*Console, error) {
 // X-Request-Id already is kept.
 func (c *Console) Handler() http.Handler { return http.HandlerFunc(c.serve) }
 
-var _ Authority = (*ca.Authority)(nil)
+var (
+	_ Authority  = (*ca.Authority)(nil)
+	_ Board      = (*admin.Board)(nil)
+	_ Enrolments = (*admin.Enrolments)(nil)
+)

@@ -5,58 +5,58 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+
+	"chancery/admin"
 )
 
 // What the tests of the outside need to see of the inside.
 
 const (
-	CookieName  = cookieName
-	IdleTime    = idleTime
-	WholeTime   = wholeTime
-	MaxSessions = maxSessions
-	Attempts    = attemptLimit
-	Window      = attemptWindow
-	Policy      = policy
-	PerPage     = perPage
+	CookieName    = cookieName
+	Attempts      = attemptLimit
+	Window        = attemptWindow
+	Policy        = policy
+	PerPage       = perPage
+	ChallengeTime = challengeTime
+	FreshTime     = freshTime
 )
 
 type RouteInfo struct {
 	Path             string
 	Get, Post        bool
 	Public, SignedIn bool
+	May              admin.Permission
+	Fresh            bool
 	Fields           []string
 }
 
 func (c *Console) Routes() []RouteInfo {
 	var out []RouteInfo
 	for _, r := range c.routes() {
-		out = append(out, RouteInfo{r.path, r.get != nil, r.post != nil, r.access == public, r.access == signedIn || r.access == polled, r.fields})
+		out = append(out, RouteInfo{r.path, r.get != nil, r.post != nil, r.may == public, r.may == signedIn, r.may, r.fresh, r.fields})
 	}
 	return out
 }
 
-func (c *Console) UndeclaredRoute() error {
-	_, err := c.muxOf([]route{{path: "/console/x", get: func(http.ResponseWriter, *request) error { return nil }}})
-	return err
+// UndeclaredRoute tries routes that do not say who may use them.
+func (c *Console) UndeclaredRoute() (none, unknown error) {
+	get := func(http.ResponseWriter, *request) error { return nil }
+	_, none = c.muxOf([]route{{path: "/console/x", get: get}})
+	_, unknown = c.muxOf([]route{{path: "/console/x", may: "everything.do", get: get}})
+	return none, unknown
 }
 
-func (c *Console) Sessions() int {
-	c.sessions.mu.Lock()
-	defer c.sessions.mu.Unlock()
-	return len(c.sessions.byHash)
-}
-
-// Holds tells whether the session table has a key or a value that spells s.
-func (c *Console) Holds(id string) bool {
-	c.sessions.mu.Lock()
-	defer c.sessions.mu.Unlock()
-	for h, e := range c.sessions.byHash {
-		if string(h[:]) == id || hexText(h[:]) == id || e.form == id {
-			return true
-		}
+// EntryDigest is the digest that a session of an officer has.
+func EntryDigest(r admin.Roster, name string) [32]byte {
+	o, ok := r.Officer(name)
+	d, err := entryDigest(r, o)
+	if err != nil || !ok {
+		panic("no such officer")
 	}
-	return false
+	return d
 }
+
+func (c *Console) Challenge(purpose string) []byte { return c.challenge(purpose) }
 
 func Catalogues() map[string]map[string]string {
 	return map[string]map[string]string{"en": textsEN, "ja": textsJA}

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
+	"strings"
 
+	"chancery/admin"
 	"chancery/audit"
 	"chancery/ca"
 	"chancery/hsmstore"
@@ -25,6 +27,7 @@ func (f failure) Error() string { return strconv.Itoa(f.status) + " " + f.text }
 func failureOf(err error) failure {
 	var f failure
 	var refusal *ca.Refusal
+	var board *admin.Refusal
 	switch {
 	case errors.As(err, &f):
 		return f
@@ -36,12 +39,41 @@ func failureOf(err error) failure {
 			return failure{status: http.StatusServiceUnavailable, text: "error.busy", retry: 5}
 		}
 		return failure{status: http.StatusConflict, text: "error.refused", detail: foreign(refusal.Detail)}
+	case errors.As(err, &board):
+		switch board.Code {
+		case admin.NotFound:
+			return failure{status: http.StatusNotFound, text: "error.notFound", detail: foreign(board.Detail)}
+		case admin.NotAllowed:
+			return failure{status: http.StatusForbidden, text: "error.board", detail: foreign(board.Detail)}
+		case admin.Closed:
+			return failure{status: http.StatusConflict, text: "error.board", detail: foreign(board.Detail)}
+		}
+		return failure{status: http.StatusUnprocessableEntity, text: "error.board", detail: foreign(board.Detail)}
 	case errors.Is(err, audit.ErrNotFound):
 		return failure{status: http.StatusNotFound, text: "error.notFound"}
 	case errors.Is(err, audit.ErrUnavailable), errors.Is(err, audit.ErrBusy), errors.Is(err, hsmstore.ErrUnavailable), errors.Is(err, hsmstore.ErrBusy), errors.Is(err, context.DeadlineExceeded):
 		return failure{status: http.StatusServiceUnavailable, text: "error.busy", retry: 5}
 	}
 	return failure{status: http.StatusInternalServerError, text: "error.internal"}
+}
+
+// forbidden says which role would allow what was asked for.
+func (c *Console) forbidden(r *request, p admin.Permission) error {
+	var roles []string
+	for _, role := range rolesWith(p) {
+		roles = append(roles, r.lang.text("role."+string(role)))
+	}
+	return failure{status: http.StatusForbidden, text: "error.forbidden", detail: foreign(r.lang.text("forbidden.roles", strings.Join(roles, ", ")))}
+}
+
+// rolesWith are the roles that give a permission.
+func rolesWith(p admin.Permission) (out []admin.Role) {
+	for _, role := range admin.Roles {
+		if (admin.Principal{Kind: admin.ByOfficer, Assignments: []admin.Assignment{{Role: role}}}).MaySome(p) {
+			out = append(out, role)
+		}
+	}
+	return out
 }
 
 // errorData is what the error page shows.

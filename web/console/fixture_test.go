@@ -24,6 +24,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -33,12 +34,10 @@ import (
 	"chancery/ca"
 	"chancery/hsmstore"
 	"chancery/web/console"
+	"chancery/web/console/sessions"
 )
 
-const (
-	token  = "f3a1c9d4e5b60718293a4b5c6d7e8f90f3a1c9d4e5b60718293a4b5c6d7e8f90"
-	origin = "ca.example/ledger/5f1e0b7a9c3d2e41"
-)
+const origin = "ca.example/ledger/5f1e0b7a9c3d2e41"
 
 // fakeCA keeps certificates in memory.
 type fakeCA struct {
@@ -190,11 +189,16 @@ type fixture struct {
 
 	mu      sync.Mutex
 	now     time.Time
-	asked   int // how often the token was compared
+	board   *fakeBoard
+	open    *fakeSessions
+	invited *fakeEnrolments
+	hosts   *fakeMachines
 	signed  []audit.Session
 	away    error // of the ledger
 	refused []audit.Refusal
 	handler http.Handler
+	cfg     console.Config
+	drawn   atomic.Int64
 }
 
 type syncBuffer struct {
@@ -229,13 +233,19 @@ func (f *fixture) recordSession(_ context.Context, s audit.Session) error {
 // newFixture makes a console on an empty backend.
 func newFixture(t testing.TB, edit ...func(*fixture, *console.Config)) *fixture {
 	t.Helper()
-	f := &fixture{ca: &fakeCA{}, led: &fakeLedger{}, logged: &syncBuffer{}, now: start}
+	f := &fixture{ca: &fakeCA{}, led: &fakeLedger{}, logged: &syncBuffer{}, now: start, board: newFakeBoard(), open: &fakeSessions{rows: map[sessions.ID]sessions.Session{}, spent: map[[32]byte]bool{}}, invited: &fakeEnrolments{}, hosts: &fakeMachines{}}
 	cfg := console.Config{
 		Certificates:  f.ca,
 		Members:       func() []hsmstore.MemberStatus { return f.members },
 		Keys:          func() []hsmstore.KeyInfo { return f.keys },
 		Ledger:        console.Ledger{Head: f.led.head, Entries: f.led.entries, Checkpoint: f.led.checkpoint, Proof: f.led.proof},
-		AdminToken:    func(s string) bool { f.mu.Lock(); f.asked++; f.mu.Unlock(); return s == token },
+		Board:         f.board,
+		Enrolments:    f.invited,
+		Machines:      f.hosts,
+		Sessions:      f.open,
+		Secret:        []byte("0123456789abcdef0123456789abcdef"),
+		KeyPurposes:   []audit.Purpose{audit.PurposeCode, audit.PurposeDocument},
+		KeyAlgorithms: []string{"P-256", "RSA-3072"},
 		Session:       f.recordSession,
 		Refused:       func(r audit.Refusal) { f.mu.Lock(); defer f.mu.Unlock(); f.refused = append(f.refused, r) },
 		ACMEDirectory: "https://ca.example:8443/acme/directory",
@@ -251,7 +261,7 @@ func newFixture(t testing.TB, edit ...func(*fixture, *console.Config)) *fixture 
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.Console, f.handler = c, c.Handler()
+	f.Console, f.handler, f.cfg = c, c.Handler(), cfg
 	return f
 }
 
@@ -402,14 +412,36 @@ func (f *fixture) visitor() *visitor {
 	return &visitor{f: f, cookies: map[string]string{}, addr: "192.0.2.7:51000"}
 }
 
-// signedIn is a visitor with a session.
-func (f *fixture) signedIn(t testing.TB) *visitor {
+// signedIn is a visitor with the session of ada, who has all roles but the auditor's.
+func (f *fixture) signedIn(t testing.TB) *visitor { return f.as(t, "ada") }
+
+// as is a visitor with the session of an officer, who signed in just now.
+func (f *fixture) as(t testing.TB, officer string) *visitor {
 	t.Helper()
 	v := f.visitor()
-	if w := v.post("/console/sign-in", "token", token); w.Code != http.StatusSeeOther {
-		t.Fatalf("sign-in: %d %s", w.Code, w.Body)
-	}
+	v.cookies[console.CookieName] = f.session(t, f.cfg.Board, f.cfg.Sessions, officer)
 	return v
+}
+
+// session opens a session and returns what the browser has of it.
+func (f *fixture) session(t testing.TB, board console.Board, into console.Sessions, officer string) string {
+	t.Helper()
+	h, err := board.Rosters(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := f.cfg.Now()
+	err = into.Write(t.Context(), sessions.Put{ID: sessions.IDOf(secretOf(f.drawn.Add(1))), Session: sessions.Session{Kind: sessions.Officer, Subject: officer, Credential: []byte("x"), Entry: console.EntryDigest(h.Current(), officer),
+		Created: now, Seen: now, Stepped: now, Form: secretOf(f.drawn.Add(1)), Op: audit.NewOpID()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return secretOf(f.drawn.Load() - 1)
+}
+
+func secretOf(n int64) string {
+	h := sha256.Sum256(fmt.Append(nil, "secret ", n))
+	return hex.EncodeToString(h[:])
 }
 
 type edit func(*http.Request)

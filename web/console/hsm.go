@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"slices"
 
+	"chancery/admin"
 	"chancery/hsmstore"
 )
 
@@ -135,7 +136,9 @@ func (c *Console) keys(w http.ResponseWriter, r *request) error {
 	v := c.view(r, "keys", "keys.title", nil)
 	var rows []keyRow
 	for _, k := range c.cfg.Keys() {
-		rows = append(rows, v.keyRow(k))
+		if v.may(admin.ReadKeys, admin.Resource{Key: k.Name}) {
+			rows = append(rows, v.keyRow(k))
+		}
 	}
 	v.Data = rows
 	return c.show(w, http.StatusOK, "keys", "", v)

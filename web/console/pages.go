@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strings"
 
+	"chancery/admin"
 	"chancery/audit"
 	"chancery/ca"
 	"chancery/hsmstore"
@@ -27,6 +28,7 @@ type dashboardData struct {
 	Up         int
 	Signatures string
 	Keys       int
+	Waiting    int // proposals, for the vote of who looks
 	Ledger     headData
 	Newest     []certificateRow
 	Directory  string
@@ -40,12 +42,12 @@ func (c *Console) dashboard(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	found, err := c.cfg.Certificates.Certificates(r.Context(), ca.Query{Limit: newest})
-	if err != nil {
-		return err
-	}
-	for _, f := range found {
-		d.Newest = append(d.Newest, v.certificateRow(f))
+	if r.session.who.MaySome(admin.ReadCertificates) {
+		found, err := c.cfg.Certificates.Certificates(r.Context(), ca.Query{Limit: newest})
+		if err != nil {
+			return err
+		}
+		d.Newest = v.certificateRows(found)
 	}
 	v.Data = d
 	return c.show(w, http.StatusOK, "dashboard", "", v)
@@ -75,6 +77,9 @@ func (c *Console) dashboardData(ctx context.Context, v *view) (dashboardData, er
 	d.Signatures = thousands(calls)
 	d.Notices = v.notices(members, keys)
 	var err error
+	if d.Waiting, err = c.waiting(ctx, v.session); err != nil {
+		return d, err
+	}
 	d.Ledger, err = c.headData(ctx, v)
 	return d, err
 }

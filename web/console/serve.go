@@ -22,8 +22,8 @@ import (
 const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; form-action 'self'; " +
 	"frame-ancestors 'none'; base-uri 'none'; require-trusted-types-for 'script'; trusted-types htmx"
 
-// formBytes bounds the body of a POST; the longest form has a token and little else.
-const formBytes = 8 << 10
+// formBytes bounds the body of a POST; the longest of most forms has a passkey's answer.
+const formBytes = 16 << 10
 
 // actTime is how long an act may take that goes on when the browser hangs up.
 const actTime = 30 * time.Second
@@ -119,17 +119,27 @@ func (c *Console) dispatch(rt route, w http.ResponseWriter, r *request) error {
 		if err := c.crossOrigin.Check(r.Request); err != nil {
 			return failure{status: http.StatusForbidden, text: "error.crossOrigin"}
 		}
-		if r.form, err = readForm(w, r.Request, rt.fields, rt.access != public); err != nil {
+		if r.form, err = readForm(w, r.Request, rt); err != nil {
 			return err
 		}
 	}
-	r.session = c.sessions.find(sessionID(r.Request), rt.access != polled)
+	if !rt.plain {
+		if r.session, err = c.find(r, !rt.polled); err != nil {
+			return err
+		}
+	}
+	if rt.may == public {
+		return h(w, r)
+	}
 	switch {
-	case rt.access == public:
 	case r.session == nil:
 		return c.askToSignIn(w, r)
-	case changes && subtle.ConstantTimeCompare([]byte(r.form.Get(formToken)), []byte(r.session.form)) != 1:
+	case changes && subtle.ConstantTimeCompare([]byte(r.form.Get(formToken)), []byte(r.session.Form)) != 1:
 		return failure{status: http.StatusForbidden, text: "error.formToken"}
+	case rt.may != signedIn && !r.session.who.MaySome(rt.may):
+		return c.forbidden(r, rt.may)
+	case rt.fresh && !r.session.fresh(c.now()):
+		return lead(w, r, url.StepUp(placeOf(r)))
 	}
 	return h(w, r)
 }
@@ -158,13 +168,17 @@ const formToken = "form_token"
 
 // readForm reads a form strictly: URL-encoded, in the body only, only the fields that
 // the route takes, each at most once.
-func readForm(w http.ResponseWriter, r *http.Request, fields []string, token bool) (neturl.Values, error) {
+func readForm(w http.ResponseWriter, r *http.Request, rt route) (neturl.Values, error) {
 	bad := failure{status: http.StatusBadRequest, text: "error.form"}
 	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/x-www-form-urlencoded" {
 		return nil, failure{status: http.StatusUnsupportedMediaType, text: "error.form"}
 	}
+	limit := rt.form
+	if limit == 0 {
+		limit = formBytes
+	}
 	var b bytes.Buffer
-	if _, err := b.ReadFrom(http.MaxBytesReader(w, r.Body, formBytes)); err != nil {
+	if _, err := b.ReadFrom(http.MaxBytesReader(w, r.Body, limit)); err != nil {
 		var long *http.MaxBytesError
 		if errors.As(err, &long) {
 			return nil, failure{status: http.StatusRequestEntityTooLarge, text: "error.form"}
@@ -176,7 +190,7 @@ func readForm(w http.ResponseWriter, r *http.Request, fields []string, token boo
 		return nil, bad
 	}
 	for name, values := range form {
-		if len(values) != 1 || !slices.Contains(fields, name) && !(token && name == formToken) {
+		if len(values) != 1 || !slices.Contains(rt.fields, name) && !(rt.may != public && name == formToken) {
 			return nil, bad
 		}
 	}

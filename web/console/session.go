@@ -3,47 +3,36 @@ package console
 import (
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json/v2"
 	"errors"
 	"fmt"
 	"net/http"
-	"net/netip"
-	"strconv"
-	"sync"
 	"time"
 
+	"chancery/admin"
 	"chancery/audit"
+	"chancery/web/console/sessions"
 )
 
-// The limits of a session, and how many there are at a time.
-const (
-	idleTime    = 15 * time.Minute
-	wholeTime   = 8 * time.Hour
-	maxSessions = 256
-)
+// touchTime is how often at most it is noted that a session is used.
+const touchTime = time.Minute
+
+// freshTime is how old the proof that a person is there may be for a dangerous act.
+const freshTime = 2 * time.Minute
 
 // cookieName has the prefix that makes browsers insist on Secure, Path=/ and no Domain,
 // so that no sub-domain can set it (RFC 6265bis §4.1.3.2).
 const cookieName = "__Host-chancery"
 
-// session is what the server knows of a signed-in browser. Its id is known to the
-// browser alone: the table holds SHA-256 of it.
+// session is what the server knows of a signed-in browser, and who that is now: the
+// officer is looked up on the roster in force with every request.
 type session struct {
-	created, seen time.Time
-	form          string     // token of its forms
-	op            audit.OpID // of its entries in the ledger
-}
-
-type sessions struct {
-	now func() time.Time
-
-	mu     sync.Mutex
-	byHash map[[sha256.Size]byte]*session
-}
-
-func newSessions(now func() time.Time) *sessions {
-	return &sessions{now: now, byHash: map[[sha256.Size]byte]*session{}}
+	sessions.Session
+	id      sessions.ID
+	who     admin.Principal
+	officer admin.Officer
+	roster  admin.Roster
 }
 
 // secret is 256 random bits in hex.
@@ -53,56 +42,108 @@ func secret() string {
 	return hex.EncodeToString(b[:])
 }
 
-// open makes a session and returns its id. A full table loses who was away longest.
-func (s *sessions) open(op audit.OpID) string {
-	id, now := secret(), s.now()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var oldest [sha256.Size]byte
-	var since time.Time
-	for h, e := range s.byHash {
-		if e.ended(now) {
-			delete(s.byHash, h)
-		} else if since.IsZero() || e.seen.Before(since) {
-			oldest, since = h, e.seen
+// entryDigest is of all that a roster says of an officer, and of whom its passkeys are for.
+func entryDigest(r admin.Roster, o admin.Officer) ([32]byte, error) {
+	b, err := json.Marshal(o, json.Deterministic(true))
+	if err != nil {
+		return [32]byte{}, fmt.Errorf("the entry of officer %s: %w", o.Name, err)
+	}
+	return audit.Digest("console-entry", append([]byte(r.RPID+"\n"), b...)), nil
+}
+
+// find returns the session of a request, or nil. What a page's own timer fetches does not
+// touch it, so that an open page does not keep an absent person signed in. An officer who
+// left the roster, or whose entry changed, is signed out.
+func (c *Console) find(r *request, touch bool) (*session, error) {
+	id := sessionID(r.Request)
+	if id == "" {
+		return nil, nil
+	}
+	ctx, now := r.Context(), c.now()
+	s := &session{id: sessions.IDOf(id)}
+	var err error
+	if s.Session, err = c.cfg.Sessions.Session(ctx, s.id); errors.Is(err, audit.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading a session: %w", err)
+	}
+	if s.Ended(now) {
+		return nil, nil
+	}
+	known, err := c.identify(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	if !known {
+		c.log.Info("signed out: the roster changed", "id", r.id, "officer", s.Subject)
+		if err := c.cfg.Sessions.Write(ctx, sessions.Close{ID: s.id}); err != nil {
+			c.log.Warn("a session could not be removed; it is refused all the same", "id", r.id, "err", err)
+		}
+		return nil, nil
+	}
+	if touch && now.Sub(s.Seen) >= touchTime {
+		if err := c.cfg.Sessions.Write(ctx, sessions.Touch{ID: s.id, At: now}); err != nil {
+			c.log.Warn("the use of a session could not be noted; it may end earlier", "id", r.id, "err", err)
 		}
 	}
-	if len(s.byHash) >= maxSessions {
-		delete(s.byHash, oldest)
-	}
-	s.byHash[sha256.Sum256([]byte(id))] = &session{created: now, seen: now, form: secret(), op: op}
-	return id
+	return s, nil
 }
 
-func (e *session) ended(now time.Time) bool {
-	return now.Sub(e.seen) >= idleTime || now.Sub(e.created) >= wholeTime
+// identify finds who a session is for. A kind that is not known is nobody's.
+func (c *Console) identify(ctx context.Context, s *session) (bool, error) {
+	if s.Kind != sessions.Officer {
+		return false, nil
+	}
+	h, err := c.cfg.Board.Rosters(ctx)
+	if err != nil {
+		return false, err
+	}
+	s.roster = h.Current()
+	var ok bool
+	if s.officer, ok = s.roster.Officer(s.Subject); !ok {
+		return false, nil
+	}
+	digest, err := entryDigest(s.roster, s.officer)
+	s.who = s.roster.Principal(s.officer)
+	return digest == s.Entry, err
 }
 
-// find returns a copy of the session, or nil. What a page's own timer fetches does not
-// touch it, so that an open page does not keep an absent person signed in.
-func (s *sessions) find(id string, touch bool) *session {
-	h, now := sha256.Sum256([]byte(id)), s.now()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	e := s.byHash[h]
-	if e == nil {
-		return nil
+// fresh tells whether the person proved lately to be there.
+func (s *session) fresh(now time.Time) bool { return now.Sub(s.Stepped) < freshTime }
+
+// open makes a session for an officer who signed in with a passkey, in place of the one
+// that the browser had.
+func (c *Console) open(ctx context.Context, w http.ResponseWriter, r *request, roster admin.Roster, o admin.Officer, credential []byte, op audit.OpID) error {
+	entry, err := entryDigest(roster, o)
+	if err != nil {
+		return err
 	}
-	if e.ended(now) {
-		delete(s.byHash, h)
-		return nil
+	id, now := secret(), c.now()
+	put := sessions.Put{ID: sessions.IDOf(id), Session: sessions.Session{Kind: sessions.Officer, Subject: o.Name, Credential: credential, Entry: entry,
+		Created: now, Seen: now, Stepped: now, Form: secret(), Op: op}}
+	if old := sessionID(r.Request); old != "" {
+		put.Instead = sessions.IDOf(old)
 	}
-	if touch {
-		e.seen = now
+	if err := c.cfg.Sessions.Write(ctx, put); err != nil {
+		return fmt.Errorf("opening a session: %w", err)
 	}
-	found := *e
-	return &found
+	http.SetCookie(w, sessionCookie(id, 0))
+	return nil
 }
 
-func (s *sessions) close(id string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.byHash, sha256.Sum256([]byte(id)))
+// rotate gives the session of a request a new id: the old one is dead.
+func (c *Console) rotate(ctx context.Context, w http.ResponseWriter, r *request) error {
+	id := secret()
+	err := c.cfg.Sessions.Write(ctx, sessions.Rotate{From: r.session.id, To: sessions.IDOf(id), Form: secret(), At: c.now()})
+	if errors.Is(err, audit.ErrConflict) { // signed out meanwhile
+		return failure{status: http.StatusForbidden, text: "error.formToken"}
+	}
+	if err != nil {
+		return fmt.Errorf("renewing a session: %w", err)
+	}
+	http.SetCookie(w, sessionCookie(id, 0))
+	return nil
 }
 
 // sessionID is the id that a browser presents; "" if it has none, or several of which
@@ -117,170 +158,4 @@ func sessionID(r *http.Request) string {
 
 func sessionCookie(value string, age int) *http.Cookie {
 	return &http.Cookie{Name: cookieName, Value: value, Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteStrictMode, MaxAge: age}
-}
-
-// The limits of failed sign-ins from one address.
-const (
-	attemptLimit  = 8
-	attemptWindow = 5 * time.Minute
-	maxAddresses  = 4096
-)
-
-// limiter counts failed sign-ins per address; of IPv6 the /64 counts, which is what
-// one customer has.
-type limiter struct {
-	now func() time.Time
-
-	mu    sync.Mutex
-	count map[netip.Prefix]*attempts
-}
-
-type attempts struct {
-	n     int
-	until time.Time
-}
-
-func newLimiter(now func() time.Time) *limiter {
-	return &limiter{now: now, count: map[netip.Prefix]*attempts{}}
-}
-
-func network(a netip.Addr) netip.Prefix {
-	bits := 32
-	if a.Is6() {
-		bits = 64
-	}
-	p, _ := a.WithZone("").Prefix(bits)
-	return p
-}
-
-// take counts an attempt before it is made and tells whether it may be made, or how
-// long to wait.
-func (l *limiter) take(a netip.Addr) (wait time.Duration, ok bool) {
-	p, now := network(a), l.now()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	e := l.count[p]
-	if e == nil || !now.Before(e.until) {
-		l.makeRoom(now)
-		e = &attempts{until: now.Add(attemptWindow)}
-		l.count[p] = e
-	}
-	if e.n >= attemptLimit {
-		return e.until.Sub(now), false
-	}
-	e.n++
-	return 0, true
-}
-
-// makeRoom keeps the table bounded: what is over goes first, then anything.
-func (l *limiter) makeRoom(now time.Time) {
-	if len(l.count) < maxAddresses {
-		return
-	}
-	for p, e := range l.count {
-		if !now.Before(e.until) {
-			delete(l.count, p)
-		}
-	}
-	for p := range l.count {
-		if len(l.count) < maxAddresses {
-			return
-		}
-		delete(l.count, p)
-	}
-}
-
-// giveBack takes back an attempt that was none: the token was right.
-func (l *limiter) giveBack(a netip.Addr) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if e := l.count[network(a)]; e != nil && e.n > 0 {
-		e.n--
-	}
-}
-
-// signInData is what the sign-in page shows.
-type signInData struct {
-	To      place
-	Problem string // key of the catalogue, or ""
-	Minutes int
-}
-
-// askToSignIn answers who has no session: a page leads to the form and back again, a
-// part of a page makes htmx go there.
-func (c *Console) askToSignIn(w http.ResponseWriter, r *request) error {
-	to := url.SignIn(placeOf(r))
-	if r.Header.Get("HX-Request") == "true" {
-		w.Header().Set("HX-Redirect", string(to))
-		w.WriteHeader(http.StatusNoContent)
-		return nil
-	}
-	return redirect(w, to)
-}
-
-// signInPage is GET /console/sign-in.
-func (c *Console) signInPage(w http.ResponseWriter, r *request) error {
-	to := parsePlace(r.URL.Query().Get("to"))
-	if r.session != nil {
-		return redirect(w, to.Path())
-	}
-	return c.showSignIn(w, r, http.StatusOK, signInData{To: to})
-}
-
-func (c *Console) showSignIn(w http.ResponseWriter, r *request, status int, d signInData) error {
-	return c.show(w, status, "signin", "", c.view(r, "", "signin.title", d))
-}
-
-// signIn is POST /console/sign-in. Every wrong token gets the same answer. The session
-// is always a new one, whatever cookie came with the request (session fixation).
-func (c *Console) signIn(w http.ResponseWriter, r *request) error {
-	to := parsePlace(r.form.Get("to"))
-	if wait, ok := c.attempts.take(r.address()); !ok {
-		w.Header().Set("Retry-After", strconv.Itoa(int(wait/time.Second)+1))
-		c.log.Warn("too many failed sign-ins", "id", r.id, "remote", r.address())
-		c.cfg.Refused(audit.Refusal{Kind: "console:sign-in", Detail: "too many wrong tokens", Client: r.client()})
-		return c.showSignIn(w, r, http.StatusTooManyRequests, signInData{To: to, Problem: "signin.wait", Minutes: int(wait/time.Minute) + 1})
-	}
-	if token := r.form.Get("token"); token == "" || !c.cfg.AdminToken(token) {
-		c.log.Warn("failed sign-in", "id", r.id, "remote", r.address())
-		c.cfg.Refused(audit.Refusal{Kind: "console:sign-in", Detail: "wrong token", Client: r.client()})
-		return c.showSignIn(w, r, http.StatusUnauthorized, signInData{To: to, Problem: "signin.wrong"})
-	}
-	c.attempts.giveBack(r.address())
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), actTime)
-	defer cancel()
-	op := audit.NewOpID()
-	if err := c.cfg.Session(ctx, audit.Session{ID: op, Requester: requester, Client: r.client()}); err != nil {
-		return fmt.Errorf("recording a sign-in: %w", err)
-	}
-	c.sessions.close(sessionID(r.Request))
-	http.SetCookie(w, sessionCookie(c.sessions.open(op), 0))
-	c.log.Info("signed in", "id", r.id, "remote", r.address())
-	return redirect(w, url.SignedIn(to))
-}
-
-// signedInCheck is GET /console/signed-in: where a sign-in leads, to see whether the
-// browser kept the cookie. It does not over plain HTTP to another host than localhost.
-func (c *Console) signedInCheck(w http.ResponseWriter, r *request) error {
-	to := parsePlace(r.URL.Query().Get("to"))
-	if r.session == nil {
-		return c.showSignIn(w, r, http.StatusBadRequest, signInData{To: to, Problem: "signin.noCookie"})
-	}
-	return redirect(w, to.Path())
-}
-
-// signOut is POST /console/sign-out. The session ends whether that can be recorded or not.
-func (c *Console) signOut(w http.ResponseWriter, r *request) error {
-	id := sessionID(r.Request)
-	if id == "" {
-		return errors.New("signing out a session without id")
-	}
-	c.sessions.close(id)
-	http.SetCookie(w, sessionCookie("", -1))
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), actTime)
-	defer cancel()
-	if err := c.cfg.Session(ctx, audit.Session{ID: r.session.op, Requester: requester, Client: r.client(), Out: true}); err != nil {
-		c.log.Error("a sign-out could not be recorded", "id", r.id, "err", err)
-	}
-	return redirect(w, url.SignIn(place{}))
 }

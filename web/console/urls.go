@@ -55,12 +55,29 @@ func (urls) Dashboard() Path          { return root }
 func (urls) DashboardLive() Path      { return beneath("live") }
 func (urls) SignIn(to place) Path     { return beneath("sign-in").with("to", to.String()) }
 func (urls) SignedIn(to place) Path   { return beneath("signed-in").with("to", to.String()) }
+func (urls) SignInOptions() Path      { return beneath("sign-in", "options") }
+func (urls) StepUp(to place) Path     { return beneath("step-up").with("to", to.String()) }
+func (urls) StepUpOptions() Path      { return beneath("step-up", "options") }
+func (urls) Enrol() Path              { return beneath("enrol") }
+func (urls) EnrolOptions() Path       { return beneath("enrol", "options") }
+func (urls) EnrolPasskey() Path       { return beneath("enrol", "passkey") }
+func (urls) EnrolFinish() Path        { return beneath("enrol", "finish") }
 func (urls) SignOut() Path            { return beneath("sign-out") }
 func (urls) Language() Path           { return beneath("language") }
 func (urls) Members() Path            { return beneath("hsm") }
 func (urls) MembersLive() Path        { return beneath("hsm", "live") }
 func (urls) Keys() Path               { return beneath("keys") }
 func (urls) Certificates() Path       { return beneath("certificates") }
+func (urls) NewKey() Path             { return beneath("keys", "new") }
+func (urls) Ask() Path                { return beneath("approvals", "ask") }
+func (urls) Officers() Path           { return beneath("officers") }
+func (urls) Invite() Path             { return beneath("officers", "invite") }
+func (urls) Accept() Path             { return beneath("officers", "accept") }
+func (urls) RemoveOfficer() Path      { return beneath("officers", "remove") }
+func (urls) ChangeRoles() Path        { return beneath("officers", "roles") }
+func (urls) Quorum() Path             { return beneath("officers", "quorum") }
+func (urls) Machines() Path           { return beneath("machines") }
+func (urls) NewMachine() Path         { return beneath("machines", "new") }
 func (urls) Ledger() Path             { return beneath("ledger") }
 func (urls) Checkpoint() Path         { return beneath("ledger", "checkpoint") }
 func (urls) Entry(i uint64) Path      { return beneath("ledger", number(i)) }
@@ -73,6 +90,20 @@ func (urls) CertificatePage(q string, before uint64) Path {
 
 // LedgerPage is the page of entries below an index.
 func (urls) LedgerPage(before uint64) Path { return beneath("ledger").with("before", cursor(before)) }
+
+// Approvals is a tab of the inbox.
+func (urls) Approvals(tab string) Path { return beneath("approvals").with("tab", tab) }
+
+func (urls) Proposal(id string) Path           { return beneath("approvals", id) }
+func (urls) ProposalBytes(id string) Path      { return beneath("approvals", id, "proposal.bin") }
+func (urls) ProposalParameters(id string) Path { return beneath("approvals", id, "parameters.json") }
+func (urls) CastVote(id string) Path           { return beneath("approvals", id, "vote") }
+func (urls) CancelProposal(id string) Path     { return beneath("approvals", id, "cancel") }
+
+// Roles is the page that changes an officer's roles.
+func (urls) Roles(officer string) Path    { return beneath("officers", "roles").with("name", officer) }
+func (urls) Withdraw(id string) Path      { return beneath("officers", "enrolments", id, "withdraw") }
+func (urls) RevokeMachine(id string) Path { return beneath("machines", id, "revoke") }
 
 func (urls) Certificate(serial string) Path { return beneath("certificates", serial) }
 func (urls) Revoke(serial string) Path      { return beneath("certificates", serial, "revoke") }
@@ -94,14 +125,25 @@ func (urls) Asset(name string) (Path, error) {
 // The zero value is the dashboard.
 type place struct{ page, arg string }
 
+// placePages are the places without an argument, and where they are.
+var placePages = map[string]func() Path{
+	"hsm": url.Members, "keys": url.Keys, "certificates": url.Certificates, "ledger": url.Ledger, "officers": url.Officers, "machines": url.Machines,
+	"approvals": func() Path { return url.Approvals("") }, "invite": url.Invite, "quorum": url.Quorum, "new-key": url.NewKey, "new-machine": url.NewMachine,
+}
+
+// placeIDs are the places with the ID of something.
+var placeIDs = map[string]func(id string) Path{"proposal": url.Proposal, "cancel": url.CancelProposal, "withdraw": url.Withdraw, "revoke-machine": url.RevokeMachine}
+
 // parsePlace reads what [place.String] wrote; all else is the dashboard.
 func parsePlace(s string) place {
 	page, arg, has := strings.Cut(s, ":")
+	if _, ok := placePages[page]; ok && !has {
+		return place{page: page}
+	}
+	if _, ok := placeIDs[page]; ok && isID(arg) {
+		return place{page, arg}
+	}
 	switch page {
-	case "hsm", "keys", "certificates", "ledger":
-		if !has {
-			return place{page: page}
-		}
 	case "certificate", "revoke":
 		if isSerial(arg) {
 			return place{page, arg}
@@ -112,6 +154,12 @@ func parsePlace(s string) place {
 		}
 	}
 	return place{}
+}
+
+// isID tells whether s is the ID of a proposal, an enrolment or a machine: 16 hex digits.
+func isID(s string) bool {
+	b, err := hex.DecodeString(s)
+	return err == nil && len(b) == 8 && s == strings.ToLower(s)
 }
 
 // isSerial tells whether s is a serial as the ledger writes it.
@@ -129,15 +177,13 @@ func (p place) String() string {
 
 // Path is the page's path.
 func (p place) Path() Path {
+	if at, ok := placePages[p.page]; ok {
+		return at()
+	}
+	if at, ok := placeIDs[p.page]; ok {
+		return at(p.arg)
+	}
 	switch p.page {
-	case "hsm":
-		return url.Members()
-	case "keys":
-		return url.Keys()
-	case "certificates":
-		return url.Certificates()
-	case "ledger":
-		return url.Ledger()
 	case "certificate":
 		return url.Certificate(p.arg)
 	case "revoke":
@@ -154,11 +200,26 @@ func placeOf(r *request) place {
 	rest, _ := strings.CutPrefix(r.URL.Path, root)
 	page, rest, _ := strings.Cut(rest, "/")
 	arg, sub, _ := strings.Cut(rest, "/")
-	switch {
-	case page == "certificates" && sub == "revoke":
+	switch page + "/" + sub {
+	case "certificates/revoke":
 		return parsePlace("revoke:" + arg)
+	case "approvals/cancel":
+		return parsePlace("cancel:" + arg)
+	case "machines/revoke":
+		return parsePlace("revoke-machine:" + arg)
+	}
+	if id, ok := strings.CutSuffix(sub, "/withdraw"); ok && page == "officers" && arg == "enrolments" {
+		return parsePlace("withdraw:" + id)
+	}
+	switch {
+	case page == "keys" && arg == "new", page == "machines" && arg == "new":
+		return parsePlace("new-" + strings.TrimSuffix(page, "s"))
+	case page == "officers" && (arg == "invite" || arg == "quorum"):
+		return parsePlace(arg)
 	case page == "certificates" && arg != "":
 		return parsePlace("certificate:" + arg)
+	case page == "approvals" && isID(arg):
+		return parsePlace("proposal:" + arg)
 	case page == "ledger" && arg != "":
 		return parsePlace("entry:" + arg)
 	}

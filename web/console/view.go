@@ -12,6 +12,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"chancery/admin"
 )
 
 //go:embed pages/*.html
@@ -48,16 +50,18 @@ type view struct {
 	Title    string
 	Dev      bool
 	SignedIn bool
-	Form     string // form token of the session
+	Who      foreign // who is signed in
+	Form     string  // form token of the session
 	Here     place
 	Data     any
 	now      time.Time
+	session  *session
 }
 
 func (c *Console) view(r *request, page, title string, data any) *view {
-	v := &view{Lang: r.lang, Page: page, Dev: c.cfg.Dev, Here: placeOf(r), Data: data, now: c.now()}
+	v := &view{Lang: r.lang, Page: page, Dev: c.cfg.Dev, Here: placeOf(r), Data: data, now: c.now(), session: r.session}
 	if r.session != nil {
-		v.SignedIn, v.Form = true, r.session.form
+		v.SignedIn, v.Form, v.Who = true, r.session.Form, foreign(r.session.who.Name)
 	}
 	v.Title = v.Lang.text(title)
 	return v
@@ -66,6 +70,31 @@ func (c *Console) view(r *request, page, title string, data any) *view {
 // T is a text of the catalogue. A key that is missing is an error, which a test of all
 // templates in all languages finds.
 func (v *view) T(key string, args ...any) (string, error) { return v.Lang.lookup(key, args...) }
+
+// May tells whether who is signed in has a permission on anything: pages show only what one
+// may do. A permission that is not in the table is an error.
+func (v *view) May(p admin.Permission) (bool, error) {
+	if !p.Known() {
+		return false, fmt.Errorf("there is no permission %q", p)
+	}
+	return v.session != nil && v.session.who.MaySome(p), nil
+}
+
+// may is May on one resource.
+func (v *view) may(p admin.Permission, on admin.Resource) bool {
+	return v.session != nil && v.session.who.May(p, on)
+}
+
+// assignment is a role with its limits, in words.
+func (v *view) assignment(a admin.Assignment) foreign {
+	s := v.named("role.", string(a.Role))
+	for _, limit := range []struct{ key, value string }{{"issuer", a.Issuer}, {"profile", a.Profile}, {"key", a.Key}} {
+		if limit.value != "" {
+			s += ", " + v.Lang.text("limit."+limit.key, limit.value)
+		}
+	}
+	return foreign(s)
+}
 
 // show renders a page, or one block of it, and sends it whole or not at all.
 func (c *Console) show(w http.ResponseWriter, status int, page, block string, v *view) error {
