@@ -6,6 +6,8 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -13,10 +15,12 @@ import (
 	"github.com/chromedp/cdproto/cdp"
 	cdplog "github.com/chromedp/cdproto/log"
 	"github.com/chromedp/cdproto/runtime"
+	"github.com/chromedp/cdproto/webauthn"
 	"github.com/chromedp/chromedp"
 )
 
-// TestConsole signs in to the real console in Chromium, finds a certificate, revokes
+// TestConsole makes passkeys with an enrolment link, signs in to the real
+// console in Chromium, finds a certificate, revokes
 // it there, and looks for it on the CRL. An error in the browser's console fails it.
 func TestConsole(t *testing.T) {
 	s := newSite(t)
@@ -34,7 +38,7 @@ func TestConsole(t *testing.T) {
 	base := "http://localhost:" + port + "/console/"
 
 	b := newBrowser(t)
-	b.do(chromedp.Navigate(base), chromedp.SendKeys("#token", s.token()), chromedp.Click("#sign-in"), chromedp.WaitVisible("#sign-out"))
+	b.signIn(t, s, base)
 	b.do(chromedp.Navigate(base+"certificates?q=teapot"), chromedp.WaitVisible("#results [data-rows=\"1\"]"), chromedp.Click("#results tbody a"), chromedp.WaitVisible("#revoke"))
 	b.do(chromedp.Click("#revoke"), chromedp.WaitVisible("#serial"))
 	if serial := b.text("#serial"); serial != cert.Serial {
@@ -45,7 +49,7 @@ func TestConsole(t *testing.T) {
 		return err
 	}), chromedp.Click("#do-revoke"), chromedp.WaitVisible("#reason"))
 	s.awaitRevoked(cert.Serial)
-	for _, page := range []string{"", "hsm", "keys", "ledger"} {
+	for _, page := range []string{"", "hsm", "keys", "ledger", "approvals", "officers", "machines"} {
 		b.do(chromedp.Navigate(base+page), chromedp.WaitVisible("#sign-out"))
 	}
 	b.mu.Lock()
@@ -53,6 +57,41 @@ func TestConsole(t *testing.T) {
 	for _, bad := range b.bad {
 		t.Errorf("browser: %s", bad)
 	}
+}
+
+// signIn invites somebody with all roles but the auditor's, makes two passkeys with the link,
+// has the officers put them on the roster, and signs in. It returns the link.
+func (b *browser) signIn(t *testing.T, s *site, base string) (link string) {
+	t.Helper()
+	var made struct{ Link string }
+	invitation := map[string]any{"name": "ada", "roles": []string{"administrator", "crypto-officer", "registration-officer", "signer"}}
+	if status, err := s.api(s.client(), s.token(), "POST", "/api/v1/enrolments", invitation, &made); err != nil || status != 201 {
+		t.Fatalf("inviting: %d %v", status, err)
+	}
+	link = made.Link
+	if _, err := chromedp.Call(b.ctx, webauthn.Enable, webauthn.EnableParams{}); err != nil {
+		t.Fatal(err)
+	}
+	for i, transport := range []webauthn.AuthenticatorTransport{webauthn.AuthenticatorTransportInternal, webauthn.AuthenticatorTransportUsb} {
+		_, err := chromedp.Call(b.ctx, webauthn.AddVirtualAuthenticator, webauthn.AddVirtualAuthenticatorParams{Options: &webauthn.VirtualAuthenticatorOptions{
+			Protocol: webauthn.AuthenticatorProtocolCtap2, Transport: transport, HasResidentKey: true, HasUserVerification: true, IsUserVerified: true, AutomaticPresenceSimulation: true}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			b.do(chromedp.Navigate(link), chromedp.WaitVisible("#invitation"))
+		}
+		b.do(chromedp.WaitEnabled("#make"), chromedp.Click("#make"), chromedp.WaitVisible(fmt.Sprintf(`#passkeys[data-count="%d"]`, i+1)))
+	}
+	b.do(chromedp.Click("#finish"), chromedp.WaitVisible("#proposal-id"))
+	id := b.text("#proposal-id")
+	line := commandLine{t, s}
+	for _, name := range []string{"officer-1", "officer-2"} {
+		line.run(0, "approve", "sign", id, "--officer", name, "--key", filepath.Join(s.dir, "officers", name+".pem"))
+	}
+	eventually(t, func() bool { return strings.Contains(line.run(0, "approve", "show", id), ", done") })
+	b.do(chromedp.Navigate(base), chromedp.WaitEnabled("#sign-in"), chromedp.Click("#sign-in"), chromedp.WaitVisible("#sign-out"))
+	return link
 }
 
 // browser is one tab of a real Chromium that remembers what went wrong in it.
