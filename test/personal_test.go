@@ -383,8 +383,7 @@ func TestAttack_AUD_17(t *testing.T) {
 
 	// The console: a session cookie, a form token, the secret of an enrolment link, and an
 	// answer that is no passkey's.
-	_, port, _ := strings.Cut(s.http, ":")
-	base := "http://localhost:" + port + "/console/"
+	base := consoleOf(s)
 	const typed = "canary-typed-as-passkey"
 	secrets["typed"] = typed
 	resp, err := http.PostForm(base+"sign-in", url.Values{"assertion": {typed}, "to": {""}})
@@ -393,7 +392,10 @@ func TestAttack_AUD_17(t *testing.T) {
 	}
 	resp.Body.Close()
 	b := newBrowser(t)
-	_, secrets["link"], _ = strings.Cut(b.signIn(t, s, base), "#")
+	link := linkIn(t, s.banner)
+	_, secrets["link"], _ = strings.Cut(link, "#")
+	b.admitted(commandLine{t, s}, link)
+	b.signIn(base)
 	got, err := chromedp.Call(b.ctx, network.GetCookies, network.GetCookiesParams{URLs: []string{base}})
 	if err != nil {
 		t.Fatal(err)
@@ -447,7 +449,7 @@ func TestAttack_AUD_17(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	places := map[string][]byte{"server log": []byte(s.log.String() + s.banner)}
+	places := map[string][]byte{"server log": []byte(s.log.String() + strings.ReplaceAll(s.banner, link, ""))}
 	kinds := map[string]uint64{}
 	err = db.Leaves(t.Context(), 0, head.Size, func(i uint64, b []byte) error {
 		places["leaves"] = append(append(places["leaves"], b...), '\n')

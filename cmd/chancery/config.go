@@ -18,8 +18,10 @@ import (
 	"github.com/goccy/go-yaml"
 	"go.step.sm/crypto/kms/uri"
 
+	"chancery/admin"
 	"chancery/audit"
 	"chancery/hsmstore"
+	"chancery/web/console/oidc"
 )
 
 // Config is the configuration file. Unknown keys are errors.
@@ -49,6 +51,45 @@ type Config struct {
 		// Key of purpose secret that the key of nonces comes from; empty: it is in the database.
 		NonceSecret string `yaml:"nonce_secret,omitempty"`
 	} `yaml:"acme"`
+	OIDC *OIDCConfig `yaml:"oidc,omitempty"` // nil: nobody signs in that way
+}
+
+// OIDCConfig is an OpenID provider with which people sign in at the console.
+type OIDCConfig struct {
+	Issuer       string              `yaml:"issuer"` // as the provider names itself
+	ClientID     string              `yaml:"client_id"`
+	ClientSecret string              `yaml:"client_secret"` // file:PATH, env:NAME, credential:NAME
+	GroupsClaim  string              `yaml:"groups_claim,omitempty"`
+	Scopes       []string            `yaml:"scopes,omitempty"`
+	Roles        map[string][]string `yaml:"roles"` // by group
+}
+
+// provider is the typed form; nil if there is none. In dev it may be on this machine.
+func (c *Config) provider(dev bool) (*oidc.Provider, error) {
+	o := c.OIDC
+	if o == nil {
+		return nil, nil
+	}
+	read, err := secret(o.ClientSecret)
+	if err != nil {
+		return nil, fmt.Errorf("oidc.client_secret: %w", err)
+	}
+	text, err := read()
+	if err != nil {
+		return nil, fmt.Errorf("oidc.client_secret: %w", err)
+	}
+	roles := map[string][]admin.Assignment{}
+	for group, texts := range o.Roles {
+		for _, t := range texts {
+			a, err := admin.ParseAssignment(t)
+			if err != nil {
+				return nil, fmt.Errorf("oidc.roles.%s: %w", group, err)
+			}
+			roles[group] = append(roles[group], a)
+		}
+	}
+	return oidc.New(oidc.Config{Issuer: o.Issuer, ClientID: o.ClientID, ClientSecret: text, GroupsClaim: o.GroupsClaim, Scopes: o.Scopes, Roles: roles,
+		RedirectURL: strings.TrimSuffix(c.PublicURL, "/") + "/console/oidc/callback", Loopback: dev})
 }
 
 // LedgerConfig is where the ledger leaves traces outside the database.
