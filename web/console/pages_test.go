@@ -203,7 +203,7 @@ func TestTemplateRules(t *testing.T) {
 	if err != nil || seen < 50 {
 		t.Fatal(err, seen)
 	}
-	if len(console.PageNames()) != 25 {
+	if len(console.PageNames()) != 26 {
 		t.Errorf("pages: %v", console.PageNames())
 	}
 }
