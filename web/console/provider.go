@@ -96,7 +96,7 @@ func (c *Console) providerCallback(w http.ResponseWriter, r *request) error {
 		return err
 	}
 	c.log.Info("signed in with the OpenID provider", "id", r.id, "subject", who.Subject, "remote", r.address())
-	return c.show(w, http.StatusOK, "continue", "", c.view(r, "", "signin.title", url.SignedIn(to)))
+	return c.show(w, http.StatusOK, "continue", "", c.view(r, "", "signin.title", to))
 }
 
 // vouched is the person of a callback, and where they wanted to go.
