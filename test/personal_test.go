@@ -392,6 +392,7 @@ func TestAttack_AUD_17(t *testing.T) {
 	}
 	resp.Body.Close()
 	b := newBrowser(t)
+	b.authenticator()
 	link := linkIn(t, s.banner)
 	_, secrets["link"], _ = strings.Cut(link, "#")
 	b.admitted(commandLine{t, s}, link)

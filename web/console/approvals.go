@@ -313,7 +313,8 @@ func (c *Console) showProposal(w http.ResponseWriter, r *request, status int, pr
 	d.Own, d.MayVote = s.asked(a), s.waits(a, c.now())
 	d.Pending = a.State == admin.Pending
 	d.MayCancel = d.Own && d.Pending && s.who.MaySome(admin.CancelApprovals)
-	d.Outdated = d.Pending && a.Asked.Roster != s.roster.Digest()
+	now := h.Current()
+	d.Outdated = d.Pending && a.Asked.Roster != now.Digest()
 	roster, known := rosterOf(h, a.Asked.Roster)
 	if d.Votes, err = c.voteRows(ctx, v, roster, a.Votes); err != nil {
 		return err
@@ -323,8 +324,8 @@ func (c *Console) showProposal(w http.ResponseWriter, r *request, status int, pr
 		d.Needs = v.needs(roster, a.Votes)
 	}
 	if d.Pending && !d.Outdated {
-		for _, o := range s.roster.ShareHolders() {
-			if !s.roster.Asked(a.Asked.Requester, o.Name) {
+		for _, o := range now.ShareHolders() {
+			if !now.Asked(a.Asked.Requester, o.Name) {
 				d.Lines = append(d.Lines, signLine(a.ID, o.Name))
 			}
 		}

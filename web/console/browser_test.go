@@ -191,7 +191,7 @@ func (f *fixture) withSessions(t *testing.T) http.Handler {
 // serveFilled serves a filled console as http://localhost, where browsers keep
 // __Host- cookies without TLS.
 func serveFilled(t *testing.T) (*fixture, string) {
-	f := filled(t, func(f *fixture, c *console.Config) { f.now = time.Now().UTC(); c.Dev = true; c.Now = time.Now })
+	f := busy(t, func(f *fixture, c *console.Config) { f.now = time.Now().UTC(); c.Dev = true; c.Now = time.Now })
 	srv := httptest.NewServer(f.withSessions(t))
 	t.Cleanup(srv.Close)
 	return f, strings.Replace(srv.URL, "127.0.0.1", "localhost", 1)
@@ -311,7 +311,7 @@ func TestScreenshots(t *testing.T) {
 				shot("signin")
 				tb.signIn(t, base)
 				for name, path := range map[string]string{"dashboard": "/console/", "hsm": "/console/hsm", "keys": "/console/keys", "certificates": "/console/certificates", "certificate": "/console/certificates/" + c, "revoked": "/console/certificates/" + revoked,
-					"revoke": "/console/certificates/" + c + "/revoke", "ledger": "/console/ledger", "entry": "/console/ledger/11", "error": "/console/nothing"} {
+					"revoke": "/console/certificates/" + c + "/revoke", "approvals": "/console/approvals?tab=history", "proposal": "/console/approvals/" + f.board.proposals[0].ID, "officers": "/console/officers", "invite": "/console/officers/invite", "machines": "/console/machines", "newkey": "/console/keys/new", "stepup": "/console/step-up", "ledger": "/console/ledger", "entry": "/console/ledger/11", "error": "/console/nothing"} {
 					tb.open(t, base+path)
 					shot(name)
 				}

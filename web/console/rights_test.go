@@ -251,3 +251,56 @@ func TestAttack_WEB_19_People(t *testing.T) {
 		}
 	}
 }
+
+// WEB-02, WEB-07 on every form of the table: not from another site, not without the token of
+// this session, not in another encoding, not with a field more or twice, and not by GET.
+func TestAttack_WEB_02_EveryForm(t *testing.T) {
+	f := busy(t)
+	v := f.as(t, "ada")
+	token := f.formTokenOf(v)
+	for _, r := range f.Routes() {
+		path := f.on(r.Path)
+		if !r.Post {
+			if w := v.do("POST", path, form("form_token", token)); w.Code != http.StatusMethodNotAllowed {
+				t.Errorf("POST %s: %d", r.Path, w.Code)
+			}
+			continue
+		}
+		if w := v.get(path); !r.Get && w.Code != http.StatusMethodNotAllowed {
+			t.Errorf("GET %s: %d", r.Path, w.Code)
+		}
+		for name, e := range map[string]edit{
+			"cross-site":  header("Sec-Fetch-Site", "cross-site"),
+			"same-site":   header("Sec-Fetch-Site", "same-site"),
+			"origin null": func(r *http.Request) { r.Header.Del("Sec-Fetch-Site"); r.Header.Set("Origin", "null") },
+		} {
+			if w := v.do("POST", path, form("form_token", token), e); w.Code != http.StatusForbidden {
+				t.Errorf("%s %s: %d", name, r.Path, w.Code)
+			}
+		}
+		if w := v.do("POST", path, form("form_token", token), header("Content-Type", "text/plain")); w.Code != http.StatusUnsupportedMediaType {
+			t.Errorf("text/plain %s: %d", r.Path, w.Code)
+		}
+		for _, more := range []string{"&is_admin=1", "&officer=bob", "&requester=admin-token"} {
+			if w := v.do("POST", path, strings.TrimPrefix(form()+more, "&")); w.Code != http.StatusBadRequest {
+				t.Errorf("%s with %s: %d", r.Path, more, w.Code)
+			}
+		}
+		for _, field := range r.Fields {
+			if w := v.do("POST", path, field+"=a&"+field+"=b"); w.Code != http.StatusBadRequest {
+				t.Errorf("%s twice in %s: %d", field, r.Path, w.Code)
+			}
+		}
+		if r.Public {
+			continue
+		}
+		for _, wrong := range []string{"", token[:63], secretOf(99)} {
+			if w := v.post(path, "form_token", wrong); w.Code != http.StatusForbidden {
+				t.Errorf("form token %q in %s: %d", wrong, r.Path, w.Code)
+			}
+		}
+	}
+	if len(f.ca.revocations())+len(f.board.cancelled) != 0 || len(f.hosts.list) != 1 || len(f.invited.list) != 1 {
+		t.Error("something happened")
+	}
+}
