@@ -32,6 +32,8 @@ type Authority interface {
 	Revoke(ctx context.Context, r ca.RevokeRequest) error
 	// Certificate finds a certificate by its serial in lower-case hex.
 	Certificate(ctx context.Context, serial string) (*ca.Certificate, error)
+	// Missing is what Certificate says of a serial that no certificate has.
+	Missing(serial string) error
 	// CertificateByDER finds one, also of the ledger before this one.
 	CertificateByDER(ctx context.Context, der []byte) (*ca.Certificate, error)
 	// Certificates lists certificates, newest first.
