@@ -261,7 +261,7 @@ func (m *Machines) put(ctx context.Context, by Principal, one Machine, lifetime 
 	one.ID, one.Owner, one.Created, one.Expires = randomHex(8), by.Requester(), now, now.Add(lifetime.Truncate(time.Second))
 	_, err = m.Ledger.Append(ctx, one.event("granted", by, ""), PutMachine{one})
 	if errors.Is(err, audit.ErrExists) {
-		return one, refuse(Closed, "certificate", "this certificate lets another machine in already")
+		return one, refuse(Closed, "certificate", "this certificate is bound to another machine already; revoke that first")
 	}
 	if err != nil {
 		return one, fmt.Errorf("recording a machine: %w", err)
