@@ -328,3 +328,41 @@ func TestMachineOfTheAdminToken(t *testing.T) {
 		t.Errorf("ATTACK WORKED: %v", err)
 	}
 }
+
+// many is a storage of very many machines.
+type many struct {
+	admin.MachineStorage
+	ended, live int
+}
+
+func (m many) Machines(context.Context, int) ([]admin.Machine, error) {
+	return slices.Repeat([]admin.Machine{{Name: "old", Revoked: time.Unix(1, 0)}}, m.ended+m.live), nil
+}
+
+func (m many) LiveMachines(ctx context.Context, at time.Time) ([]admin.Machine, error) {
+	live, err := m.MachineStorage.LiveMachines(ctx, at)
+	return append(live, slices.Repeat([]admin.Machine{{Name: "other"}}, m.live)...), err
+}
+
+// Machines that have ended stand in nobody's way, however many there were.
+func TestManyMachines(t *testing.T) {
+	r := newRoom(t, 2, "ada", "bob")
+	r.run()
+	ctx, adm := t.Context(), role(admin.Administrator)
+	m := r.machines(adm...)
+	m.Storage = many{MachineStorage: r.db, ended: 5000}
+	_, one, err := m.NewToken(ctx, officer("dan", adm), "build", role(admin.Signer), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Storage = many{MachineStorage: r.db, live: 1000}
+	if _, _, err := m.NewToken(ctx, officer("dan", adm), "more", role(admin.Signer), time.Hour); !refused(err, admin.Closed, "revoke some") {
+		t.Errorf("of 1000 that live: %v", err)
+	}
+	// Nor in the way of their name.
+	m.Storage = r.db
+	r.now.Store(one.Expires.Unix())
+	if _, two, err := m.NewToken(ctx, officer("dan", adm), "build", role(admin.Signer), time.Hour); err != nil || len(must(r.db.LiveMachines(ctx, time.Unix(r.now.Load(), 0)))) != 1 || two.ID == one.ID {
+		t.Errorf("the name of one that has expired: %v", err)
+	}
+}

@@ -85,3 +85,8 @@ func (s *Store) MachineByCertificate(ctx context.Context, issuer, spki [32]byte)
 func (s *Store) Machines(ctx context.Context, limit int) ([]admin.Machine, error) {
 	return s.machines(ctx, machineColumns+"ORDER BY created DESC, id LIMIT ?", limit)
 }
+
+// LiveMachines implements [admin.MachineStorage].
+func (s *Store) LiveMachines(ctx context.Context, at time.Time) ([]admin.Machine, error) {
+	return s.machines(ctx, machineColumns+"WHERE revoked = 0 AND expires > ? ORDER BY created DESC, id", at.Unix())
+}
