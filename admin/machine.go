@@ -40,7 +40,7 @@ type Machine struct {
 }
 
 // PutMachine stores a machine with its OpMachine leaf. A certificate that another machine
-// that is not revoked has is audit.ErrExists.
+// that is not revoked has is audit.ErrExists, and so is the name of one that has access.
 type PutMachine struct{ Machine }
 
 // RevokeMachine ends a machine with its OpMachine leaf; one that is revoked already, or not
@@ -264,7 +264,7 @@ func (m *Machines) put(ctx context.Context, by Principal, one Machine, lifetime 
 	one.ID, one.Owner, one.Created, one.Expires = randomHex(8), by.Requester(), now, now.Add(lifetime.Truncate(time.Second))
 	_, err = m.Ledger.Append(ctx, one.event("granted", by, ""), PutMachine{one})
 	if errors.Is(err, audit.ErrExists) {
-		return one, refuse(Closed, "certificate", "this certificate is bound to another machine already; revoke that first")
+		return one, refuse(Closed, "", "the certificate, or the name, is another machine's already; revoke that first")
 	}
 	if err != nil {
 		return one, fmt.Errorf("recording a machine: %w", err)

@@ -366,3 +366,40 @@ func TestManyMachines(t *testing.T) {
 		t.Errorf("the name of one that has expired: %v", err)
 	}
 }
+
+// Of many who ask at the same time for one name, or with one certificate, one gets it.
+func TestMachinesAtOnce(t *testing.T) {
+	r := newRoom(t, 2, "ada", "bob")
+	r.run()
+	ctx, adm := t.Context(), role(admin.Administrator)
+	m := r.machines(adm...)
+	for name, ask := range map[string]func(i int) error{
+		"name": func(int) error {
+			_, _, err := m.NewToken(ctx, officer("dan", adm), "build", role(admin.Signer), time.Hour)
+			return err
+		},
+		"certificate": func(i int) error {
+			_, err := m.AddCertificate(ctx, officer("dan", adm), fmt.Sprint("robot-", i), [32]byte{1}, [32]byte{2}, role(admin.Auditor), time.Hour)
+			return err
+		},
+	} {
+		before := r.leaves(audit.OpMachine)
+		errs := make(chan error)
+		for i := range 16 {
+			go func() { errs <- ask(i) }()
+		}
+		made := 0
+		for range 16 {
+			switch err := <-errs; {
+			case err == nil:
+				made++
+			case !refused(err, admin.Closed, "revoke that first"):
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		if n := r.leaves(audit.OpMachine) - before; made != 1 || n != 1 {
+			t.Errorf("ATTACK WORKED: one %s: %d machines, %d entries", name, made, n)
+		}
+	}
+	r.verify()
+}

@@ -18,8 +18,14 @@ func (t *tx) putMachine(p admin.PutMachine) error {
 	if err != nil {
 		return err
 	}
+	var n int
+	if err := t.row([]any{&n}, "SELECT count(*) FROM machine WHERE name = ? AND revoked = 0 AND expires > ?", p.Name, p.Created.Unix()); err != nil {
+		return err
+	}
+	if n > 0 {
+		return fmt.Errorf("%w: the name of a machine", audit.ErrExists)
+	}
 	if p.Kind == admin.MachineCertificate {
-		var n int
 		if err := t.row([]any{&n}, "SELECT count(*) FROM machine WHERE kind = ? AND issuer = ? AND secret = ? AND revoked = 0", string(p.Kind), p.Issuer[:], p.Secret[:]); err != nil {
 			return err
 		}
