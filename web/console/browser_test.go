@@ -253,25 +253,32 @@ func TestBrowser(t *testing.T) {
 		check := func(path string) {
 			for _, scheme := range []string{"light", "dark"} {
 				tb.do(t, look(scheme, 1280, 900))
-				tb.open(t, base+path)
-				tb.do(t, eval(axe+";0"))
-				out := get(t, tb, chromedp.Evaluate[string](`axe.run().then(r => JSON.stringify(r.violations.map(v => [v.id, v.impact, v.nodes.length, v.nodes[0].html.slice(0, 200), v.nodes[0].failureSummary])))`, chromedp.EvalAwaitPromise))
-				var violations [][]any
-				if err := json.Unmarshal([]byte(out), &violations); err != nil {
-					t.Fatal(err)
-				}
-				for _, v := range violations {
-					t.Errorf("%s %s: %v", scheme, path, v)
-				}
+				tb.axe(t, scheme, base+path)
 			}
 		}
 		check("/console/sign-in")
+		check("/console/enrol")
 		tb.signIn(t, base)
 		for _, p := range paths {
 			check(p)
 		}
 		tb.clean(t)
 	})
+}
+
+// axe opens a page and has axe-core look at it.
+func (tb *tab) axe(t *testing.T, scheme, page string) {
+	t.Helper()
+	tb.open(t, page)
+	tb.do(t, eval(axe+";0"))
+	out := get(t, tb, chromedp.Evaluate[string](`axe.run().then(r => JSON.stringify(r.violations.map(v => [v.id, v.impact, v.nodes.length, v.nodes[0].html.slice(0, 200), v.nodes[0].failureSummary])))`, chromedp.EvalAwaitPromise))
+	var violations [][]any
+	if err := json.Unmarshal([]byte(out), &violations); err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range violations {
+		t.Errorf("%s %s: %v", scheme, page, v)
+	}
 }
 
 // TestScreenshots writes pictures of all pages to the folder CONSOLE_SHOTS, for eyes.

@@ -222,3 +222,79 @@ func (tb *tab) session(t *testing.T, base string) string {
 	}
 	return ""
 }
+
+// An administrator invites somebody at the console, that person makes passkeys, the
+// administrator asks for the roster, and officers decide; then roles and quorum change the
+// same way, and a machine gets a token.
+func TestBrowserPeople(t *testing.T) {
+	browser := chromium(t)
+	h, tabs := officersEnrolled(t, func() *tab { return newTab(t, browser, "en") }, "ada")
+	ada, bob := tabs["ada"], newTab(t, browser, "ja")
+	ada.open(t, h.base+"/console/officers")
+	ada.do(t, chromedp.Click("#invite"), chromedp.WaitVisible("#do-invite"), until(loaded), chromedp.SendKeys("#name", "bob"), chromedp.Click("#role-crypto-officer"), chromedp.Click("#do-invite"), chromedp.WaitVisible("#link"))
+	link := get(t, ada, chromedp.Text("#link"))
+	// bob's link was not made by the admin token: somebody must ask.
+	bob.authenticator(t, webauthn.AuthenticatorTransportInternal)
+	bob.do(t, chromedp.Navigate(link), chromedp.WaitVisible("#invitation"), until(loaded), until(`location.hash === ''`), chromedp.WaitEnabled("#make"), chromedp.Click("#make"), chromedp.WaitVisible(`#passkeys[data-count="1"]`), until(loaded))
+	if h1 := get(t, bob, chromedp.Text("h1")); h1 != "パスキーの作成" {
+		t.Errorf("heading %q", h1)
+	}
+	// The same authenticator is not taken for a second one.
+	bob.do(t, chromedp.WaitEnabled("#make"), chromedp.Click("#make"), until(`document.querySelector('form[data-passkey]').dataset.state === 'failed'`))
+	// One passkey is a choice that must be made.
+	bob.do(t, chromedp.Click("#finish"), chromedp.WaitVisible("#problem"), until(loaded), chromedp.Click("#alone"), chromedp.Click("#finish"), chromedp.WaitVisible("p.done"))
+	bob.bad = slices.DeleteFunc(bob.bad, func(s string) bool { return strings.Contains(s, "422") })
+	bob.do(t, chromedp.Navigate(link), chromedp.WaitVisible("#problem"))
+	bob.bad = slices.DeleteFunc(bob.bad, func(s string) bool { return strings.Contains(s, "404") })
+
+	signed := func() string {
+		t.Helper()
+		ada.do(t, chromedp.WaitVisible("#changes"), until(loaded))
+		ada.sign(t, "#ask", "#vote-rows")
+		at := get(t, ada, chromedp.Location())
+		id := at[strings.LastIndex(at, "/")+1:]
+		h.approve(id)
+		return id
+	}
+	ada.open(t, h.base+"/console/officers")
+	ada.do(t, chromedp.Click("button.accept"))
+	signed()
+	bob.enter(t, h.base)
+	if who := get(t, bob, chromedp.Text("#who")); who != "bob" {
+		t.Errorf("signed in as %q", who)
+	}
+	if get(t, bob, chromedp.Evaluate[bool](`!!document.querySelector('a[href="/console/certificates/new"], a#invite')`)) {
+		t.Error("bob is shown what is not his")
+	}
+	ada.open(t, h.base+"/console/officers/roles?name=bob")
+	ada.do(t, chromedp.Click("#role-signer"), chromedp.Click("#draft"))
+	signed()
+	ada.open(t, h.base+"/console/officers/quorum")
+	ada.do(t, chromedp.SendKeys("#groups", "founders 1: officer-1, officer-2"), chromedp.Click("#draft"))
+	signed()
+	roster := must(h.board.Rosters(t.Context())).Current()
+	if o, _ := roster.Officer("bob"); len(o.Roles) != 2 || len(roster.Groups) != 1 || roster.Groups[0].Quorum != 1 {
+		t.Errorf("roster %+v", roster)
+	}
+	ada.open(t, h.base+"/console/machines/new")
+	ada.do(t, chromedp.SendKeys("#name", "builder"), chromedp.Click("#role-signer"), chromedp.Click("#do-token"), chromedp.WaitVisible("#token"))
+	if token := get(t, ada, chromedp.Text("#token")); !strings.HasPrefix(token, "chy_") {
+		t.Errorf("token %q", token)
+	}
+	// The pages are good to use for everybody.
+	id := h.propose(t)
+	for _, path := range []string{"/console/officers", "/console/machines", "/console/approvals/" + id, "/console/approvals?tab=history", "/console/step-up", "/console/officers/invite", "/console/officers/roles?name=bob"} {
+		for _, scheme := range []string{"light", "dark"} {
+			ada.do(t, look(scheme, 1280, 900))
+			ada.axe(t, scheme, h.base+path)
+		}
+	}
+	ada.clean(t)
+	bob.clean(t)
+}
+
+// propose asks for a key as the admin token does.
+func (h *house) propose(t *testing.T) string {
+	t.Helper()
+	return must(h.board.Propose(t.Context(), admin.Ask{Action: admin.GenerateKey, Parameters: []byte(`{"name":"x","purpose":"code","algorithm":"P-256"}`)})).ID
+}
