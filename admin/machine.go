@@ -40,7 +40,7 @@ type Machine struct {
 }
 
 // PutMachine stores a machine with its OpMachine leaf. A certificate that another machine
-// that is not revoked has is audit.ErrExists.
+// that is not revoked has is audit.ErrExists, and so is the name of one that has access.
 type PutMachine struct{ Machine }
 
 // RevokeMachine ends a machine with its OpMachine leaf; one that is revoked already, or not
@@ -69,6 +69,8 @@ type MachineStorage interface {
 	MachineByCertificate(ctx context.Context, issuer, spki [32]byte) (Machine, error)
 	// Machines lists all, newest first, at most limit.
 	Machines(ctx context.Context, limit int) ([]Machine, error)
+	// LiveMachines lists those that are not revoked and expire after a moment.
+	LiveMachines(ctx context.Context, at time.Time) ([]Machine, error)
 }
 
 // Machines is where machines get and lose access.
@@ -87,6 +89,7 @@ type Machines struct {
 // MaxMachineLife bounds the access of a machine.
 const MaxMachineLife = 366 * 24 * time.Hour
 
+// maxMachines bounds those that have access, and a list; of more, the oldest are left out.
 const maxMachines = 1000
 
 // ErrUnknownMachine is the one answer to whoever shows no access that is good, whatever is
@@ -245,23 +248,23 @@ func (m *Machines) put(ctx context.Context, by Principal, one Machine, lifetime 
 			return one, refuse(NotAllowed, "roles", "%s cannot give the role %s to a machine: an administrator gives %v, and what they may do themselves", by.Requester(), a, machineRoles)
 		}
 	}
-	all, err := m.List(ctx)
-	if err != nil {
-		return one, err
-	}
 	now := m.now().UTC().Truncate(time.Second)
-	for _, o := range all {
-		if o.Name == one.Name && o.Revoked.IsZero() && o.Expires.After(now) {
+	live, err := m.Storage.LiveMachines(ctx, now)
+	if err != nil {
+		return one, fmt.Errorf("listing machines: %w", err)
+	}
+	for _, o := range live {
+		if o.Name == one.Name {
 			return one, refuse(Closed, "name", "machine %s has access already, as %s; take another name, or revoke that first", o.Name, o.ID)
 		}
 	}
-	if len(all) >= maxMachines {
-		return one, refuse(Closed, "", "there are %d machines already", maxMachines)
+	if len(live) >= maxMachines {
+		return one, refuse(Closed, "", "%d machines have access already; revoke some", maxMachines)
 	}
 	one.ID, one.Owner, one.Created, one.Expires = randomHex(8), by.Requester(), now, now.Add(lifetime.Truncate(time.Second))
 	_, err = m.Ledger.Append(ctx, one.event("granted", by, ""), PutMachine{one})
 	if errors.Is(err, audit.ErrExists) {
-		return one, refuse(Closed, "certificate", "this certificate lets another machine in already")
+		return one, refuse(Closed, "", "the certificate, or the name, is another machine's already; revoke that first")
 	}
 	if err != nil {
 		return one, fmt.Errorf("recording a machine: %w", err)

@@ -264,6 +264,10 @@ func TestAttack_WEB_10_ClientCertificates(t *testing.T) {
 	if got := ask(&pair, nil); got != 200 {
 		t.Fatalf("the good one: %d", got)
 	}
+	alone := tls.Certificate{Certificate: pair.Certificate[:1], PrivateKey: pair.PrivateKey}
+	if got := ask(&alone, nil); got != 200 {
+		t.Errorf("without its issuer's: %d", got)
+	}
 	// A CA of our own, with the same names; and a certificate that signs itself.
 	self := func(template *x509.Certificate, parent *x509.Certificate, signer *ecdsa.PrivateKey) (tls.Certificate, *ecdsa.PrivateKey) {
 		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
