@@ -129,18 +129,21 @@ func TestAttack_WEB_18_Browser(t *testing.T) {
 	// Another value, whichever it is, is refused with a message, and nothing is sent.
 	page := h.base + "/console/approvals/" + id
 	for what, script := range map[string]string{
-		"action":      `document.querySelector('[data-proposal=action]').textContent = 'destroy-key'`,
-		"act":         `document.querySelector('[data-proposal=act]').textContent += ' '`,
-		"acts":        `document.querySelector('[data-proposal=act]').parentElement.remove()`,
-		"requester":   `document.querySelector('[data-proposal=requester]').textContent = 'officer:bob'`,
-		"expires":     `document.querySelector('[data-proposal=expires] time').textContent = '2031-01-01 00:00:00 UTC'`,
-		"parameters":  `document.querySelector('[data-proposal=parameters]').textContent = '{}'`,
-		"json":        `document.querySelector('[data-proposal=parameters]').dataset.hex = '7b7d'`,
-		"both":        `{ const p = document.querySelector('[data-proposal=parameters]'); p.textContent = '{}'; p.dataset.hex = '7b7d'; }`,
-		"fingerprint": `document.querySelector('[data-proposal=fingerprint]').textContent = '00000000 '.repeat(8).trim()`,
-		"bytes":       `{ const b = document.querySelector('[data-proposal=bytes]'); b.textContent = b.textContent.replace(/.$/, c => c === '0' ? '1' : '0'); }`,
-		"short bytes": `{ const b = document.querySelector('[data-proposal=bytes]'); b.textContent = b.textContent.slice(0, -2); }`,
-		"long bytes":  `document.querySelector('[data-proposal=bytes]').textContent += '00'`,
+		"action":          `document.querySelector('[data-proposal=action]').textContent = 'destroy-key'`,
+		"act":             `document.querySelector('[data-proposal=act]').textContent += ' '`,
+		"acts":            `document.querySelector('[data-proposal=act]').parentElement.remove()`,
+		"requester":       `document.querySelector('[data-proposal=requester]').textContent = 'officer:bob'`,
+		"expires":         `document.querySelector('[data-proposal=expires] time').textContent = '2031-01-01 00:00:00 UTC'`,
+		"parameters":      `document.querySelector('[data-proposal=parameters]').textContent = '{}'`,
+		"json":            `document.querySelector('[data-proposal=parameters]').dataset.hex = '7b7d'`,
+		"both":            `{ const p = document.querySelector('[data-proposal=parameters]'); p.textContent = '{}'; p.dataset.hex = '7b7d'; }`,
+		"fingerprint":     `document.querySelector('[data-proposal=fingerprint]').textContent = '00000000 '.repeat(8).trim()`,
+		"bytes":           `{ const b = document.querySelector('[data-proposal=bytes]'); b.textContent = b.textContent.replace(/.$/, c => c === '0' ? '1' : '0'); }`,
+		"a parameter":     `document.querySelector('[data-proposal=parameter]').textContent += 'x'`,
+		"parameters less": `document.querySelector('[data-proposal=parameter]').remove()`,
+		"no parameters":   `for (const p of document.querySelectorAll('[data-proposal=parameter]')) p.remove()`,
+		"short bytes":     `{ const b = document.querySelector('[data-proposal=bytes]'); b.textContent = b.textContent.slice(0, -2); }`,
+		"long bytes":      `document.querySelector('[data-proposal=bytes]').textContent += '00'`,
 	} {
 		bob.open(t, page)
 		bob.do(t, eval(script+";0"), chromedp.WaitEnabled("#approve"), chromedp.Click("#approve"), until(`document.getElementById('approve-form').dataset.state === 'differs' && document.querySelector('#approve-form .status').textContent.startsWith('Stopped')`))
