@@ -141,13 +141,13 @@ func (b *Board) Rosters(ctx context.Context) (History, error) {
 // refresh takes up what another node has changed. A history that went back, or that the
 // ledger does not know, is audit.ErrTampered: nothing is decided then.
 func (b *Board) refresh(ctx context.Context) (inForce, error) {
+	b.mu.Lock()
+	now := b.now // before the database is read: what it holds then is not older
+	b.mu.Unlock()
 	stored, err := b.cfg.Storage.Rosters(ctx)
 	if err != nil {
 		return inForce{}, fmt.Errorf("reading the roster: %w", err)
 	}
-	b.mu.Lock()
-	now := b.now
-	b.mu.Unlock()
 	if len(stored.Changes) < len(now.history.Changes) {
 		return inForce{}, fmt.Errorf("%w: the database lost roster %d; put it back from a backup", audit.ErrTampered, now.roster.Version)
 	}

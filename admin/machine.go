@@ -184,13 +184,13 @@ func (m *Machines) owner(ctx context.Context, requester string) (Principal, erro
 // machineRoles are those that an administrator gives without having them.
 var machineRoles = []Role{RegistrationOfficer, Signer, Auditor}
 
-// mayGive tells whether a principal can give a role to a machine: those of [machineRoles],
-// and what they can do themselves.
+// mayGive tells whether a principal can give a role to a machine: what they can do
+// themselves, and administrators those of [machineRoles].
 func (p Principal) mayGive(a Assignment) bool {
 	if !p.May(ManageMachines, Resource{}) {
 		return false
 	}
-	if slices.Contains(machineRoles, a.Role) {
+	if p.administers() && slices.Contains(machineRoles, a.Role) {
 		return true
 	}
 	on := Resource{Issuer: a.Issuer, Profile: a.Profile, Key: a.Key}
@@ -308,6 +308,9 @@ func (m *Machines) Revoke(ctx context.Context, by Principal, id, reason string) 
 	}
 	if err != nil {
 		return fmt.Errorf("reading a machine: %w", err)
+	}
+	if !by.administers() && one.Owner != by.Requester() {
+		return refuse(NotAllowed, "id", "machine %s belongs to %s; its owner or an administrator revokes it", one.Name, one.Owner)
 	}
 	_, err = m.Ledger.Append(ctx, one.event("revoked", by, reason), RevokeMachine{ID: id, At: m.now()})
 	if errors.Is(err, audit.ErrConflict) {

@@ -1,6 +1,7 @@
 package admin_test
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -13,8 +14,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -501,5 +504,44 @@ func TestRoles(t *testing.T) {
 		if a, err := admin.ParseAssignment(text); (err == nil) != ok || ok && a.String() != text {
 			t.Errorf("%q: %v %v", text, a, err)
 		}
+	}
+}
+
+// slow answers the first question for the rosters only when it is told to.
+type slow struct {
+	admin.Storage
+	held     atomic.Bool
+	asked    chan struct{}
+	answered chan struct{}
+}
+
+func (s *slow) Rosters(ctx context.Context) (admin.History, error) {
+	h, err := s.Storage.Rosters(ctx)
+	if !s.held.Swap(true) {
+		close(s.asked)
+		<-s.answered
+	}
+	return h, err
+}
+
+// Who reads the rosters while they change is not told that the database was rolled back.
+func TestRosterChangesMeanwhile(t *testing.T) {
+	r := newRoom(t, 2, "ada", "bob", "cyd")
+	s := &slow{Storage: r.db, asked: make(chan struct{}), answered: make(chan struct{})}
+	r.board = must(admin.NewBoard(admin.Config{Ledger: r.ledger, Storage: s, Rosters: admin.History{Base: r.roster}, Log: slog.New(slog.DiscardHandler),
+		Now: func() time.Time { return time.Unix(r.now.Load(), 0) }, Actions: map[string]admin.Action{testAction: {Acts: testActs, Execute: r.execute}}}))
+	read := make(chan error, 1)
+	go func() {
+		_, err := r.board.Rosters(t.Context())
+		read <- err
+	}()
+	<-s.asked
+	r.run()
+	if err := r.change(func(n *admin.Roster) { n.Officers = n.Officers[:2] }); err != nil {
+		t.Fatal(err)
+	}
+	close(s.answered)
+	if err := <-read; err != nil {
+		t.Error(err)
 	}
 }

@@ -494,3 +494,47 @@ func TestHSM11Rosters(t *testing.T) {
 		})
 	}
 }
+
+// TestAttack_HSM_11_UnboundRoster: digests of rosters do not bind everything that an export
+// could say: of the first roster only names, keys and the quorum, of numbers 16 bits. What a
+// CA adds there decides nothing.
+func TestAttack_HSM_11_UnboundRoster(t *testing.T) {
+	mal, mel := passkey(t, "officer-1", newECDSA(t), nil), passkey(t, "officer-2", newECDSA(t), nil)
+	grouped := func(l *made, members ...string) {
+		n := l.roster.Successor()
+		n.CLI, n.Groups = 2, []admin.Group{{Name: "old", Quorum: 2, Members: members}}
+		l.change(n, l.cliVoter(0), l.cliVoter(1))
+	}
+	for name, story := range map[string]struct {
+		says string
+		do   func(l *made)
+	}{
+		"passkeys for the officers of leaf 0": {"roster 0 has more than its digest says", func(l *made) {
+			l.base.RPID, l.base.Origins, l.base.Officers = "ca.example", []string{"https://ca.example"}, slices.Clone(l.base.Officers)
+			for i, v := range []voter{mal, mel} {
+				l.base.Officers[i].Passkeys = []admin.Passkey{{ID: []byte{1}, SPKI: v.spki}}
+			}
+			l.decide(l.proposal(nil), mal, mel)
+		}},
+		"a group's quorum beyond 16 bits": {"roster 1 has a group", func(l *made) {
+			grouped(l, "officer-1", "officer-2")
+			l.changes[0].Roster.Groups[0].Quorum -= 1 << 16
+			l.decide(l.proposal(nil), l.cliVoter(1), l.cliVoter(2))
+		}},
+		"CLI votes beyond 16 bits": {"roster 1 wants", func(l *made) {
+			grouped(l, "officer-1", "officer-2")
+			l.changes[0].Roster.CLI -= 1 << 16
+			l.decide(l.proposal(nil), l.cliVoter(0), l.cliVoter(1))
+		}},
+		"a member of a group twice": {"roster 1 has a group", func(l *made) {
+			grouped(l, "officer-2", "officer-2", "officer-1")
+			l.decide(l.proposal(nil), l.cliVoter(1), l.cliVoter(2))
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newMade(t, nil)
+			story.do(l)
+			broken(t, 0, story.says, l.finish())
+		})
+	}
+}

@@ -340,9 +340,12 @@ func (a *approvalView) printRoster(b *bytes.Buffer) error {
 		fmt.Fprintf(b, "  the whole roster: %s\n", visible(string(a.Parameters)))
 		return nil
 	}
+	if err := a.inForce.Check(); err != nil { // its digest does not have all that the server could add
+		return &exit{exitVerify, fmt.Errorf("the roster in force, as the server says: %w; do not sign, and tell the other officers", err)}
+	}
 	digest := a.inForce.Digest()
 	if hex.EncodeToString(digest[:]) != next.Before {
-		fmt.Fprintf(b, "  it follows another roster than the one in force: it is dead, or was carried out\n")
+		fmt.Fprintf(b, "  it follows another roster than the one in force: it is dead, or was carried out\n  the whole roster: %s\n", visible(string(a.Parameters))) // the server may lie about the one in force
 		return nil
 	}
 	for _, d := range a.inForce.Differences(next.Roster) {

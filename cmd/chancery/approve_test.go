@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"strings"
 	"testing"
@@ -63,6 +64,52 @@ func TestVisible(t *testing.T) {
 	} {
 		if got := visible(in); got != want {
 			t.Errorf("%q is shown as %s", in, got)
+		}
+	}
+}
+
+// A server that says that what a change adds was there before: the digest of the first
+// roster has no passkeys, so that it would still be the one that the proposal names.
+func TestAttack_HSM_11_HiddenChange(t *testing.T) {
+	var now admin.Roster
+	now.Quorum = 2
+	for _, name := range []string{"ada", "bob"} {
+		k, err := admin.NewOfficerKey(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o, err := k.Officer()
+		if err != nil {
+			t.Fatal(err)
+		}
+		now.Officers = append(now.Officers, o)
+	}
+	next := now.Successor()
+	next.RPID, next.Origins = "ca.example", []string{"https://ca.example"}
+	evil, err := admin.NewOfficerKey("evil")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := evil.Officer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	next.Officers[0].Passkeys = []admin.Passkey{{ID: []byte{1}, SPKI: o.SPKI}}
+	parameters, err := admin.ChangeParameters(now, next)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lie := next
+	lie.Version = 0
+	if lie.Digest() != now.Digest() {
+		t.Fatal("the digests differ")
+	}
+	for name, said := range map[string]admin.Roster{"the truth": now, "a lie": lie, "another one": next} {
+		a := approvalView{Action: admin.ChangeRoster, Parameters: parameters, inForce: &said}
+		var out bytes.Buffer
+		err := a.printRoster(&out)
+		if shown := strings.Contains(out.String(), "passkey of officer ada") || strings.Contains(out.String(), "the whole roster"); name == "a lie" && (err == nil || code(err) != exitVerify) || name != "a lie" && (err != nil || !shown) {
+			t.Errorf("%s: %v\n%s", name, err, out.String())
 		}
 	}
 }

@@ -98,11 +98,38 @@ func (r *rosters) add(one *roster) {
 			put(key{o.Name, votes, false, k.SPKI})
 		}
 	}
-	if one.Quorum < 2 || one.Quorum > 20 {
-		r.why = fmt.Sprintf("roster %d lets %d officers decide", one.Version, one.Quorum)
+	if why := flaw(one.Roster); why != "" {
+		r.why = fmt.Sprintf("roster %d %s", one.Version, why)
 	}
 	r.by[one.digest] = one
 	r.all = append(r.all, one)
+}
+
+// maxQuorum bounds every quorum, in [2, 20] of all and [1, 20] of a group.
+const maxQuorum = 20
+
+// flaw tells why a roster decides nothing, whatever its digest is: that one has only names,
+// keys and the quorum of the first roster, and only 16 bits of a number.
+func flaw(r folder.Roster) string {
+	more := len(r.Groups) > 0 || r.CLI != 0 || r.RPID != "" || len(r.Origins) > 0
+	for _, o := range r.Officers {
+		more = more || len(o.Passkeys) > 0 || len(o.Roles) > 0
+	}
+	switch {
+	case r.Version == 0 && more:
+		return "has more than its digest says"
+	case r.Quorum < 2 || r.Quorum > maxQuorum:
+		return fmt.Sprintf("lets %d officers decide", r.Quorum)
+	case r.CLI < 0 || r.CLI > maxQuorum:
+		return fmt.Sprintf("wants %d approvals by CLI keys", r.CLI)
+	}
+	for _, g := range r.Groups {
+		members := slices.Compact(slices.Sorted(slices.Values(g.Members)))
+		if g.Quorum < 1 || g.Quorum > maxQuorum || len(members) != len(g.Members) {
+			return fmt.Sprintf("has a group %.64q of %d, or with a member twice", g.Name, g.Quorum)
+		}
+	}
+	return ""
 }
 
 // digestOf is, for the first roster, H("roster", quorum u16 ‖ (name, SPKI)*) in the order of
