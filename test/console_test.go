@@ -27,7 +27,7 @@ func consoleOf(s *site) string { return "http://localhost" + port(s.http) + "/co
 func (b *browser) enrol(link string) (proposal string) {
 	b.t.Helper()
 	b.do(chromedp.Navigate(link), chromedp.WaitVisible("#invitation"), chromedp.WaitEnabled("#make"), chromedp.Click("#make"), chromedp.WaitVisible(`#passkeys[data-count="1"]`))
-	b.authenticator() // a second one, as an authenticator has one passkey for each account
+	b.authenticator(webauthn.AuthenticatorTransportUsb) // a second one, as an authenticator has one passkey for each account
 	b.do(chromedp.WaitEnabled("#make"), chromedp.Click("#make"), chromedp.WaitVisible(`#passkeys[data-count="2"]`), chromedp.Click("#finish"), chromedp.WaitVisible("#proposal-id"))
 	return b.text("#proposal-id")
 }
@@ -74,7 +74,7 @@ func TestConsole(t *testing.T) {
 	}
 	base := consoleOf(s)
 	b := newBrowser(t)
-	b.authenticator()
+	b.authenticator(webauthn.AuthenticatorTransportInternal)
 	b.admitted(commandLine{t, s}, linkIn(t, s.banner))
 	b.signIn(base)
 	b.do(chromedp.Navigate(base+"certificates?q=teapot"), chromedp.WaitVisible("#results [data-rows=\"1\"]"), chromedp.Click("#results tbody a"), chromedp.WaitVisible("#revoke"))
@@ -104,7 +104,7 @@ func TestQuorumInBrowsers(t *testing.T) {
 	base := consoleOf(s)
 	alice, bob := newBrowser(t), newBrowser(t)
 	for name, b := range map[string]*browser{"alice": alice, "bob": bob} {
-		b.authenticator()
+		b.authenticator(webauthn.AuthenticatorTransportInternal)
 		b.admitted(line, linkIn(t, line.run(0, "officer", "invite", name, "--role", "crypto-officer")))
 		b.signIn(base)
 	}
@@ -204,14 +204,16 @@ func newBrowser(t testing.TB) *browser {
 	return b
 }
 
-// authenticator gives the browser a passkey authenticator that verifies its user.
-func (b *browser) authenticator() {
+// authenticator gives the browser a passkey authenticator that verifies its user. Of two with
+// the same transport, the browser asks both at once, and the one that has a passkey already
+// may answer first.
+func (b *browser) authenticator(transport webauthn.AuthenticatorTransport) {
 	b.t.Helper()
 	if _, err := chromedp.Call(b.ctx, webauthn.Enable, webauthn.EnableParams{}); err != nil {
 		b.t.Fatal(err)
 	}
 	if _, err := chromedp.Call(b.ctx, webauthn.AddVirtualAuthenticator, webauthn.AddVirtualAuthenticatorParams{Options: &webauthn.VirtualAuthenticatorOptions{
-		Protocol: webauthn.AuthenticatorProtocolCtap2, Transport: webauthn.AuthenticatorTransportUsb, HasResidentKey: true, HasUserVerification: true, IsUserVerified: true, AutomaticPresenceSimulation: true}}); err != nil {
+		Protocol: webauthn.AuthenticatorProtocolCtap2, Transport: transport, HasResidentKey: true, HasUserVerification: true, IsUserVerified: true, AutomaticPresenceSimulation: true}}); err != nil {
 		b.t.Fatal(err)
 	}
 }

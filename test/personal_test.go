@@ -29,6 +29,7 @@ import (
 	"time"
 
 	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/cdproto/webauthn"
 	"github.com/chromedp/chromedp"
 	"golang.org/x/crypto/acme"
 
@@ -392,7 +393,7 @@ func TestAttack_AUD_17(t *testing.T) {
 	}
 	resp.Body.Close()
 	b := newBrowser(t)
-	b.authenticator()
+	b.authenticator(webauthn.AuthenticatorTransportInternal)
 	link := linkIn(t, s.banner)
 	_, secrets["link"], _ = strings.Cut(link, "#")
 	b.admitted(commandLine{t, s}, link)

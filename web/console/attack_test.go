@@ -24,6 +24,8 @@ func httptestRequest(method, path string) *http.Request {
 }
 func newRecorder() *httptest.ResponseRecorder { return httptest.NewRecorder() }
 
+var requestID = regexp.MustCompile(`[0-9a-f-]{36}`)
+
 var evil = []string{`<img src=x onerror=alert(1)>`, `"><svg onload=alert(1)>`, `' onfocus=alert(1) autofocus x='`, `javascript:alert(1)`, `{{.}}`, `</code></pre><script>alert(1)</script>`, `x" hx-get="//evil.example" hx-trigger="load`}
 
 // poisoned is a console in which every text that somebody else wrote is s.
@@ -310,7 +312,6 @@ func TestSessionTimes(t *testing.T) {
 func TestAttack_WEB_09(t *testing.T) {
 	f := newFixture(t)
 	ada, unknown := keyOf()["ada"], newAuthenticator("ada")
-	strip := regexp.MustCompile(`[0-9a-f-]{36}`)
 	v := f.visitor()
 	old := v.challenge(t, "/console/sign-in/options")
 	f.pass(console.ChallengeTime)
@@ -349,7 +350,7 @@ func TestAttack_WEB_09(t *testing.T) {
 		n++
 		v.addr = fmt.Sprintf("198.51.100.%d:1", n)
 		w := v.post("/console/sign-in", "assertion", answer(), "to", "")
-		body := strip.ReplaceAllString(w.Body.String(), "")
+		body := requestID.ReplaceAllString(w.Body.String(), "")
 		if first == "" {
 			first = body
 		}

@@ -306,6 +306,7 @@ var textsEN = map[string]string{
 	"signin.nobody":                        "Nobody can sign in yet: no officer has a passkey on the roster.",
 	"signin.nobody.how":                    "Open the one-time link that chancery dev or chancery init printed, or make one with chancery officer invite. Then let the officers approve.",
 	"passkey.waiting":                      "Waiting for your passkey…",
+	"passkey.already":                      "This device or security key has your passkey already. Take another one.",
 	"passkey.failed":                       "No passkey was used; nothing was sent.",
 	"passkey.unsupported":                  "This browser cannot use passkeys here. Take a newer one, and open the console over HTTPS or as http://localhost.",
 	"passkey.differs":                      "Stopped: the page does not show what would be signed. Nothing was signed. Tell the other officers, and look at the proposal with chancery approve show",

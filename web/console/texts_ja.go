@@ -306,6 +306,7 @@ var textsJA = map[string]string{
 	"signin.nobody":                        "まだ誰もサインインできません。名簿にパスキーを持つオフィサーがいません。",
 	"signin.nobody.how":                    "chancery dev または chancery init が表示した一度限りのリンクを開くか、chancery officer invite で作成してください。その後、オフィサーが承認します。",
 	"passkey.waiting":                      "パスキーを待っています…",
+	"passkey.already":                      "この機器またはセキュリティキーには、すでにあなたのパスキーがあります。別のものを使ってください。",
 	"passkey.failed":                       "パスキーは使われず、何も送信されませんでした。",
 	"passkey.unsupported":                  "このブラウザーではパスキーを使えません。新しいブラウザーで、HTTPS または http://localhost から開いてください。",
 	"passkey.differs":                      "停止しました。ページの表示と署名対象が一致しません。署名していません。ほかのオフィサーに知らせ、chancery approve show で内容を確認してください。",

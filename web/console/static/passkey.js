@@ -39,7 +39,8 @@ async function ceremony(form) {
     form.submit();
   } catch (e) {
     for (const b of buttons) b.disabled = false;
-    tell(form, e instanceof Differs ? 'differs' : 'failed', e.name === 'NotAllowedError' ? '' : e.message);
+    if (e.name === 'InvalidStateError') tell(form, 'already');
+    else tell(form, e instanceof Differs ? 'differs' : 'failed', e.name === 'NotAllowedError' ? '' : e.message);
   }
 }
 
