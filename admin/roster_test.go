@@ -545,3 +545,22 @@ func TestRosterChangesMeanwhile(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What an act is for is part of what officers sign.
+func TestReason(t *testing.T) {
+	r := newRoom(t, 2, "ada", "bob", "cyd")
+	with := must(admin.WithReason([]byte(`{"name": "k1"}`), `for "builds" of <2027>`))
+	if again := must(admin.WithReason(with, "")); string(again) != string(with) || string(must(admin.WithReason([]byte(`{"name":"k1"}`), ""))) != `{"name":"k1"}` {
+		t.Errorf("%s %s", with, again)
+	}
+	a := must(r.board.Propose(t.Context(), admin.Ask{Action: testAction, Parameters: with}))
+	if admin.ParametersDigest(with) != a.Asked.Parameters || !strings.Contains(string(a.Parameters), `for \"builds\" of <2027>`) {
+		t.Errorf("%s", a.Parameters)
+	}
+	for _, bad := range []string{`"a\nb"`, `7`, `"` + strings.Repeat("x", 501) + `"`} {
+		_, err := r.board.Propose(t.Context(), admin.Ask{Action: testAction, Parameters: []byte(`{"name":"k1","reason":` + bad + `}`)})
+		if !refused(err, admin.BadProposal, "reason") {
+			t.Errorf("reason %s: %v", bad, err)
+		}
+	}
+}

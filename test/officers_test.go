@@ -49,8 +49,8 @@ func TestOfficers(t *testing.T) {
 	dead := ask("key", "generate", "dead")
 	approve(dead, "officer-1")
 
-	add := ask("officer", "add", "dan", "--public", key+".pub", "--role", "crypto-officer", "--role", "administrator")
-	if out := line.run(0, "approve", "show", add); !strings.Contains(out, "roles of officer dan: none → crypto-officer administrator") || !strings.Contains(out, "fingerprint ") {
+	add := ask("officer", "add", "dan", "--public", key+".pub", "--role", "crypto-officer", "--role", "administrator", "--reason", "the new colleague")
+	if out := line.run(0, "approve", "show", add); !strings.Contains(out, "roles of officer dan: none → crypto-officer administrator") || !strings.Contains(out, "fingerprint ") || !strings.Contains(out, "the new colleague") {
 		t.Errorf("the officers see:\n%s", out)
 	}
 	approve(add, "officer-1", "officer-2")
@@ -64,7 +64,10 @@ func TestOfficers(t *testing.T) {
 	groups := ask("officer", "quorum", "--approvals", "2", "--group", "a=1:officer-1,officer-2", "--group", "b=1:dan")
 	approve(groups, "officer-1", "dan")
 	state(groups, "done")
-	made := ask("key", "generate", "made")
+	made := ask("key", "generate", "made", "--reason", "contracts of 2027")
+	if out := line.run(0, "approve", "show", made); !strings.Contains(out, "reason     contracts of 2027") {
+		t.Errorf("the officers do not see why:\n%s", out)
+	}
 	approve(made, "officer-1", "officer-2")
 	if out := line.run(0, "approve", "show", made); !strings.Contains(out, ", pending") {
 		t.Errorf("group b was not asked:\n%s", out)
