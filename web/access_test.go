@@ -233,7 +233,7 @@ func TestAttack_WEB_07_EveryRoute(t *testing.T) {
 func TestAdminTokenOver(t *testing.T) {
 	f := newFixture(t, func(c *web.Config) { c.TokenOver = func(context.Context) bool { return true } })
 	p := wantProblem(t, f.do(call{path: certs}), 401, "unauthorized")
-	if !strings.Contains(p.Detail, "officer is enrolled") || !strings.Contains(p.Detail, "/console/") {
+	if !strings.Contains(p.Detail, "administrator is enrolled") || !strings.Contains(p.Detail, "/console/") {
 		t.Errorf("%v", p.Detail)
 	}
 	if status, _ := f.as("role:auditor", call{path: certs}); status != 200 {
