@@ -67,7 +67,8 @@ type MachineStorage interface {
 	Machine(ctx context.Context, id string) (Machine, error)
 	// MachineByCertificate finds the one that is not revoked; none is audit.ErrNotFound.
 	MachineByCertificate(ctx context.Context, issuer, spki [32]byte) (Machine, error)
-	// Machines lists all, newest first, at most limit.
+	// Machines lists those that have access longest first, then those that are revoked, newest
+	// first, at most limit.
 	Machines(ctx context.Context, limit int) ([]Machine, error)
 }
 
@@ -250,13 +251,14 @@ func (m *Machines) put(ctx context.Context, by Principal, one Machine, lifetime 
 		return one, err
 	}
 	now := m.now().UTC().Truncate(time.Second)
+	all = slices.DeleteFunc(all, func(o Machine) bool { return !o.Revoked.IsZero() || !o.Expires.After(now) })
 	for _, o := range all {
-		if o.Name == one.Name && o.Revoked.IsZero() && o.Expires.After(now) {
+		if o.Name == one.Name {
 			return one, refuse(Closed, "name", "machine %s has access already, as %s; take another name, or revoke that first", o.Name, o.ID)
 		}
 	}
 	if len(all) >= maxMachines {
-		return one, refuse(Closed, "", "there are %d machines already", maxMachines)
+		return one, refuse(Closed, "", "%d machines have access already; revoke some", maxMachines)
 	}
 	one.ID, one.Owner, one.Created, one.Expires = randomHex(8), by.Requester(), now, now.Add(lifetime.Truncate(time.Second))
 	_, err = m.Ledger.Append(ctx, one.event("granted", by, ""), PutMachine{one})
@@ -285,12 +287,13 @@ func (one Machine) event(state string, by Principal, reason string) audit.Entry 
 	return audit.Event(audit.OpMachine, f)
 }
 
-// List are all machines, newest first.
+// List are all machines that have access, and others of before, newest first.
 func (m *Machines) List(ctx context.Context) ([]Machine, error) {
 	all, err := m.Storage.Machines(ctx, maxMachines)
 	if err != nil {
 		return nil, fmt.Errorf("listing machines: %w", err)
 	}
+	slices.SortStableFunc(all, func(a, b Machine) int { return b.Created.Compare(a.Created) })
 	return all, nil
 }
 
