@@ -78,7 +78,7 @@ var permissions = map[Permission]struct {
 	ManageBackups:      {0, []Role{CryptoOfficer}},
 	ReadApprovals:      {0, []Role{Administrator, CryptoOfficer, Auditor}},
 	Propose:            {0, []Role{Administrator, CryptoOfficer}},
-	Vote:               {0, []Role{CryptoOfficer}},
+	Vote:               {0, []Role{Administrator, CryptoOfficer}}, // who decides, the roster says: an administrator hands in what others sign
 	CancelApprovals:    {0, []Role{Administrator, CryptoOfficer}},
 	ReadLedger:         {0, []Role{Administrator, CryptoOfficer, Auditor}},
 	EraseLedger:        {0, []Role{Administrator}},

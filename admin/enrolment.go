@@ -76,7 +76,7 @@ func (CloseEnrolment) Projection() {}
 type EnrolmentStorage interface {
 	// Enrolment finds one by the SHA-256 of its secret; none is audit.ErrNotFound.
 	Enrolment(ctx context.Context, hash [32]byte) (Enrolment, error)
-	// Enrolments lists the newest, at most limit.
+	// Enrolments lists those that are open longest first, then the newest, at most limit.
 	Enrolments(ctx context.Context, limit int) ([]Enrolment, error)
 }
 
@@ -292,12 +292,13 @@ func (e *Enrolments) close(ctx context.Context, en Enrolment, to, by string) err
 	return nil
 }
 
-// List are the newest enrolments.
+// List are the enrolments that are open, and the newest of the others; newest first.
 func (e *Enrolments) List(ctx context.Context) ([]Enrolment, error) {
 	all, err := e.Storage.Enrolments(ctx, 2*maxEnrolments)
 	if err != nil {
 		return nil, fmt.Errorf("listing enrolments: %w", err)
 	}
+	slices.SortStableFunc(all, func(a, b Enrolment) int { return b.Created.Compare(a.Created) })
 	return all, nil
 }
 

@@ -67,7 +67,8 @@ type MachineStorage interface {
 	Machine(ctx context.Context, id string) (Machine, error)
 	// MachineByCertificate finds the one that is not revoked; none is audit.ErrNotFound.
 	MachineByCertificate(ctx context.Context, issuer, spki [32]byte) (Machine, error)
-	// Machines lists all, newest first, at most limit.
+	// Machines lists those that have access longest first, then those that are revoked, newest
+	// first, at most limit.
 	Machines(ctx context.Context, limit int) ([]Machine, error)
 	// LiveMachines lists those that are not revoked and expire after a moment.
 	LiveMachines(ctx context.Context, at time.Time) ([]Machine, error)
@@ -288,12 +289,13 @@ func (one Machine) event(state string, by Principal, reason string) audit.Entry 
 	return audit.Event(audit.OpMachine, f)
 }
 
-// List are all machines, newest first.
+// List are all machines that have access, and others of before, newest first.
 func (m *Machines) List(ctx context.Context) ([]Machine, error) {
 	all, err := m.Storage.Machines(ctx, maxMachines)
 	if err != nil {
 		return nil, fmt.Errorf("listing machines: %w", err)
 	}
+	slices.SortStableFunc(all, func(a, b Machine) int { return b.Created.Compare(a.Created) })
 	return all, nil
 }
 

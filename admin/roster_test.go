@@ -471,7 +471,7 @@ func TestRoles(t *testing.T) {
 			t.Errorf("the admin token lacks %s", p)
 		}
 	}
-	if has(admin.Administrator, admin.Vote) || has(admin.CryptoOfficer, admin.ManageOfficers) || has(admin.Administrator, admin.SignDocuments) {
+	if (admin.Roster{Version: 1}).Votes(admin.Officer{Roles: []admin.Assignment{{Role: admin.Administrator}}}) || has(admin.CryptoOfficer, admin.ManageOfficers) || has(admin.Administrator, admin.SignDocuments) {
 		t.Error("duties are not separated")
 	}
 	limited := admin.Principal{Kind: admin.ByMachine, Name: "x", Assignments: []admin.Assignment{{Role: admin.RegistrationOfficer, Issuer: "issuing", Profile: "tls-server"}, {Role: admin.Signer, Key: "release"}}}
@@ -562,5 +562,112 @@ func TestReason(t *testing.T) {
 		if !refused(err, admin.BadProposal, "reason") {
 			t.Errorf("reason %s: %v", bad, err)
 		}
+	}
+}
+
+// The admin token ends only when somebody is there who lets others in, and that person's
+// machine hands in what officers sign who have CLI keys only: else nobody could decide
+// anything any more.
+func TestNobodyIsLockedOut(t *testing.T) {
+	r := newRoom(t, 2, "ada", "bob")
+	next := r.roster.Successor()
+	next.RPID, next.Origins = rpID, []string{origin}
+	phone := newAuthenticator(p256()).Passkey
+	for role, administered := range map[admin.Role]bool{admin.Auditor: false, admin.CryptoOfficer: true, admin.RegistrationOfficer: false, admin.Signer: false, admin.Administrator: true} {
+		with := next.Successor()
+		with.Officers = append(with.Officers, admin.Officer{Name: "cyd", Passkeys: []admin.Passkey{phone}, Roles: []admin.Assignment{{Role: role}}})
+		if err := with.Check(); err != nil {
+			t.Fatal(err)
+		}
+		if with.Administered() != administered {
+			t.Errorf("a passkey of one %s: %t", role, with.Administered())
+		}
+	}
+	r.run()
+	if err := r.change(func(n *admin.Roster) {
+		n.RPID, n.Origins = rpID, []string{origin}
+		n.Officers = append(n.Officers, admin.Officer{Name: "cyd", Passkeys: []admin.Passkey{phone}, Roles: []admin.Assignment{{Role: admin.Administrator}}})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	now := must(r.board.Rosters(t.Context())).Current()
+	cyd, _ := now.Officer("cyd")
+	m := &admin.Machines{Ledger: r.ledger, Storage: r.db, Board: r.board, TokenOver: func(context.Context) bool { return true }, Now: func() time.Time { return time.Unix(r.now.Load(), 0) }}
+	var roles []admin.Permission
+	for _, role := range admin.Roles {
+		token, _, err := m.NewToken(t.Context(), now.Principal(cyd), "desk-"+string(role), []admin.Assignment{{Role: role}}, time.Hour)
+		if err != nil {
+			continue
+		}
+		p := must(m.ByToken(t.Context(), token))
+		for _, perm := range admin.Permissions() {
+			if p.May(perm, admin.Resource{}) {
+				roles = append(roles, perm)
+			}
+		}
+	}
+	for _, perm := range []admin.Permission{admin.Propose, admin.ReadApprovals, admin.Vote} {
+		if !slices.Contains(roles, perm) {
+			t.Errorf("no machine of the only administrator has %s: nobody can hand in what ada and bob sign", perm)
+		}
+	}
+	if now.Votes(cyd) {
+		t.Error("an administrator votes")
+	}
+}
+
+// Links of before do not hide one that is open: it can be withdrawn.
+func TestEnrolmentsOfBefore(t *testing.T) {
+	r := newRoom(t, 2, "ada", "bob")
+	e := r.enrolments()
+	_, en, err := e.Open(t.Context(), "ada", nil, admin.AdminToken, admin.MaxEnrolment)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.now.Add(60)
+	var rows []audit.Projection
+	for i := range 200 {
+		now := time.Unix(r.now.Load(), 0)
+		one := admin.PutEnrolment{Enrolment: admin.Enrolment{ID: fmt.Sprintf("%016x", i), Name: "bob", By: admin.AdminToken, Created: now, Expires: now.Add(time.Hour)}, Hash: [32]byte{byte(i), 1}}
+		rows = append(rows, one, admin.CloseEnrolment{ID: one.ID, To: admin.EnrolmentWithdrawn})
+	}
+	if err := r.ledger.Write(t.Context(), rows...); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Withdraw(t.Context(), en.ID, admin.AdminToken); err != nil {
+		t.Error(err)
+	}
+}
+
+// Machines of before, revoked or over, do not keep new ones out, however many there were.
+func TestMachinesOfBefore(t *testing.T) {
+	r := newRoom(t, 2, "ada", "bob")
+	m := &admin.Machines{Ledger: r.ledger, Storage: r.db, Board: r.board, Now: func() time.Time { return time.Unix(r.now.Load(), 0) }}
+	by, signer := admin.Principal{Kind: admin.ByAdminToken}, []admin.Assignment{{Role: admin.Signer}}
+	old, _, err := m.NewToken(t.Context(), by, "old", signer, 24*time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.now.Add(60)
+	var rows []audit.Projection
+	for i := range 1000 {
+		now := time.Unix(r.now.Load(), 0)
+		one := admin.Machine{ID: fmt.Sprintf("%016x", i), Name: fmt.Sprintf("m%d", i), Kind: admin.MachineToken, Roles: signer, Owner: admin.AdminToken, Created: now, Expires: now.Add(time.Hour)}
+		rows = append(rows, admin.PutMachine{Machine: one}, admin.RevokeMachine{ID: one.ID, At: now})
+	}
+	if err := r.ledger.Write(t.Context(), rows...); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := m.NewToken(t.Context(), by, "old", signer, time.Hour); !refused(err, admin.Closed, "has access already") {
+		t.Errorf("a second one of that name: %v", err)
+	}
+	if _, _, err := m.NewToken(t.Context(), by, "next", signer, time.Hour); err != nil {
+		t.Error(err)
+	}
+	if _, err := m.ByToken(t.Context(), old); err != nil {
+		t.Error(err)
+	}
+	if all := must(m.List(t.Context())); !slices.ContainsFunc(all, func(o admin.Machine) bool { return o.Name == "old" }) {
+		t.Error("one that has access is not on the list")
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 )
 
 // ProposalRow is a proposal as its row shows it.
@@ -201,7 +202,11 @@ func (a *approvals) propose(index uint64, l Leaf, hash [32]byte) error {
 	if Digest("proposal", raw) != hash {
 		return violate(index, "the proposal has another hash")
 	}
-	if officer, asked := l.Hash(TagOfficer); asked {
+	officer, asked := l.Hash(TagOfficer)
+	if !asked && bytes.HasPrefix(proposalField(raw, 7), []byte("officer:")) {
+		return violate(index, "an officer asks without a signature")
+	}
+	if asked {
 		sig, _ := l.Get(TagVote)
 		a.votes[index] = voteSeen{hash, officer, decisionRequest, sig}
 	}
@@ -217,6 +222,9 @@ func (a *approvals) vote(index uint64, l Leaf, p *proposalSeen, hash [32]byte) e
 	if v.decision = uint8(d); p.state != "pending" || v.decision != decisionApprove && v.decision != decisionReject {
 		return violate(index, "a vote on a proposal that is %s", p.state)
 	}
+	if !p.inForce(l.Time) {
+		return violate(index, "a vote on a proposal that is not in force")
+	}
 	for _, other := range p.votes {
 		if a.votes[other].officer == v.officer {
 			return violate(index, "the officer of entry %d votes again", other)
@@ -227,14 +235,19 @@ func (a *approvals) vote(index uint64, l Leaf, p *proposalSeen, hash [32]byte) e
 	return nil
 }
 
+// decisionSlack is how much the clock of who decides and the time of the entry, which may
+// have waited for the database, may differ.
+const decisionSlack = time.Minute
+
+// inForce tells whether the proposal held at a time.
+func (p *proposalSeen) inForce(at time.Time) bool {
+	from, until := proposalField(p.raw, 9), proposalField(p.raw, 10)
+	t, slack := at.Unix(), int64(decisionSlack/time.Second)
+	return len(from) == 8 && len(until) == 8 && t >= int64(binary.BigEndian.Uint64(from))-slack && t <= int64(binary.BigEndian.Uint64(until))+slack
+}
+
 func (a *approvals) grant(index uint64, l Leaf, p *proposalSeen, hash [32]byte) error {
-	seconds := func(tag uint16) int64 {
-		if b := proposalField(p.raw, tag); len(b) == 8 {
-			return int64(binary.BigEndian.Uint64(b))
-		}
-		return -1
-	}
-	if at := l.Time.Unix(); !bytes.Equal(proposalField(p.raw, 1), a.ledger[:]) || !bytes.Equal(proposalField(p.raw, 6), a.inForce[:]) || at < seconds(9) || at > seconds(10) {
+	if !bytes.Equal(proposalField(p.raw, 1), a.ledger[:]) || !bytes.Equal(proposalField(p.raw, 6), a.inForce[:]) || !p.inForce(l.Time) {
 		return violate(index, "the proposal is of another ledger or other officers, or it is granted outside of its time")
 	}
 	list, _ := l.Get(TagVotes)
@@ -297,7 +310,11 @@ func (a *approvals) finish(ctx context.Context, src VerifySource) error {
 		if names[index], cli[index], err = electorate.Signer(v.officer, v.decision, p.raw, v.signature); err != nil {
 			return violate(index, "no officer signed this: %v", err)
 		}
-		if asked := electorate.Asked(string(proposalField(p.raw, 7)), names[index]); asked != (v.decision == decisionRequest) {
+		requester := string(proposalField(p.raw, 7))
+		if v.decision == decisionRequest && requester != "officer:"+names[index] {
+			return violate(index, "the officer who signed is not the one who asks")
+		}
+		if asked := electorate.Asked(requester, names[index]); asked != (v.decision == decisionRequest) {
 			return violate(index, "who asks has no vote")
 		}
 	}

@@ -62,7 +62,7 @@ func (s *Store) Enrolment(ctx context.Context, hash [32]byte) (admin.Enrolment, 
 
 // Enrolments implements [admin.EnrolmentStorage].
 func (s *Store) Enrolments(ctx context.Context, limit int) ([]admin.Enrolment, error) {
-	return s.enrolments(ctx, enrolmentColumns+"ORDER BY created DESC, id LIMIT ?", limit)
+	return s.enrolments(ctx, enrolmentColumns+"ORDER BY CASE WHEN state = ? THEN expires ELSE 0 END DESC, created DESC, id LIMIT ?", admin.EnrolmentOpen, limit)
 }
 
 func (s *Store) enrolments(ctx context.Context, query string, args ...any) (out []admin.Enrolment, err error) {

@@ -89,7 +89,7 @@ func (s *Store) MachineByCertificate(ctx context.Context, issuer, spki [32]byte)
 
 // Machines implements [admin.MachineStorage].
 func (s *Store) Machines(ctx context.Context, limit int) ([]admin.Machine, error) {
-	return s.machines(ctx, machineColumns+"ORDER BY created DESC, id LIMIT ?", limit)
+	return s.machines(ctx, machineColumns+"ORDER BY CASE WHEN revoked = 0 THEN expires ELSE 0 END DESC, created DESC, id LIMIT ?", limit)
 }
 
 // LiveMachines implements [admin.MachineStorage].

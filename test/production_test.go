@@ -208,7 +208,7 @@ func testProduction(t *testing.T, p *production) {
 	p.adminTokenEnds(s)
 }
 
-// adminTokenEnds: once an officer can sign in, the token of the first start gives no access
+// adminTokenEnds: once an administrator can sign in, the token of the first start gives no access
 // any more, nor does what it made.
 func (p *production) adminTokenEnds(s *site) {
 	t := p.t
@@ -239,6 +239,7 @@ func (p *production) adminTokenEnds(s *site) {
 	}
 	next.RPID, next.Origins = "localhost", []string{strings.TrimSuffix(s.url(""), "/")}
 	next.Officers[0].Passkeys = []admin.Passkey{{ID: []byte{1}, SPKI: spki}}
+	next.Officers[0].Roles = append(next.Officers[0].Roles, admin.Assignment{Role: admin.Administrator})
 	b, err := json.Marshal(next)
 	if err != nil {
 		t.Fatal(err)

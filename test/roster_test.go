@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"chancery/admin"
 	"chancery/audit"
@@ -459,6 +460,29 @@ func TestHSM11Rosters(t *testing.T) {
 		"an own machine's request": {"who asks has no vote", "who asks has no vote", func(l *made) uint64 {
 			_, _, last, _ := l.decide(l.proposal(func(p *admin.Proposal) { p.Requester = "machine:ci/officer:dan" }), l.cliVoter(1), dan)
 			return last
+		}},
+		"an officer asks without a signature": {"asks without a signature", "asks without a signature", func(l *made) uint64 {
+			return l.propose(l.proposal(func(p *admin.Proposal) { p.Requester = "officer:dan" }))
+		}},
+		"an officer signs what a machine asks for": {"is not the one who asks", "is not the one who asks", func(l *made) uint64 {
+			raw := l.proposal(func(p *admin.Proposal) { p.Requester = "machine:ci/officer:dan" })
+			return l.event(audit.OpProposal, func(f *audit.Fields) {
+				f.Bytes(audit.TagProposal, raw)
+				f.Hash(audit.TagProposalHash, audit.Digest("proposal", raw))
+				f.Hash(audit.TagOfficer, sha256.Sum256(dan.spki))
+				f.Bytes(audit.TagVote, dan.sign(admin.Request, raw))
+			})
+		}},
+		"a vote before its time": {"not in force", "not in force", func(l *made) uint64 {
+			raw := l.proposal(func(p *admin.Proposal) { p.NotBefore, p.Expires = p.NotBefore.Add(time.Hour), p.Expires.Add(time.Hour) })
+			l.propose(raw)
+			return l.ballot(raw, dan, admin.Approve)
+		}},
+		"a grant that was written down a little late": {"", "", func(l *made) uint64 {
+			l.decide(l.proposal(func(p *admin.Proposal) {
+				p.NotBefore, p.Expires = p.NotBefore.Add(-time.Hour), p.NotBefore.Add(-30*time.Second)
+			}), l.cliVoter(1), dan)
+			return none
 		}},
 		"a roster that lets one decide": {"roster 3 lets 1 officers decide", "quorum of 1", func(l *made) uint64 {
 			n := l.roster.Successor()

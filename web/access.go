@@ -115,7 +115,7 @@ func (s *Server) identity(c echo.Context) (admin.Principal, error) {
 	}
 	if s.cfg.AdminToken(token) {
 		if s.cfg.TokenOver(c.Request().Context()) {
-			return admin.Principal{}, problemf(unauthorized, "the admin token is refused since an officer is enrolled; sign in at %s/console/, or use an API token or a client certificate that an administrator makes there", s.base)
+			return admin.Principal{}, problemf(unauthorized, "the admin token is refused since an officer is enrolled who lets others in; sign in at %s/console/, or use an API token or a client certificate that is made there", s.base)
 		}
 		return admin.Principal{Kind: admin.ByAdminToken}, nil
 	}

@@ -88,15 +88,16 @@ func (s *server) machines(board *admin.Board) *admin.Machines {
 	return &admin.Machines{Ledger: s.ledger, Storage: s.db, Board: board, TokenOver: s.tokenOver(board)}
 }
 
-// tokenOver tells whether the admin token is refused: in production, once an officer has a
-// passkey. If that cannot be found out, it is.
+// tokenOver tells whether the admin token is refused: in production, once an administrator
+// has a passkey. Before that nobody else could let the officers in, who then decide nothing
+// any more. If it cannot be found out, the token is refused.
 func (s *server) tokenOver(board *admin.Board) func(context.Context) bool {
 	return func(ctx context.Context) bool {
 		if s.dev {
 			return false
 		}
 		rosters, err := board.Rosters(ctx)
-		return err != nil || rosters.Current().Enrolled()
+		return err != nil || rosters.Current().Administered()
 	}
 }
 
