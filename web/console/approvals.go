@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/hex"
+	"encoding/json/jsontext"
 	"encoding/json/v2"
 	"errors"
 	"fmt"
@@ -238,9 +239,10 @@ func (v *view) describe(h admin.History, p admin.Proposal, raw, parameters []byt
 	return d
 }
 
-// parameterRows are the parameters by name.
+// parameterRows are the parameters by name: texts as they are, all else as its JSON. Lists
+// of plain words are shown with commas.
 func (v *view) parameterRows(parameters []byte) (out []changeRow) {
-	var p map[string]any
+	var p map[string]jsontext.Value
 	if json.Unmarshal(parameters, &p) != nil {
 		return nil
 	}
@@ -250,13 +252,17 @@ func (v *view) parameterRows(parameters []byte) (out []changeRow) {
 	}
 	slices.Sort(names)
 	for _, name := range names {
-		text := fmt.Sprint(p[name])
-		if list, ok := p[name].([]any); ok {
-			var items []string
-			for _, i := range list {
-				items = append(items, fmt.Sprint(i))
+		text := string(p[name])
+		var list []string
+		switch {
+		case json.Unmarshal(p[name], &list) == nil && p[name].Kind() == '[':
+			if !slices.ContainsFunc(list, func(s string) bool { return s == "" || strings.ContainsAny(s, ", ") }) {
+				text = strings.Join(list, ", ")
 			}
-			text = strings.Join(items, ", ")
+		case p[name].Kind() == '"':
+			if err := json.Unmarshal(p[name], &text); err != nil {
+				return nil
+			}
 		}
 		out = append(out, changeRow{What: foreign(v.named("parameter.", name)), After: full(text)})
 	}
