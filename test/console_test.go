@@ -115,7 +115,7 @@ func TestQuorumInBrowsers(t *testing.T) {
 	}
 	eventually(t, func() bool { return strings.Contains(line.run(0, "approve", "show", id), ", done") })
 
-	alice.do(chromedp.Navigate(base+"keys/new"), chromedp.WaitVisible("#name"), chromedp.SendKeys("#name", "contracts"), chromedp.Click("#draft"),
+	alice.do(chromedp.Navigate(base+"keys/new"), chromedp.WaitVisible("#name"), chromedp.SendKeys("#name", "contracts"), chromedp.SendKeys("#reason", "contracts of 2027"), chromedp.Click("#draft"),
 		chromedp.WaitEnabled("#ask"), chromedp.Click("#ask"), chromedp.WaitVisible("#vote-rows"))
 	alice.do(chromedp.WaitVisible("#own")) // who asks has no vote
 	var list struct{ Approvals []struct{ ID string } }
@@ -124,6 +124,9 @@ func TestQuorumInBrowsers(t *testing.T) {
 	}
 	id = list.Approvals[0].ID
 	shown := line.run(0, "approve", "show", id)
+	if !strings.Contains(shown, "reason     contracts of 2027") {
+		t.Errorf("the command line does not show what it is for:\n%s", shown)
+	}
 	bob.do(chromedp.Navigate(base+"approvals/"+id), chromedp.WaitEnabled("#approve"))
 	if print := strings.Join(strings.Fields(bob.text("#fingerprint")), " "); !strings.Contains(shown, "fingerprint "+print) || len(print) != 71 {
 		t.Errorf("the browser shows %q, the command line\n%s", print, shown)

@@ -241,8 +241,8 @@ func (v *view) describe(h admin.History, p admin.Proposal, raw, parameters []byt
 	return d
 }
 
-// parameterRows are the parameters by name: texts as they are, lists of texts with commas,
-// all else as JSON. Script makes the same of the JSON and compares.
+// parameterRows are the parameters by name: texts as they are, lists of plain words with
+// commas, all else as JSON. Script makes the same of the JSON and compares.
 func (v *view) parameterRows(parameters []byte) (out []changeRow) {
 	var p map[string]jsontext.Value
 	if json.Unmarshal(parameters, &p) != nil {
@@ -256,7 +256,9 @@ func (v *view) parameterRows(parameters []byte) (out []changeRow) {
 		case p[name].Kind() == '"' && json.Unmarshal(p[name], &one) == nil:
 			text = one
 		case p[name].Kind() == '[' && json.Unmarshal(p[name], &list) == nil:
-			text = strings.Join(list, ", ")
+			if !slices.ContainsFunc(list, func(s string) bool { return s == "" || strings.ContainsAny(s, ", ") }) {
+				text = strings.Join(list, ", ")
+			}
 		}
 		out = append(out, changeRow{What: foreign(v.named("parameter.", name)), Name: full(name), After: full(text)})
 	}
@@ -271,6 +273,9 @@ func (v *view) rosterChanges(h admin.History, parameters []byte) (out []changeRo
 	var p admin.RosterParameters
 	if json.Unmarshal(parameters, &p) != nil {
 		return nil
+	}
+	if p.Reason != "" {
+		out = append(out, changeRow{What: foreign(v.Lang.text("parameter.reason")), After: full(p.Reason)})
 	}
 	before := h.Base
 	for _, r := range append([]admin.RosterChange{{Roster: h.Base}}, h.Changes...) {
@@ -528,6 +533,9 @@ func (c *Console) draft(w http.ResponseWriter, r *request, page, action string, 
 	h, err := c.cfg.Board.Rosters(ctx)
 	if err != nil {
 		return err
+	}
+	if parameters, err = admin.WithReason(parameters, strings.TrimSpace(r.form.Get("reason"))); err != nil {
+		return failure{status: http.StatusUnprocessableEntity, text: "error.board", detail: foreign(err.Error())}
 	}
 	p := terms.Draft(action, acts, parameters, r.session.who.Requester(), c.now(), 0)
 	raw, err := p.Encode()

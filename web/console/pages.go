@@ -27,7 +27,7 @@ type dashboardData struct {
 	Members    []memberRow
 	Up         int
 	Signatures string
-	Keys       int
+	Keys       int // that who looks may see
 	Waiting    int // proposals, for the vote of who looks
 	Ledger     headData
 	Newest     []certificateRow
@@ -66,7 +66,12 @@ func (c *Console) dashboardLive(w http.ResponseWriter, r *request) error {
 
 func (c *Console) dashboardData(ctx context.Context, v *view) (dashboardData, error) {
 	members, keys := c.cfg.Members(), c.cfg.Keys()
-	d := dashboardData{Members: v.memberRows(members, keys), Keys: len(keys), Directory: c.cfg.ACMEDirectory, Certbot: c.cfg.CertbotLine}
+	d := dashboardData{Members: v.memberRows(members, keys), Directory: c.cfg.ACMEDirectory, Certbot: c.cfg.CertbotLine}
+	for _, k := range keys {
+		if v.may(admin.ReadKeys, admin.Resource{Key: k.Name}) {
+			d.Keys++
+		}
+	}
 	var calls uint64
 	for _, m := range members {
 		calls += m.Calls

@@ -134,6 +134,7 @@ func TestAttack_WEB_18_Browser(t *testing.T) {
 		"acts":            `document.querySelector('[data-proposal=act]').parentElement.remove()`,
 		"requester":       `document.querySelector('[data-proposal=requester]').textContent = 'officer:bob'`,
 		"expires":         `document.querySelector('[data-proposal=expires] time').textContent = '2031-01-01 00:00:00 UTC'`,
+		"from":            `document.querySelector('[data-proposal=from] time').textContent = '2031-01-01 00:00:00 UTC'`,
 		"parameters":      `document.querySelector('[data-proposal=parameters]').textContent = '{}'`,
 		"json":            `document.querySelector('[data-proposal=parameters]').dataset.hex = '7b7d'`,
 		"both":            `{ const p = document.querySelector('[data-proposal=parameters]'); p.textContent = '{}'; p.dataset.hex = '7b7d'; }`,

@@ -2,6 +2,7 @@ package console
 
 import (
 	"context"
+	"encoding/hex"
 	"encoding/json/v2"
 	"errors"
 	"fmt"
@@ -29,8 +30,9 @@ type Provider interface {
 	Fingerprint() [32]byte
 }
 
-// flowCookie keeps a sign-in with the provider that is under way. It is Lax, since the
-// browser comes back from another site with it; it opens nothing by itself.
+// flowCookie keeps a sign-in with the provider that is under way, where it leads to, and the
+// ID of the session that it replaces: the browser comes back from another site, and does not
+// send that one's strict cookie. It is Lax for that; it opens nothing by itself.
 const flowCookie = "__Host-chancery-oidc"
 
 func flow(value string, age int) *http.Cookie {
@@ -49,7 +51,11 @@ func (c *Console) providerStart(w http.ResponseWriter, r *request) error {
 		c.log.Error("the OpenID provider cannot be asked", "id", r.id, "err", err)
 		return c.showSignIn(w, r, http.StatusBadGateway, signInData{To: to, Problem: "oidc.away"})
 	}
-	http.SetCookie(w, flow(f.Encode()+"~"+to.String(), 600))
+	instead := ""
+	if r.session != nil {
+		instead = hex.EncodeToString(r.session.id[:])
+	}
+	http.SetCookie(w, flow(f.Encode()+"~"+to.String()+"~"+instead, 600))
 	// The one redirect to another site: its address comes from the provider's own document.
 	w.Header().Set("Location", address)
 	w.WriteHeader(http.StatusSeeOther)
@@ -62,13 +68,16 @@ func (c *Console) providerCallback(w http.ResponseWriter, r *request) error {
 	if c.cfg.Provider == nil {
 		return missing(w, r)
 	}
+	if len(r.CookiesNamed(flowCookie)) == 0 { // there is nothing to guess at: other sites can make a browser ask this
+		return c.showSignIn(w, r, http.StatusUnauthorized, signInData{Problem: "oidc.refused"})
+	}
 	http.SetCookie(w, flow("", -1))
 	if wait, ok := c.admit(w, r, "oidc"); !ok {
 		return c.showSignIn(w, r, http.StatusTooManyRequests, signInData{Problem: "signin.wait", Minutes: int(wait/time.Minute) + 1})
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), actTime)
 	defer cancel()
-	who, to, err := c.vouched(ctx, r)
+	who, to, instead, err := c.vouched(ctx, r)
 	if errors.Is(err, oidc.ErrRefused) {
 		c.log.Warn("failed sign-in with the OpenID provider", "id", r.id, "remote", r.address(), "err", err)
 		c.cfg.Refused(audit.Refusal{Kind: "console:oidc", Detail: "refused", Client: r.client()})
@@ -91,7 +100,7 @@ func (c *Console) providerCallback(w http.ResponseWriter, r *request) error {
 	if who.At.After(now) {
 		who.At = now
 	}
-	err = c.put(ctx, w, r, sessions.Session{Kind: sessions.OIDC, Subject: who.Subject, Credential: []byte{}, Roles: string(roles), Entry: c.cfg.Provider.Fingerprint(), Stepped: who.At, Op: op})
+	err = c.put(ctx, w, instead, sessions.Session{Kind: sessions.OIDC, Subject: who.Subject, Credential: []byte{}, Roles: string(roles), Entry: c.cfg.Provider.Fingerprint(), Stepped: who.At, Op: op})
 	if err != nil {
 		return err
 	}
@@ -99,24 +108,29 @@ func (c *Console) providerCallback(w http.ResponseWriter, r *request) error {
 	return c.show(w, http.StatusOK, "continue", "", c.view(r, "", "signin.title", to))
 }
 
-// vouched is the person of a callback, and where they wanted to go.
-func (c *Console) vouched(ctx context.Context, r *request) (who oidc.Person, to place, err error) {
+// vouched is the person of a callback, where they wanted to go, and the session that the
+// browser had.
+func (c *Console) vouched(ctx context.Context, r *request) (who oidc.Person, to place, had sessions.ID, err error) {
 	cookies := r.CookiesNamed(flowCookie)
 	if len(cookies) != 1 {
-		return who, to, fmt.Errorf("%w: there is no sign-in under way in this browser", oidc.ErrRefused)
+		return who, to, had, fmt.Errorf("%w: there is no sign-in under way in this browser", oidc.ErrRefused)
 	}
-	text, place, _ := strings.Cut(cookies[0].Value, "~")
+	text, rest, _ := strings.Cut(cookies[0].Value, "~")
+	place, instead, _ := strings.Cut(rest, "~")
 	to = parsePlace(place)
+	if b, err := hex.DecodeString(instead); err == nil && len(b) == len(had) {
+		had = sessions.ID(b)
+	}
 	f, err := oidc.DecodeFlow(text)
 	if err != nil {
-		return who, to, err
+		return who, to, had, err
 	}
 	query, err := neturl.ParseQuery(r.URL.RawQuery)
 	if err != nil {
-		return who, to, fmt.Errorf("%w: the answer cannot be read", oidc.ErrRefused)
+		return who, to, had, fmt.Errorf("%w: the answer cannot be read", oidc.ErrRefused)
 	}
 	who, err = c.cfg.Provider.Finish(ctx, c.now(), f, query)
-	return who, to, err
+	return who, to, had, err
 }
 
 // vouchedFor finds who a session of the provider is for; with other settings it is nobody's.

@@ -57,7 +57,7 @@ func (c *Console) routes() []route {
 		{path: "/console/hsm", may: admin.ReadHSM, get: c.members},
 		{path: "/console/hsm/live", may: admin.ReadHSM, polled: true, get: c.membersLive},
 		{path: "/console/keys", may: admin.ReadKeys, get: c.keys},
-		{path: "/console/keys/new", may: admin.Propose, get: c.newKeyPage, post: c.newKey, fields: []string{"name", "purpose", "algorithm"}},
+		{path: "/console/keys/new", may: admin.Propose, get: c.newKeyPage, post: c.newKey, fields: []string{"name", "purpose", "algorithm", "reason"}},
 
 		{path: "/console/certificates", may: admin.ReadCertificates, get: c.certificates},
 		{path: "/console/certificates/{serial}", may: admin.ReadCertificates, get: c.certificate},
@@ -82,10 +82,10 @@ func (c *Console) routes() []route {
 		{path: "/console/officers", may: admin.ReadOfficers, get: c.officers},
 		{path: "/console/officers/invite", may: admin.ManageOfficers, fresh: true, get: c.invitePage, post: c.invite, fields: roleFields("name")},
 		{path: "/console/officers/enrolments/{id}/withdraw", may: admin.ManageOfficers, fresh: true, get: c.withdrawPage, post: c.withdraw},
-		{path: "/console/officers/accept", may: admin.Propose, post: c.acceptEnrolment, fields: []string{"id"}},
-		{path: "/console/officers/remove", may: admin.Propose, post: c.removeOfficer, fields: []string{"name"}},
-		{path: "/console/officers/roles", may: admin.Propose, get: c.rolesPage, post: c.changeRoles, fields: roleFields("name")},
-		{path: "/console/officers/quorum", may: admin.Propose, get: c.quorumPage, post: c.changeQuorum, fields: []string{"quorum", "cli", "groups"}},
+		{path: "/console/officers/accept", may: admin.Propose, post: c.acceptEnrolment, fields: []string{"id", "reason"}},
+		{path: "/console/officers/remove", may: admin.Propose, post: c.removeOfficer, fields: []string{"name", "reason"}},
+		{path: "/console/officers/roles", may: admin.Propose, get: c.rolesPage, post: c.changeRoles, fields: roleFields("name", "reason")},
+		{path: "/console/officers/quorum", may: admin.Propose, get: c.quorumPage, post: c.changeQuorum, fields: []string{"quorum", "cli", "groups", "reason"}},
 
 		{path: "/console/machines", may: admin.ReadMachines, get: c.machines},
 		{path: "/console/machines/new", may: admin.ManageMachines, fresh: true, get: c.newMachinePage, post: c.newMachine, fields: roleFields("name", "days")},

@@ -122,17 +122,18 @@ func (c *Console) open(ctx context.Context, w http.ResponseWriter, r *request, r
 	if err != nil {
 		return err
 	}
-	return c.put(ctx, w, r, sessions.Session{Kind: sessions.Officer, Subject: o.Name, Credential: credential, Entry: entry, Stepped: c.now(), Op: op})
+	var had sessions.ID
+	if old := sessionID(r.Request); old != "" {
+		had = sessions.IDOf(old)
+	}
+	return c.put(ctx, w, had, sessions.Session{Kind: sessions.Officer, Subject: o.Name, Credential: credential, Entry: entry, Stepped: c.now(), Op: op})
 }
 
-// put stores a new session in place of the one that the browser had.
-func (c *Console) put(ctx context.Context, w http.ResponseWriter, r *request, s sessions.Session) error {
+// put stores a new session in place of the one that the browser had (zero: none).
+func (c *Console) put(ctx context.Context, w http.ResponseWriter, had sessions.ID, s sessions.Session) error {
 	id, now := secret(), c.now()
 	s.Created, s.Seen, s.Form = now, now, secret()
-	put := sessions.Put{ID: sessions.IDOf(id), Session: s}
-	if old := sessionID(r.Request); old != "" {
-		put.Instead = sessions.IDOf(old)
-	}
+	put := sessions.Put{ID: sessions.IDOf(id), Instead: had, Session: s}
 	if err := c.cfg.Sessions.Write(ctx, put); err != nil {
 		return fmt.Errorf("opening a session: %w", err)
 	}

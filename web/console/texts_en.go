@@ -437,6 +437,7 @@ var textsEN = map[string]string{
 	"need.group":                           "Of group %s",
 	"need.open":                            "%d to go",
 	"need.met":                             "Reached",
+	"ask.reason":                           "What it is for",
 	"ask.title":                            "Ask the officers",
 	"ask.lead":                             "Nothing is asked for until you sign it with your passkey. Others then decide.",
 	"ask.do":                               "Sign and ask",

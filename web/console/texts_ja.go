@@ -437,6 +437,7 @@ var textsJA = map[string]string{
 	"need.group":                           "グループ %s の承認",
 	"need.open":                            "あと %d",
 	"need.met":                             "達成",
+	"ask.reason":                           "目的",
 	"ask.title":                            "オフィサーへの申請",
 	"ask.lead":                             "パスキーで署名するまで申請されません。署名後、ほかのオフィサーが決定します。",
 	"ask.do":                               "署名して申請",

@@ -127,6 +127,9 @@ const foreignRunes = 256
 
 func (f foreign) String() string { return shown(string(f), foreignRunes) }
 
+// brailleBlank is a symbol that looks as if there were none.
+const brailleBlank = '\u2800'
+
 // shown makes text harmless to look at and at most max characters long.
 func shown(s string, max int) string {
 	var b strings.Builder
@@ -140,9 +143,9 @@ func shown(s string, max int) string {
 		switch {
 		case r == utf8.RuneError && size == 1:
 			fmt.Fprintf(&b, `\x%02x`, s[i])
-		case r == ' ' || unicode.IsPrint(r) && !unicode.In(r, unicode.Mn, unicode.Me):
+		case r == ' ' || unicode.IsPrint(r) && !unicode.In(r, unicode.Mn, unicode.Me, unicode.Other_Default_Ignorable_Code_Point) && r != brailleBlank:
 			b.WriteRune(r)
-		default: // marks, too: hundreds of them on one letter cover the lines around it
+		default: // marks, too: hundreds of them on one letter cover the lines around it; and letters for which nothing is drawn
 			fmt.Fprintf(&b, `\u{%x}`, r)
 		}
 		i += size

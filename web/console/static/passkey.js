@@ -67,7 +67,7 @@ async function digest(name, ...parts) {
 // shown writes text as the pages do: what could mislead is escaped.
 function shown(text) {
   let out = '';
-  for (const c of text) out += /^[\p{L}\p{Mc}\p{N}\p{P}\p{S} ]$/u.test(c) ? c : '\\u{' + c.codePointAt(0).toString(16) + '}';
+  for (const c of text) out += /^(?![\p{DI}\u2800])[\p{L}\p{Mc}\p{N}\p{P}\p{S} ]$/u.test(c) ? c : '\\u{' + c.codePointAt(0).toString(16) + '}';
   return out;
 }
 
@@ -105,8 +105,10 @@ async function voteOptions(form) {
   const p = decode(bytes);
   same('action', shown(p.action));
   same('requester', shown(p.requester));
-  const times = document.querySelectorAll('[data-proposal=expires] time');
-  if (times[0]?.getAttribute('datetime') !== p.expires || times[0].textContent !== p.expires.replace('T', ' ').replace('Z', ' UTC')) throw new Differs('expires');
+  for (const what of ['from', 'expires']) {
+    const time = document.querySelector('[data-proposal=' + what + '] time');
+    if (time?.getAttribute('datetime') !== p[what] || time.textContent !== p[what].replace('T', ' ').replace('Z', ' UTC')) throw new Differs(what);
+  }
   const acts = [...document.querySelectorAll('[data-proposal=act]')].map(e => e.textContent);
   if (acts.length !== p.acts.length || acts.some((a, i) => a !== shown(p.acts[i]))) throw new Differs('acts');
   const parameters = bytesOf(form.ownerDocument.querySelector('[data-proposal=parameters]').dataset.hex);
@@ -115,7 +117,7 @@ async function voteOptions(form) {
   const rows = [...document.querySelectorAll('[data-proposal=parameter]')];
   if (rows.length) { // a roster has a table of its changes instead
     const values = JSON.parse(utf8.decode(parameters));
-    const text = v => typeof v === 'string' ? v : Array.isArray(v) && v.every(i => typeof i === 'string') ? v.join(', ') : JSON.stringify(v);
+    const text = v => typeof v === 'string' ? v : Array.isArray(v) && v.every(i => typeof i === 'string' && /^[^, ]+$/.test(i)) ? v.join(', ') : JSON.stringify(v);
     const want = Object.keys(values).map(name => shown(name) + '\n' + shown(text(values[name]))).sort();
     if (want.join('\n\n') !== rows.map(r => r.dataset.name + '\n' + r.textContent).sort().join('\n\n')) throw new Differs('parameters');
   } else if (p.action !== 'change-roster') throw new Differs('parameters');
