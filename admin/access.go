@@ -85,7 +85,7 @@ var permissions = map[Permission]struct {
 	ReadOfficers:       {0, []Role{Administrator, CryptoOfficer, Auditor}},
 	ManageOfficers:     {0, []Role{Administrator}},
 	ReadMachines:       {0, []Role{Administrator, CryptoOfficer, Auditor}},
-	ManageMachines:     {0, []Role{Administrator}},
+	ManageMachines:     {0, []Role{Administrator, CryptoOfficer}}, // crypto officers: their own, to vote at the command line
 }
 
 // Permissions lists all permissions, in the order of their names.
@@ -241,6 +241,11 @@ func (p Principal) some(perm Permission, gives func(Assignment) bool) bool {
 		return perm.Known()
 	}
 	return !slices.Contains(never[p.Kind], perm) && slices.ContainsFunc(p.Assignments, gives)
+}
+
+// administers tells whether the principal is an administrator, of everything.
+func (p Principal) administers() bool {
+	return p.Kind == ByAdminToken || p.Kind == ByOfficer && slices.Contains(p.Assignments, Assignment{Role: Administrator})
 }
 
 // Requester is how the principal stands in entries and proposals.

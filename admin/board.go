@@ -138,6 +138,9 @@ func (b *Board) Propose(ctx context.Context, a Ask) (*Approval, error) {
 	if err != nil {
 		return nil, refuse(BadProposal, "parameters", "%v", err)
 	}
+	if err := checkReason(parameters); err != nil {
+		return nil, err
+	}
 	acts, err := action.Acts(parameters)
 	if err != nil {
 		return nil, refuse(BadProposal, "parameters", "%v", err)

@@ -60,9 +60,6 @@ func (c RosterChange) Follows(before [32]byte) error {
 // leaf 0, whose digest is first. It returns the changes after that one. Errors wrap
 // audit.ErrTampered.
 func (h History) CheckChain(first [32]byte) (after []RosterChange, err error) {
-	if err := h.Base.Check(); err != nil {
-		return nil, fmt.Errorf("%w: the officers: %w", audit.ErrTampered, err)
-	}
 	digest := h.Base.Digest()
 	begun := digest == first
 	after = h.Changes
@@ -76,6 +73,9 @@ func (h History) CheckChain(first [32]byte) (after []RosterChange, err error) {
 	}
 	if !begun {
 		return nil, fmt.Errorf("%w: the officers or the quorum in the database are not those that leaf 0 names; put the database back from a backup", audit.ErrTampered)
+	}
+	if err := h.Base.Check(); err != nil {
+		return nil, fmt.Errorf("%w: the officers: %w", audit.ErrTampered, err)
 	}
 	return after, nil
 }

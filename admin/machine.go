@@ -40,7 +40,7 @@ type Machine struct {
 }
 
 // PutMachine stores a machine with its OpMachine leaf. A certificate that another machine
-// that is not revoked has is audit.ErrExists.
+// that is not revoked has is audit.ErrExists, and so is the name of one that has access.
 type PutMachine struct{ Machine }
 
 // RevokeMachine ends a machine with its OpMachine leaf; one that is revoked already, or not
@@ -70,6 +70,8 @@ type MachineStorage interface {
 	// Machines lists those that have access longest first, then those that are revoked, newest
 	// first, at most limit.
 	Machines(ctx context.Context, limit int) ([]Machine, error)
+	// LiveMachines lists those that are not revoked and expire after a moment.
+	LiveMachines(ctx context.Context, at time.Time) ([]Machine, error)
 }
 
 // Machines is where machines get and lose access.
@@ -88,6 +90,7 @@ type Machines struct {
 // MaxMachineLife bounds the access of a machine.
 const MaxMachineLife = 366 * 24 * time.Hour
 
+// maxMachines bounds those that have access, and a list; of more, the oldest are left out.
 const maxMachines = 1000
 
 // ErrUnknownMachine is the one answer to whoever shows no access that is good, whatever is
@@ -182,13 +185,13 @@ func (m *Machines) owner(ctx context.Context, requester string) (Principal, erro
 // machineRoles are those that an administrator gives without having them.
 var machineRoles = []Role{RegistrationOfficer, Signer, Auditor}
 
-// mayGive tells whether a principal can give a role to a machine: those of [machineRoles],
-// and what they can do themselves.
+// mayGive tells whether a principal can give a role to a machine: what they can do
+// themselves, and administrators those of [machineRoles].
 func (p Principal) mayGive(a Assignment) bool {
 	if !p.May(ManageMachines, Resource{}) {
 		return false
 	}
-	if slices.Contains(machineRoles, a.Role) {
+	if p.administers() && slices.Contains(machineRoles, a.Role) {
 		return true
 	}
 	on := Resource{Issuer: a.Issuer, Profile: a.Profile, Key: a.Key}
@@ -246,24 +249,23 @@ func (m *Machines) put(ctx context.Context, by Principal, one Machine, lifetime 
 			return one, refuse(NotAllowed, "roles", "%s cannot give the role %s to a machine: an administrator gives %v, and what they may do themselves", by.Requester(), a, machineRoles)
 		}
 	}
-	all, err := m.List(ctx)
-	if err != nil {
-		return one, err
-	}
 	now := m.now().UTC().Truncate(time.Second)
-	all = slices.DeleteFunc(all, func(o Machine) bool { return !o.Revoked.IsZero() || !o.Expires.After(now) })
-	for _, o := range all {
+	live, err := m.Storage.LiveMachines(ctx, now)
+	if err != nil {
+		return one, fmt.Errorf("listing machines: %w", err)
+	}
+	for _, o := range live {
 		if o.Name == one.Name {
 			return one, refuse(Closed, "name", "machine %s has access already, as %s; take another name, or revoke that first", o.Name, o.ID)
 		}
 	}
-	if len(all) >= maxMachines {
+	if len(live) >= maxMachines {
 		return one, refuse(Closed, "", "%d machines have access already; revoke some", maxMachines)
 	}
 	one.ID, one.Owner, one.Created, one.Expires = randomHex(8), by.Requester(), now, now.Add(lifetime.Truncate(time.Second))
 	_, err = m.Ledger.Append(ctx, one.event("granted", by, ""), PutMachine{one})
 	if errors.Is(err, audit.ErrExists) {
-		return one, refuse(Closed, "certificate", "this certificate lets another machine in already")
+		return one, refuse(Closed, "", "the certificate, or the name, is another machine's already; revoke that first")
 	}
 	if err != nil {
 		return one, fmt.Errorf("recording a machine: %w", err)
@@ -308,6 +310,9 @@ func (m *Machines) Revoke(ctx context.Context, by Principal, id, reason string) 
 	}
 	if err != nil {
 		return fmt.Errorf("reading a machine: %w", err)
+	}
+	if !by.administers() && one.Owner != by.Requester() {
+		return refuse(NotAllowed, "id", "machine %s belongs to %s; its owner or an administrator revokes it", one.Name, one.Owner)
 	}
 	_, err = m.Ledger.Append(ctx, one.event("revoked", by, reason), RevokeMachine{ID: id, At: m.now()})
 	if errors.Is(err, audit.ErrConflict) {

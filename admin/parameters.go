@@ -1,5 +1,13 @@
 package admin
 
+import (
+	"encoding/json/jsontext"
+	"encoding/json/v2"
+	"fmt"
+
+	"chancery/audit"
+)
+
 // The actions that officers decide about, besides those of genesis. Each has its
 // parameters below, as JSON; they name all that the acts follow from.
 const (
@@ -21,8 +29,47 @@ const (
 	RetireCluster   = "retire-cluster"          // nothing is signed here any more: [RetireParameters]
 )
 
+// Why is in the parameters of every action: what its requester wants it for. Officers read
+// it before they sign, and sign it with the rest.
+type Why struct {
+	Reason string `json:"reason,omitempty"` // at most 500 octets of plain text
+}
+
+// maxReason bounds a reason in octets.
+const maxReason = 500
+
+// WithReason adds the reason to parameters, in canonical JSON; "" adds none.
+func WithReason(parameters []byte, reason string) ([]byte, error) {
+	if reason == "" {
+		return CanonicalParameters(parameters)
+	}
+	var all map[string]jsontext.Value
+	if err := json.Unmarshal(parameters, &all); err != nil {
+		return nil, fmt.Errorf("parameters: no JSON object: %w", err)
+	}
+	b, err := json.Marshal(reason)
+	if err != nil {
+		return nil, fmt.Errorf("reason: %w", err)
+	}
+	all["reason"] = b
+	if b, err = json.Marshal(all, json.Deterministic(true)); err != nil {
+		return nil, fmt.Errorf("parameters: %w", err)
+	}
+	return CanonicalParameters(b)
+}
+
+// checkReason refuses a reason that a page or a terminal could show otherwise than it is.
+func checkReason(parameters []byte) error {
+	var w Why
+	if err := json.Unmarshal(parameters, &w); err != nil || audit.Text(w.Reason, maxReason) != w.Reason {
+		return refuse(BadProposal, "parameters", "reason must be plain text of at most %d octets", maxReason)
+	}
+	return nil
+}
+
 // KeyParameters are the parameters of [GenerateKey].
 type KeyParameters struct {
+	Why
 	Name      string   `json:"name"`
 	Purpose   string   `json:"purpose"`           // text of an audit.Purpose
 	Algorithm string   `json:"algorithm"`         // e.g. "P-256"
@@ -31,6 +78,7 @@ type KeyParameters struct {
 
 // MemberParameters are those of [AddMember]: the token as the server sees it.
 type MemberParameters struct {
+	Why
 	Name         string `json:"name"`
 	Serial       string `json:"serial"`
 	Label        string `json:"label"`
@@ -50,24 +98,28 @@ type MemberParameters struct {
 
 // RemoveParameters are those of [RemoveMember].
 type RemoveParameters struct {
+	Why
 	Name   string `json:"name"`
 	Serial string `json:"serial"`
 }
 
 // DestroyParameters are those of [DestroyKey].
 type DestroyParameters struct {
+	Why
 	Name string `json:"name"`
 	SPKI string `json:"spki_sha256"` // hex: a later key of that name is safe
 }
 
 // RepairParameters are those of [RepairKey].
 type RepairParameters struct {
+	Why
 	Name   string `json:"name"`
 	Member string `json:"member"`
 }
 
 // AdoptParameters are those of [AdoptKey].
 type AdoptParameters struct {
+	Why
 	Name        string   `json:"name"`
 	Purpose     string   `json:"purpose"`
 	Algorithm   string   `json:"algorithm"`
@@ -82,12 +134,14 @@ type AdoptParameters struct {
 
 // SplitParameters are those of [SplitSOPIN].
 type SplitParameters struct {
+	Why
 	Member    string `json:"member"`
 	Threshold int    `json:"threshold"` // M of the officers
 }
 
 // ImportParameters are those of [ImportKey].
 type ImportParameters struct {
+	Why
 	Session   string   `json:"session"` // of the wrapping key
 	Name      string   `json:"name"`
 	Purpose   string   `json:"purpose"`
@@ -101,18 +155,21 @@ type ImportParameters struct {
 
 // RecipientParameters are those of [BackupRecipient] and [RemoveRecipient].
 type RecipientParameters struct {
+	Why
 	Name   string `json:"name"`
 	Serial string `json:"serial"` // of its token
 }
 
 // BackupParameters are those of [Backup].
 type BackupParameters struct {
+	Why
 	Recipient string `json:"recipient"`
 	Serial    string `json:"serial"` // of its token
 }
 
 // RestoreParameters are those of [Restore].
 type RestoreParameters struct {
+	Why
 	Manifest    string `json:"manifest_sha256"` // hex
 	Ledger      string `json:"ledger"`          // id of the predecessor, hex
 	Made        string `json:"made"`            // the manifest, RFC 3339
@@ -141,6 +198,7 @@ type RetireParameters struct {
 
 // RosterParameters are those of [ChangeRoster].
 type RosterParameters struct {
+	Why
 	Before string `json:"before"` // digest of the roster in force, hex
 	Roster Roster `json:"roster"` // the next one, whole
 }

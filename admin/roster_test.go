@@ -546,6 +546,25 @@ func TestRosterChangesMeanwhile(t *testing.T) {
 	}
 }
 
+// What an act is for is part of what officers sign.
+func TestReason(t *testing.T) {
+	r := newRoom(t, 2, "ada", "bob", "cyd")
+	with := must(admin.WithReason([]byte(`{"name": "k1"}`), `for "builds" of <2027>`))
+	if again := must(admin.WithReason(with, "")); string(again) != string(with) || string(must(admin.WithReason([]byte(`{"name":"k1"}`), ""))) != `{"name":"k1"}` {
+		t.Errorf("%s %s", with, again)
+	}
+	a := must(r.board.Propose(t.Context(), admin.Ask{Action: testAction, Parameters: with}))
+	if admin.ParametersDigest(with) != a.Asked.Parameters || !strings.Contains(string(a.Parameters), `for \"builds\" of <2027>`) {
+		t.Errorf("%s", a.Parameters)
+	}
+	for _, bad := range []string{`"a\nb"`, `7`, `"` + strings.Repeat("x", 501) + `"`} {
+		_, err := r.board.Propose(t.Context(), admin.Ask{Action: testAction, Parameters: []byte(`{"name":"k1","reason":` + bad + `}`)})
+		if !refused(err, admin.BadProposal, "reason") {
+			t.Errorf("reason %s: %v", bad, err)
+		}
+	}
+}
+
 // The admin token ends only when somebody is there who lets others in, and that person's
 // machine hands in what officers sign who have CLI keys only: else nobody could decide
 // anything any more.
@@ -554,7 +573,7 @@ func TestNobodyIsLockedOut(t *testing.T) {
 	next := r.roster.Successor()
 	next.RPID, next.Origins = rpID, []string{origin}
 	phone := newAuthenticator(p256()).Passkey
-	for role, administered := range map[admin.Role]bool{admin.Auditor: false, admin.CryptoOfficer: false, admin.Administrator: true} {
+	for role, administered := range map[admin.Role]bool{admin.Auditor: false, admin.CryptoOfficer: true, admin.RegistrationOfficer: false, admin.Signer: false, admin.Administrator: true} {
 		with := next.Successor()
 		with.Officers = append(with.Officers, admin.Officer{Name: "cyd", Passkeys: []admin.Passkey{phone}, Roles: []admin.Assignment{{Role: role}}})
 		if err := with.Check(); err != nil {

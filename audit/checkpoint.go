@@ -255,7 +255,7 @@ func (c *Checkpointer) retry() {
 // contradicts what was signed before closes the ledger.
 func (c *Checkpointer) Sign(ctx context.Context) error {
 	signed, err := c.signAndAnchor(ctx)
-	if errors.Is(err, ErrTampered) || errors.Is(err, ErrDisk) {
+	if (errors.Is(err, ErrTampered) || errors.Is(err, ErrDisk)) && !(c.ledger.opt.Shared && errors.Is(err, ErrLost)) {
 		c.ledger.fence(err)
 	}
 	if err != nil || signed.Size == 0 {
@@ -360,7 +360,7 @@ func (c *Checkpointer) stillThere(ctx context.Context, head Head) error {
 		return fmt.Errorf("computing the tree of %d entries: %w", head.Size, err)
 	}
 	if root != head.Root() {
-		return fmt.Errorf("%w: the first %d entries are others than this process knows", ErrTampered, head.Size)
+		return fmt.Errorf("%w: the first %d entries are others than this process knows: %w", ErrTampered, head.Size, ErrLost)
 	}
 	return nil
 }

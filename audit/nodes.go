@@ -26,10 +26,15 @@ func (l *Ledger) OnForeign(fn func(index uint64, leaf Leaf)) {
 	l.foreign = fn
 }
 
+// ErrLost goes with ErrTampered when entries are gone that this process knows to be
+// committed. Where several nodes share a database the sequencer, which looks once a second,
+// then ends the server.
+var ErrLost = errors.New("the database lost entries that it had committed, as after a failover to a standby that was not synchronous")
+
 // Lost is the ErrTampered of a database whose head has fewer entries than a process knows
 // to be committed.
 func Lost(has, known uint64) error {
-	return fmt.Errorf("%w: head has size %d, this process knows %d: the database lost entries that it had committed, as after a failover to a standby that was not synchronous", ErrTampered, has, known)
+	return fmt.Errorf("%w: head has size %d, this process knows %d: %w", ErrTampered, has, known, ErrLost)
 }
 
 // follow takes up what other nodes have written up to head. Only the sequencer calls

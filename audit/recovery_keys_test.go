@@ -95,8 +95,14 @@ func TestAnchorOfLostKey(t *testing.T) {
 // recover writes the leaf of a recovery with the votes of these officers.
 func (p *predecessor) recover(common, known uint64, voters []*admin.OfficerKey) {
 	p.Helper()
+	must(0, p.ledger.Write(context.Background(), admin.PutRoster{History: admin.History{Base: p.roster}}))
+	p.recoverBy(common, known, voters)
+}
+
+// recoverBy is recover when the officers are stored already.
+func (p *predecessor) recoverBy(common, known uint64, voters []*admin.OfficerKey) {
+	p.Helper()
 	ctx := context.Background()
-	must(0, p.ledger.Write(ctx, admin.PutRoster{History: admin.History{Base: p.roster}}))
 	head := p.ledger.Head()
 	terms := admin.Terms{Ledger: p.ledger.ID(), Roster: p.roster, RosterDigest: p.roster.Digest(), PolicyDigest: p.roster.PolicyDigest()}
 	proposal := must(terms.Draft(admin.RecoverLedger, []string{admin.RecoverAct(head.Size, head.Root(), common, known)}, []byte("{}"), admin.AdminToken, time.Now(), time.Hour).Encode())
@@ -123,6 +129,50 @@ func TestStartWithoutQuorum(t *testing.T) {
 	b.anchor(newLateKey(t).note(b.ledger.Origin(), size+5))
 	if err := b.open(); !errors.Is(err, audit.ErrTampered) {
 		t.Errorf("a recovery that one officer signed twice lets the ledger start: %v", err)
+	}
+}
+
+// The start believes a recovery of the officers who were in force then, and no one else's.
+func TestStartAfterOfficersChanged(t *testing.T) {
+	for what, c := range map[string]struct {
+		voters func(b *predecessor) []*admin.OfficerKey
+		old    bool // the warrant is of the officers before
+		rows   func(c *admin.RosterChange)
+		ok     bool
+	}{
+		"of those in force": {func(b *predecessor) []*admin.OfficerKey { return b.officers[:2] }, false, nil, true},
+		"of who left":       {func(b *predecessor) []*admin.OfficerKey { return b.officers[1:] }, false, nil, false},
+		"of those before":   {func(b *predecessor) []*admin.OfficerKey { return b.officers[1:] }, true, nil, false},
+		"of those whom nobody decided on": {func(b *predecessor) []*admin.OfficerKey { return b.officers[:2] }, false, func(c *admin.RosterChange) {
+			c.Warrant.Votes = c.Warrant.Votes[:1]
+		}, false},
+	} {
+		t.Run(what, func(t *testing.T) {
+			b := newPredecessor(t)
+			before := b.roster
+			must(0, b.ledger.Write(t.Context(), admin.PutRoster{History: admin.History{Base: before}}))
+			change := b.change(b.ledger.ID())
+			if c.rows != nil {
+				c.rows(&change)
+			}
+			var f audit.Fields
+			f.Hash(audit.TagGrant, change.Warrant.Grant())
+			f.Hash(audit.TagRoster, change.Roster.Digest())
+			f.Uint64(audit.TagVersion, 1)
+			must(b.ledger.Append(t.Context(), audit.Event(audit.OpRoster, f), admin.PutRosterChange{RosterChange: change}))
+			b.fill(3)
+			b.checkpoint()
+			if b.roster = change.Roster; c.old {
+				b.roster = before
+			}
+			size := b.ledger.Head().Size
+			b.recoverBy(size, size+20, c.voters(b))
+			b.stop()
+			b.anchor(newLateKey(t).note(b.ledger.Origin(), size+5))
+			if err := b.open(); (err == nil) != c.ok || err != nil && !errors.Is(err, audit.ErrTampered) {
+				t.Errorf("the start: %v", err)
+			}
+		})
 	}
 }
 

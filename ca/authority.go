@@ -271,10 +271,15 @@ func (a *Authority) Certificate(ctx context.Context, serial string) (*Certificat
 		}
 		return a.certificate(s), nil
 	}
+	return nil, a.Missing(serial)
+}
+
+// Missing is what [Authority.Certificate] says of a serial that no certificate has.
+func (a *Authority) Missing(serial string) error {
 	if a.cfg.Predecessor != "" {
-		return nil, refuse(NotFound, "serial", "no certificate here has the serial %s; if it was issued before this CA was restored, revoke it by sending the certificate itself", serial)
+		return refuse(NotFound, "serial", "no certificate here has the serial %s; if it was issued before this CA was restored, revoke it by sending the certificate itself", serial)
 	}
-	return nil, refuse(NotFound, "serial", "no certificate has the serial %s", serial)
+	return refuse(NotFound, "serial", "no certificate has the serial %s", serial)
 }
 
 // CertificateByDER finds a certificate that this CA, or the ledger before this one, issued

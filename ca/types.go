@@ -35,7 +35,7 @@ type Request struct {
 	Profile   string // name of a profile, e.g. "tls-server"
 	CSR       []byte // PKCS#10 DER (RFC 2986); of it only the public key and the names are looked at
 	Names     []Name // what the requester is entitled to; nil: the CSR's own names. The CSR must ask for exactly these
-	Requester string // pseudonym, stands in the ledger: "acme:<account>", "api:admin-token"
+	Requester string // pseudonym, stands in the ledger: "acme:<account>", "api:admin-token", "machine:<name>/<owner>"
 	Client    string // address of who asks, or ""; the ledger commits to it
 
 	// Evidence is what entitles the requester: how it was asked for, order and

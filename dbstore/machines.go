@@ -18,8 +18,14 @@ func (t *tx) putMachine(p admin.PutMachine) error {
 	if err != nil {
 		return err
 	}
+	var n int
+	if err := t.row([]any{&n}, "SELECT count(*) FROM machine WHERE name = ? AND revoked = 0 AND expires > ?", p.Name, p.Created.Unix()); err != nil {
+		return err
+	}
+	if n > 0 {
+		return fmt.Errorf("%w: the name of a machine", audit.ErrExists)
+	}
 	if p.Kind == admin.MachineCertificate {
-		var n int
 		if err := t.row([]any{&n}, "SELECT count(*) FROM machine WHERE kind = ? AND issuer = ? AND secret = ? AND revoked = 0", string(p.Kind), p.Issuer[:], p.Secret[:]); err != nil {
 			return err
 		}
@@ -84,4 +90,9 @@ func (s *Store) MachineByCertificate(ctx context.Context, issuer, spki [32]byte)
 // Machines implements [admin.MachineStorage].
 func (s *Store) Machines(ctx context.Context, limit int) ([]admin.Machine, error) {
 	return s.machines(ctx, machineColumns+"ORDER BY CASE WHEN revoked = 0 THEN expires ELSE 0 END DESC, created DESC, id LIMIT ?", limit)
+}
+
+// LiveMachines implements [admin.MachineStorage].
+func (s *Store) LiveMachines(ctx context.Context, at time.Time) ([]admin.Machine, error) {
+	return s.machines(ctx, machineColumns+"WHERE revoked = 0 AND expires > ? ORDER BY created DESC, id", at.Unix())
 }

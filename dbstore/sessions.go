@@ -37,8 +37,8 @@ func (t *tx) putSession(p sessions.Put) error {
 	}{
 		{"DELETE FROM console_session WHERE id = ? OR seen <= ? OR created <= ?", []any{p.Instead[:], p.Created.Add(-sessions.Idle).UnixMicro(), p.Created.Add(-sessions.Whole).UnixMicro()}},
 		{"DELETE FROM console_session WHERE id IN (SELECT id FROM console_session ORDER BY seen DESC, id LIMIT 1000000 OFFSET ?)", []any{sessions.Max - 1}},
-		{"INSERT INTO console_session (id, kind, subject, credential, entry, created, seen, stepped, form, op) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-			[]any{p.ID[:], p.Kind, p.Subject, p.Credential, p.Entry[:], p.Created.UnixMicro(), p.Seen.UnixMicro(), p.Stepped.UnixMicro(), p.Form, p.Op[:]}},
+		{"INSERT INTO console_session (id, kind, subject, credential, entry, created, seen, stepped, form, roles, op) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+			[]any{p.ID[:], p.Kind, p.Subject, p.Credential, p.Entry[:], p.Created.UnixMicro(), p.Seen.UnixMicro(), p.Stepped.UnixMicro(), p.Form, p.Roles, p.Op[:]}},
 	} {
 		if _, err := t.exec(step.query, step.args...); err != nil {
 			return err
@@ -64,7 +64,7 @@ func (s Sessions) Session(ctx context.Context, id sessions.ID) (out sessions.Ses
 		found = nil
 		var entry, op []byte
 		var created, seen, stepped int64
-		if err := rows.Scan(&out.Kind, &out.Subject, &out.Credential, &entry, &created, &seen, &stepped, &out.Form, &op); err != nil {
+		if err := rows.Scan(&out.Kind, &out.Subject, &out.Credential, &entry, &created, &seen, &stepped, &out.Form, &out.Roles, &op); err != nil {
 			return err
 		}
 		if copy(out.Op[:], op) != len(out.Op) {
@@ -73,7 +73,7 @@ func (s Sessions) Session(ctx context.Context, id sessions.ID) (out sessions.Ses
 		out.Entry = hash32(entry)
 		out.Created, out.Seen, out.Stepped = time.UnixMicro(created).UTC(), time.UnixMicro(seen).UTC(), time.UnixMicro(stepped).UTC()
 		return nil
-	}, "SELECT kind, subject, credential, entry, created, seen, stepped, form, op FROM console_session WHERE id = ?", id[:])
+	}, "SELECT kind, subject, credential, entry, created, seen, stepped, form, roles, op FROM console_session WHERE id = ?", id[:])
 	if err == nil {
 		err = found
 	}

@@ -169,7 +169,19 @@ func (s *Store) RosterChanged(ctx context.Context, h admin.History) error {
 	if err != nil {
 		return err
 	}
-	chain := chainOf(s.ledger.ID(), first, changes)
+	return s.tellMembers(ctx, chainOf(s.ledger.ID(), first, changes))
+}
+
+// tellRostersAll is [Store.RosterChanged] with what another node has put into force.
+func (s *Store) tellRostersAll(ctx context.Context) error {
+	chain, err := s.rosters(ctx)
+	if err != nil || len(chain.Changes) == 0 {
+		return err
+	}
+	return s.tellMembers(ctx, chain)
+}
+
+func (s *Store) tellMembers(ctx context.Context, chain rosterChain) error {
 	var errs []error
 	for _, m := range s.list() {
 		if err := m.learnRosters(ctx, chain); err != nil {

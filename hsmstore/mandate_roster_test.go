@@ -160,3 +160,44 @@ func TestHSM11WorkerIsToldOfARoster(t *testing.T) {
 		t.Errorf("%s", lines)
 	}
 }
+
+// A member that cannot be told is named, unless it knows already, or its cluster is retired.
+func TestHSM11MemberThatIsAway(t *testing.T) {
+	a := newChamber(t)
+	first := a.roster.Digest()
+	ab, b := a.succeed(t, 1, without("ada"))
+	now := chainOf(a.ledger, first, []admin.RosterChange{ab})
+	for what, c := range map[string]struct {
+		known   [][32]byte
+		retired bool
+		chain   rosterChain
+		want    error
+	}{
+		"it does not know":          {[][32]byte{first}, false, now, errNotTold},
+		"it never had a ceremony":   {nil, false, now, errNotTold},
+		"it knows":                  {[][32]byte{first, b.roster.Digest()}, false, now, nil},
+		"nothing changed":           {nil, false, chainOf(a.ledger, first, nil), nil},
+		"it is retired":             {[][32]byte{first}, true, now, nil},
+		"it knows later ones":       {[][32]byte{first, b.roster.Digest()}, false, chainOf(a.ledger, first, nil), audit.ErrTampered},
+		"it knows others of leaf 0": {[][32]byte{{1}}, false, now, audit.ErrTampered},
+	} {
+		journal := filepath.Join(t.TempDir(), "hsm-m1.journal")
+		account, err := readAccount(journal + ".mandates")
+		check(t, err)
+		for _, d := range c.known {
+			check(t, account.learn([]string{hex.EncodeToString(d[:])}))
+		}
+		if c.retired {
+			check(t, account.add("retired"))
+		}
+		m := &member{cfg: MemberConfig{Name: "m1", JournalPath: journal}}
+		if err := m.tellRosters(t.Context(), nil, c.chain); !errors.Is(err, c.want) || c.want == nil && err != nil {
+			t.Errorf("%s: %v, want %v", what, err, c.want)
+		}
+		history := admin.History{Base: a.roster, Changes: c.chain.Changes}
+		err = CheckRosters([]MemberConfig{m.cfg}, a.ledger, first, history)
+		if refused := errors.Is(err, admin.ErrNotGranted); refused != (c.want == audit.ErrTampered) {
+			t.Errorf("%s: a recovery: %v", what, err)
+		}
+	}
+}

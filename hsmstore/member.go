@@ -281,7 +281,7 @@ func (m *member) setSessions(n int) {
 // serve gives the member's requests to a worker until the worker ends, and says why.
 func (m *member) serve(ctx context.Context, l *link, r *run) error {
 	if err := m.store.tellRosters(ctx, m, l); err != nil {
-		m.log.Error("the worker does not know the roster in force; it learns it at the next ceremony", "err", err)
+		m.log.Error("the worker could not be told who the officers are; it takes no ceremony, or learns of them at the next one", "err", err)
 	}
 	m.mu.Lock()
 	m.link = l

@@ -26,9 +26,10 @@ type Nodes struct {
 // ceremonies is the work that one node at a time does.
 const ceremonies = "acts on keys or members"
 
-// keyOps are the entries behind which keys or members are others than before.
+// keyOps are the entries behind which keys or members are others than before, or the officers
+// whom the members follow.
 var keyOps = []audit.Op{audit.OpKeyGenerate, audit.OpKeyReplicate, audit.OpKeyDestroy, audit.OpKeyAdopt, audit.OpKeyImport, audit.OpKeyProof, audit.OpKeyState,
-	audit.OpMemberAdd, audit.OpMemberState}
+	audit.OpMemberAdd, audit.OpMemberState, audit.OpRoster}
 
 // heard is told of each entry of another node, by the sequencer. What forbids an intent
 // holds at once; the rest is read from the database.
@@ -95,6 +96,10 @@ func (s *Store) follow(ctx context.Context) {
 			if wait(ctx, backoffMax) != nil {
 				return
 			}
+			continue
+		}
+		if err := s.tellRostersAll(ctx); err != nil && ctx.Err() == nil {
+			s.log.Error("not every HSM member could be told who the officers are", "err", err)
 		}
 	}
 }

@@ -196,7 +196,8 @@ func TestBackupAndRestore(t *testing.T) {
 		}
 	}
 
-	forgedManifest(t, manifest, config, before.Ledger)
+	forgedManifest(t, manifest, config, before.Ledger, false)
+	forgedManifest(t, manifest, config, before.Ledger, true)
 
 	// The officers decide without a server.
 	request := filepath.Join(out, "request.json")
@@ -498,7 +499,8 @@ func (k softKey) SignCheckpoint(_ context.Context, body []byte) ([]audit.Checkpo
 
 // forgedManifest is what somebody makes who has the files of a backup: a ledger with
 // officers of his own around the keys of another. It is perfect but for the ledger's id.
-func forgedManifest(t *testing.T, manifest, config, ledgerID string) {
+// With older it has the form from before rosters could change.
+func forgedManifest(t *testing.T, manifest, config, ledgerID string, older bool) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -552,6 +554,10 @@ func forgedManifest(t *testing.T, manifest, config, ledgerID string) {
 	put("ledger", hex.EncodeToString(id[:]))
 	put("origin", ledger.Origin())
 	put("rosters", admin.History{Base: roster})
+	if older {
+		put("roster", roster)
+		delete(m, "rosters")
+	}
 	if err := db.Leaves(ctx, 0, 1, func(_ uint64, b []byte) error { put("genesis", b); return nil }); err != nil {
 		t.Fatal(err)
 	}

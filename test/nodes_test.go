@@ -89,6 +89,16 @@ func TestNodes(t *testing.T) {
 	eventually(t, func() bool {
 		return strings.Contains(cb.run(0, "key", "list"), "shared") && strings.Contains(cb.run(0, "key", "show", "shared"), "usable")
 	})
+	// The officers change on one node; the workers of the other are told, too.
+	ca.approve(nil, "officer", "add", "officer-3", "--public", a.newOfficer("officer-3"), "--role", "crypto-officer")
+	eventually(t, func() bool {
+		for _, known := range append(a.rosters(), b.rosters()...) {
+			if strings.Count(known, "\n") != 2 {
+				return false
+			}
+		}
+		return true
+	})
 	// An act on one node while the other is at one: they wait for each other.
 	cb.approve(func() { ca.run(0, "hsm", "verify") }, "key", "destroy", "shared")
 	eventually(t, func() bool { return strings.Contains(ca.run(0, "key", "list"), "destroyed") })

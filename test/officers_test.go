@@ -49,8 +49,8 @@ func TestOfficers(t *testing.T) {
 	dead := ask("key", "generate", "dead")
 	approve(dead, "officer-1")
 
-	add := ask("officer", "add", "dan", "--public", key+".pub", "--role", "crypto-officer", "--role", "administrator")
-	if out := line.run(0, "approve", "show", add); !strings.Contains(out, "roles of officer dan: none → crypto-officer administrator") || !strings.Contains(out, "fingerprint ") {
+	add := ask("officer", "add", "dan", "--public", key+".pub", "--role", "crypto-officer", "--role", "administrator", "--reason", "the new colleague")
+	if out := line.run(0, "approve", "show", add); !strings.Contains(out, "roles of officer dan: none → crypto-officer administrator") || !strings.Contains(out, "fingerprint ") || !strings.Contains(out, "the new colleague") {
 		t.Errorf("the officers see:\n%s", out)
 	}
 	approve(add, "officer-1", "officer-2")
@@ -64,7 +64,10 @@ func TestOfficers(t *testing.T) {
 	groups := ask("officer", "quorum", "--approvals", "2", "--group", "a=1:officer-1,officer-2", "--group", "b=1:dan")
 	approve(groups, "officer-1", "dan")
 	state(groups, "done")
-	made := ask("key", "generate", "made")
+	made := ask("key", "generate", "made", "--reason", "contracts of 2027")
+	if out := line.run(0, "approve", "show", made); !strings.Contains(out, "reason     contracts of 2027") {
+		t.Errorf("the officers do not see why:\n%s", out)
+	}
 	approve(made, "officer-1", "officer-2")
 	if out := line.run(0, "approve", "show", made); !strings.Contains(out, ", pending") {
 		t.Errorf("group b was not asked:\n%s", out)
@@ -263,6 +266,10 @@ func TestAttack_WEB_10_ClientCertificates(t *testing.T) {
 	}
 	if got := ask(&pair, nil); got != 200 {
 		t.Fatalf("the good one: %d", got)
+	}
+	alone := tls.Certificate{Certificate: pair.Certificate[:1], PrivateKey: pair.PrivateKey}
+	if got := ask(&alone, nil); got != 200 {
+		t.Errorf("without its issuer's: %d", got)
 	}
 	// A CA of our own, with the same names; and a certificate that signs itself.
 	self := func(template *x509.Certificate, parent *x509.Certificate, signer *ecdsa.PrivateKey) (tls.Certificate, *ecdsa.PrivateKey) {

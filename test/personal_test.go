@@ -28,6 +28,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/cdproto/webauthn"
+	"github.com/chromedp/chromedp"
 	"golang.org/x/crypto/acme"
 
 	"chancery/audit"
@@ -379,42 +382,35 @@ func TestAttack_AUD_17(t *testing.T) {
 		secrets[file] = strings.TrimSpace(s.read("hsm", file))
 	}
 
-	// The console: a session cookie, a form token, and a wrong password that is somebody's right one.
-	_, port, _ := strings.Cut(s.http, ":")
-	base := "http://localhost:" + port + "/console/"
-	browser := &http.Client{Timeout: 30 * time.Second, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	const typed = "canary-typed-as-token"
-	secrets["typed token"] = typed
-	for _, text := range []string{typed, token} {
-		resp, err := browser.PostForm(base+"sign-in", url.Values{"token": {text}, "to": {""}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp.Body.Close()
-		for _, c := range resp.Cookies() {
+	// The console: a session cookie, a form token, the secret of an enrolment link, and an
+	// answer that is no passkey's.
+	base := consoleOf(s)
+	const typed = "canary-typed-as-passkey"
+	secrets["typed"] = typed
+	resp, err := http.PostForm(base+"sign-in", url.Values{"assertion": {typed}, "to": {""}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	b := newBrowser(t)
+	b.authenticator(webauthn.AuthenticatorTransportInternal)
+	link := linkIn(t, s.banner)
+	_, secrets["link"], _ = strings.Cut(link, "#")
+	b.admitted(commandLine{t, s}, link)
+	b.signIn(base)
+	got, err := chromedp.Call(b.ctx, network.GetCookies, network.GetCookiesParams{URLs: []string{base}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range got.Cookies {
+		if c.Name == "__Host-chancery" {
 			secrets["session cookie"] = c.Value
 		}
 	}
-	if len(secrets["session cookie"]) != 64 {
-		t.Fatalf("no session: %q", secrets["session cookie"])
+	token2, err := chromedp.Run(b.ctx, chromedp.Evaluate[string](`document.querySelector('input[name=form_token]').value`))
+	if secrets["form token"] = token2; err != nil || len(token2) != 64 || len(secrets["session cookie"]) != 64 {
+		t.Fatalf("no session: %v", err)
 	}
-	req, err := http.NewRequest("GET", base+"certificates", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.AddCookie(&http.Cookie{Name: "__Host-chancery", Value: secrets["session cookie"]})
-	resp, err := browser.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var page bytes.Buffer
-	page.ReadFrom(resp.Body)
-	resp.Body.Close()
-	form := regexp.MustCompile(`name="form_token" value="([^"]+)"`).FindStringSubmatch(page.String())
-	if resp.StatusCode != http.StatusOK || form == nil {
-		t.Fatalf("%d %s", resp.StatusCode, page.String())
-	}
-	secrets["form token"] = form[1]
 
 	// The API: a wrong token, and bodies that are refused.
 	const guess = "canary-wrong-bearer"
@@ -455,7 +451,7 @@ func TestAttack_AUD_17(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	places := map[string][]byte{"server log": []byte(s.log.String() + s.banner)}
+	places := map[string][]byte{"server log": []byte(s.log.String() + strings.ReplaceAll(s.banner, link, ""))}
 	kinds := map[string]uint64{}
 	err = db.Leaves(t.Context(), 0, head.Size, func(i uint64, b []byte) error {
 		places["leaves"] = append(append(places["leaves"], b...), '\n')

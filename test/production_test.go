@@ -256,7 +256,7 @@ func (p *production) adminTokenEnds(s *site) {
 	}
 	eventually(t, func() bool {
 		out, code := cli("admin.token", "whoami")
-		return code == 4 && strings.Contains(out, "an administrator is enrolled")
+		return code == 4 && strings.Contains(out, "an officer is enrolled")
 	})
 	if out, code := cli("early.token", "officer", "list"); code != 4 {
 		t.Errorf("what the token made goes on: %d %s", code, out)

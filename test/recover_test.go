@@ -16,6 +16,8 @@ import (
 func TestAttack_AUD_04_recovery(t *testing.T) {
 	s := newSite(t)
 	s.start()
+	c := commandLine{t, s}
+	c.approve(nil, "officer", "add", "officer-3", "--public", s.newOfficer("officer-3"), "--role", "crypto-officer") // who decides with officer-1 below
 	client, token := s.client(), s.token()
 	issue := func(name string) string {
 		t.Helper()
@@ -36,7 +38,6 @@ func TestAttack_AUD_04_recovery(t *testing.T) {
 	s.stop()
 	old := filepath.Join(t.TempDir(), "old.db")
 	copyFile(t, filepath.Join(s.dir, "chancery.db"), old)
-	c := commandLine{t, s}
 	c.run(1, "audit", "recover", "--request", filepath.Join(t.TempDir(), "nothing.json"), "--reason", "nothing is lost")
 
 	s.start()
@@ -71,7 +72,7 @@ func TestAttack_AUD_04_recovery(t *testing.T) {
 	}
 	officer("officer-1")
 	c.run(4, "audit", "recover", "--warrant", request) // one is not enough
-	officer("officer-2")
+	officer("officer-3")
 	forged := filepath.Join(t.TempDir(), "forged.json")
 	b, err := os.ReadFile(request)
 	if err != nil {

@@ -115,7 +115,7 @@ func (s *Server) identity(c echo.Context) (admin.Principal, error) {
 	}
 	if s.cfg.AdminToken(token) {
 		if s.cfg.TokenOver(c.Request().Context()) {
-			return admin.Principal{}, problemf(unauthorized, "the admin token is refused since an administrator is enrolled; sign in at %s/console/, or use an API token or a client certificate that an administrator makes there", s.base)
+			return admin.Principal{}, problemf(unauthorized, "the admin token is refused since an officer is enrolled who lets others in; sign in at %s/console/, or use an API token or a client certificate that is made there", s.base)
 		}
 		return admin.Principal{Kind: admin.ByAdminToken}, nil
 	}
@@ -141,13 +141,16 @@ func (s *Server) byCertificate(c echo.Context) (admin.Principal, error) {
 		return admin.Principal{}, none
 	}
 	ctx := c.Request().Context()
-	found, err := s.cfg.CA.CertificateByDER(ctx, cert.Raw)
 	var refusal *ca.Refusal
-	if errors.As(err, &refusal) || err == nil && found.Revoked != nil {
-		return admin.Principal{}, none
-	}
-	if err != nil {
-		return admin.Principal{}, err
+	for i, one := range t.VerifiedChains[0] {
+		found, err := s.cfg.CA.CertificateByDER(ctx, one.Raw)
+		switch {
+		case errors.As(err, &refusal) && i > 0: // a root, or an issuer that a restore took over
+		case errors.As(err, &refusal), err == nil && (found.Revoked != nil || found.Predecessor): // of a predecessor's one cannot say that it is good
+			return admin.Principal{}, none
+		case err != nil:
+			return admin.Principal{}, err
+		}
 	}
 	p, err := s.cfg.Machines.ByCertificate(ctx, sha256.Sum256(issuer.RawSubjectPublicKeyInfo), sha256.Sum256(cert.RawSubjectPublicKeyInfo))
 	if errors.Is(err, admin.ErrUnknownMachine) {
@@ -315,13 +318,17 @@ func (s *Server) revokeMachine(c echo.Context) error {
 	return writeJSON(c, http.StatusOK, struct{}{})
 }
 
-// seesCertificate hides, from who may not read it, that there is a certificate: the answer
-// is that of one that is not there.
-func (s *Server) seesCertificate(c echo.Context, found *ca.Certificate) error {
-	if principal(c).May(admin.ReadCertificates, resourceOf(found)) {
-		return nil
+// certificate finds a certificate for who asks. One that they may not read is not there for
+// them: the answers are the same.
+func (s *Server) certificate(ctx context.Context, c echo.Context, serial string) (*ca.Certificate, error) {
+	found, err := s.cfg.CA.Certificate(ctx, serial)
+	if err != nil {
+		return nil, err
 	}
-	return &ca.Refusal{Code: ca.NotFound, Field: "serial", Detail: "no certificate has the serial " + found.Serial}
+	if !principal(c).May(admin.ReadCertificates, resourceOf(found)) {
+		return nil, s.cfg.CA.Missing(found.Serial)
+	}
+	return found, nil
 }
 
 func resourceOf(c *ca.Certificate) admin.Resource {

@@ -2,8 +2,17 @@ package web_test
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
 	"fmt"
+	"math/big"
+	"net/http/httptest"
 	"os"
 	"slices"
 	"strings"
@@ -11,6 +20,7 @@ import (
 	"time"
 
 	"chancery/admin"
+	"chancery/ca"
 	"chancery/web"
 )
 
@@ -200,11 +210,65 @@ func TestAttack_WEB_05(t *testing.T) {
 	if hidden.Code != missing.Code || strip(hidden.Body.String()) != strip(missing.Body.String()) {
 		t.Errorf("hidden: %s\nmissing: %s", hidden.Body, missing.Body)
 	}
+	// Nor does a revocation tell it, whatever is sent with it.
+	for _, body := range []string{`{"reason": "superseded"}`, `{"reason": "superseded", "certificate": "x"}`} {
+		var answers []string
+		for _, serial := range []string{"4f2a", "4f2c"} {
+			w := f.do(call{method: "POST", path: certs + "/" + serial + "/revoke", body: body, header: map[string]string{"Authorization": "Bearer role:registration-officer,issuer=other"}})
+			answers = append(answers, fmt.Sprint(w.Code, strip(w.Body.String())))
+		}
+		if answers[0] != answers[1] {
+			t.Errorf("ATTACK WORKED: revoking what is hidden: %s; what is missing: %s", answers[0], answers[1])
+		}
+	}
 	// And the own ones are there.
 	for path, tok := range map[string]string{certs + "/4f2a": "role:registration-officer,issuer=issuing,profile=tls-server", "/api/v1/keys/issuing": "role:crypto-officer,key=issuing"} {
 		if status, problem := f.as(tok, call{path: path}); status != 200 {
 			t.Errorf("%s with %s: %d %s", path, tok, status, problem)
 		}
+	}
+}
+
+// A list of few among many has full pages, and ends.
+func TestListOfFewAmongMany(t *testing.T) {
+	f := newFixture(t)
+	var all []*ca.Certificate
+	mine := 0
+	for i := range 3000 {
+		one := &ca.Certificate{Serial: fmt.Sprintf("%04x", i+0x1000), Issuer: "issuing", Profile: "tls-server", Done: uint64(9000 - i)}
+		if i%700 == 1 {
+			one.Profile = "tls-client"
+			mine++
+		}
+		all = append(all, one)
+	}
+	f.ca.newest = all
+	path, pages, got := certs+"?limit=2", 0, map[string]bool{}
+	for path != "" {
+		w := f.do(call{path: path, header: map[string]string{"Authorization": "Bearer role:registration-officer,profile=tls-client"}})
+		var p struct {
+			Certificates []struct{ Serial, Profile string }
+			Next         string
+		}
+		if err := json.Unmarshal(w.Body.Bytes(), &p); err != nil || w.Code != 200 {
+			t.Fatalf("%d %s", w.Code, w.Body)
+		}
+		for _, c := range p.Certificates {
+			if got[c.Serial] || c.Profile != "tls-client" {
+				t.Errorf("%v, twice or of others", c)
+			}
+			got[c.Serial] = true
+		}
+		if len(p.Certificates) != 2 && p.Next != "" {
+			t.Errorf("a short page of %d that is not the last", len(p.Certificates))
+		}
+		path = strings.TrimPrefix(p.Next, publicURL)
+		if pages++; pages > 10 {
+			t.Fatal("it does not end")
+		}
+	}
+	if len(got) != mine {
+		t.Errorf("%d certificates of %d", len(got), mine)
 	}
 }
 
@@ -233,7 +297,7 @@ func TestAttack_WEB_07_EveryRoute(t *testing.T) {
 func TestAdminTokenOver(t *testing.T) {
 	f := newFixture(t, func(c *web.Config) { c.TokenOver = func(context.Context) bool { return true } })
 	p := wantProblem(t, f.do(call{path: certs}), 401, "unauthorized")
-	if !strings.Contains(p.Detail, "administrator is enrolled") || !strings.Contains(p.Detail, "/console/") {
+	if !strings.Contains(p.Detail, "officer is enrolled") || !strings.Contains(p.Detail, "/console/") {
 		t.Errorf("%v", p.Detail)
 	}
 	if status, _ := f.as("role:auditor", call{path: certs}); status != 200 {
@@ -269,6 +333,109 @@ func TestAttack_WEB_10_AdminDoor(t *testing.T) {
 	for _, path := range []string{"/console/", "/acme/directory", "/", "/roots.pem"} {
 		if w := f.atAdmin(call{path: path}); w.Code != 404 {
 			t.Errorf("%s at the admin door: %d", path, w.Code)
+		}
+	}
+}
+
+// clients is a CA that has issued one client certificate, and a machine that it lets in.
+type clients struct {
+	*fakeCA
+	stored map[string]*ca.Certificate // by DER
+}
+
+func (c clients) CertificateByDER(ctx context.Context, der []byte) (*ca.Certificate, error) {
+	if found, ok := c.stored[string(der)]; ok {
+		return found, nil
+	}
+	return c.fakeCA.CertificateByDER(ctx, der)
+}
+
+type oneCertificate struct {
+	fakeMachines
+	issuer, spki [32]byte
+}
+
+func (m oneCertificate) ByCertificate(_ context.Context, issuer, spki [32]byte) (admin.Principal, error) {
+	if issuer != m.issuer || spki != m.spki {
+		return admin.Principal{}, admin.ErrUnknownMachine
+	}
+	return admin.Principal{Kind: admin.ByMachine, Name: "robot", Owner: "officer:ada", Assignments: []admin.Assignment{{Role: admin.Auditor}}}, nil
+}
+
+// WEB-10: each request at the admin door asks anew whether the certificate is good, however
+// the handshake ended: it may be long ago.
+func TestAttack_WEB_10_EachRequest(t *testing.T) {
+	issuer := must(x509.ParseCertificate(pki().issuing))
+	root := must(x509.ParseCertificate(pki().root))
+	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	parentKey := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	parent := &x509.Certificate{Subject: issuer.Subject, RawSubject: issuer.RawSubject}
+	client := func(key *ecdsa.PrivateKey, edit func(*x509.Certificate)) *x509.Certificate {
+		c := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "robot"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+			KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+		if edit != nil {
+			edit(c)
+		}
+		return must(x509.ParseCertificate(must(x509.CreateCertificate(rand.Reader, c, parent, key.Public(), parentKey))))
+	}
+	other := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	good := client(key, nil)
+	stored := func(c *x509.Certificate) *ca.Certificate { return &ca.Certificate{DER: c.Raw, Issuer: "issuing"} }
+	revoked := &ca.Revocation{At: time.Now()}
+	for name, c := range map[string]struct {
+		leaf   *x509.Certificate
+		issuer *x509.Certificate
+		edit   func(leaf, issuer *ca.Certificate)
+		absent bool // from the CA's storage
+		chain  bool // none was verified
+		status int
+	}{
+		"good":                      {leaf: good, status: 200},
+		"revoked":                   {leaf: good, edit: func(l, _ *ca.Certificate) { l.Revoked = revoked }, status: 401},
+		"its issuer revoked":        {leaf: good, edit: func(_, i *ca.Certificate) { i.Revoked = revoked }, status: 401},
+		"of a ledger before":        {leaf: good, edit: func(l, _ *ca.Certificate) { l.Predecessor = true }, status: 401},
+		"never issued":              {leaf: good, absent: true, status: 401},
+		"not verified":              {leaf: good, chain: true, status: 401},
+		"of another issuer":         {leaf: good, issuer: root, status: 401},
+		"same name, another key":    {leaf: client(other, nil), status: 401},
+		"expired":                   {leaf: client(key, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }), status: 401},
+		"not yet valid":             {leaf: client(key, func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) }), status: 401},
+		"for servers":               {leaf: client(key, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }), status: 401},
+		"for nothing in particular": {leaf: client(key, func(c *x509.Certificate) { c.ExtKeyUsage = nil }), status: 401},
+		"for anything":              {leaf: client(key, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny} }), status: 401},
+		"of a CA":                   {leaf: client(key, func(c *x509.Certificate) { c.IsCA, c.BasicConstraintsValid = true, true }), status: 401},
+	} {
+		if c.issuer == nil {
+			c.issuer = issuer
+		}
+		have := clients{stored: map[string]*ca.Certificate{string(issuer.Raw): stored(issuer)}}
+		leaf := stored(c.leaf)
+		if c.edit != nil {
+			c.edit(leaf, have.stored[string(issuer.Raw)])
+		}
+		if !c.absent {
+			have.stored[string(c.leaf.Raw)] = leaf
+		}
+		f := newFixture(t, func(cfg *web.Config) {
+			have.fakeCA = cfg.CA.(*fakeCA)
+			cfg.CA = have
+			cfg.Machines = oneCertificate{cfg.Machines.(fakeMachines), sha256.Sum256(issuer.RawSubjectPublicKeyInfo), sha256.Sum256(good.RawSubjectPublicKeyInfo)}
+		})
+		r := httptest.NewRequest("GET", publicURL+"/api/v1/keys", nil)
+		r.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{c.leaf}, DidResume: true}
+		if !c.chain {
+			r.TLS.VerifiedChains = [][]*x509.Certificate{{c.leaf, c.issuer, root}}
+		}
+		w := httptest.NewRecorder()
+		f.Admin().ServeHTTP(w, r)
+		if w.Code != c.status {
+			t.Errorf("ATTACK WORKED: %s: %d, want %d: %s", name, w.Code, c.status, w.Body)
+		}
+		// At the other door a client certificate is nobody.
+		if w := httptest.NewRecorder(); true {
+			if f.HTTPS().ServeHTTP(w, r); w.Code != 401 {
+				t.Errorf("ATTACK WORKED: %s, at the HTTPS door: %d", name, w.Code)
+			}
 		}
 	}
 }

@@ -175,19 +175,13 @@ func (s *Server) list(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	found, err := s.cfg.CA.Certificates(c.Request().Context(), q)
+	p := page{Certificates: []summary{}}
+	before, err := s.fill(c, q, &p)
 	if err != nil {
 		return err
 	}
-	p := page{Certificates: []summary{}}
-	who := principal(c)
-	for _, f := range found { // a page may be short: what is not theirs is left out
-		if who.May(admin.ReadCertificates, resourceOf(f)) {
-			p.Certificates = append(p.Certificates, summaryOf(f))
-		}
-	}
-	if len(found) == q.Limit {
-		v := url.Values{"limit": {strconv.Itoa(q.Limit)}, "before": {strconv.FormatUint(found[len(found)-1].Done, 10)}}
+	if before > 0 {
+		v := url.Values{"limit": {strconv.Itoa(q.Limit)}, "before": {strconv.FormatUint(before, 10)}}
 		if q.Name != "" {
 			v.Set("name", q.Name)
 		}
@@ -195,6 +189,34 @@ func (s *Server) list(c echo.Context) error {
 		c.Response().Header().Set("Link", "<"+p.Next+`>; rel="next"`)
 	}
 	return writeJSON(c, http.StatusOK, p)
+}
+
+// maxScanned bounds the certificates that one page looks at.
+const maxScanned = 20 * maxLimit
+
+// fill puts a page together of what who asks may read. before is where the next page begins,
+// 0 after the last. A page is full, or the last, unless [maxScanned] of others lie between.
+func (s *Server) fill(c echo.Context, q ca.Query, p *page) (before uint64, err error) {
+	who, limit := principal(c), q.Limit
+	for scanned := 0; scanned < maxScanned; scanned += q.Limit {
+		found, err := s.cfg.CA.Certificates(c.Request().Context(), q)
+		if err != nil {
+			return 0, err
+		}
+		for _, f := range found {
+			if q.Before = f.Done; who.May(admin.ReadCertificates, resourceOf(f)) {
+				p.Certificates = append(p.Certificates, summaryOf(f))
+			}
+			if len(p.Certificates) == limit {
+				return q.Before, nil
+			}
+		}
+		if len(found) < q.Limit {
+			return 0, nil
+		}
+		q.Limit = maxLimit // what is not theirs is passed in large steps
+	}
+	return q.Before, nil
 }
 
 func readQuery(c echo.Context) (ca.Query, error) {
@@ -231,10 +253,7 @@ func readQuery(c echo.Context) (ca.Query, error) {
 
 // show is GET /api/v1/certificates/{serial}.
 func (s *Server) show(c echo.Context) error {
-	found, err := s.cfg.CA.Certificate(c.Request().Context(), param(c, "serial", ""))
-	if err == nil {
-		err = s.seesCertificate(c, found)
-	}
+	found, err := s.certificate(c.Request().Context(), c, param(c, "serial", ""))
 	if err != nil {
 		return err
 	}
@@ -265,13 +284,10 @@ func (s *Server) revoke(c echo.Context) error {
 	ctx, cancel := carryThrough(c)
 	defer cancel()
 	serial := param(c, "serial", "")
-	found, err := s.cfg.CA.Certificate(ctx, serial)
+	found, err := s.certificate(ctx, c, serial)
 	var refusal *ca.Refusal
 	if errors.As(err, &refusal) && refusal.Code == ca.NotFound && body.Certificate != "" {
 		return s.revokePredecessors(c, ctx, serial, body.Certificate, reason)
-	}
-	if err == nil {
-		err = s.seesCertificate(c, found)
 	}
 	if err == nil {
 		err = require(c, admin.RevokeCertificates, resourceOf(found))

@@ -116,10 +116,14 @@ func (f *fakeCA) Certificate(_ context.Context, serial string) (*ca.Certificate,
 	defer f.mu.Unlock()
 	c, ok := f.certs[serial]
 	if !ok {
-		return nil, &ca.Refusal{Code: ca.NotFound, Field: "serial", Detail: "no certificate has the serial " + serial}
+		return nil, f.Missing(serial)
 	}
 	copied := *c
 	return &copied, nil
+}
+
+func (f *fakeCA) Missing(serial string) error {
+	return &ca.Refusal{Code: ca.NotFound, Field: "serial", Detail: "no certificate here has the serial " + serial + "; it may be of another CA"}
 }
 
 func (f *fakeCA) CertificateByDER(_ context.Context, der []byte) (*ca.Certificate, error) {
@@ -261,7 +265,7 @@ func newFixture(t testing.TB, edit ...func(*web.Config)) *fixture {
 			case "4f2b":
 				return nil, web.ErrProofPending
 			}
-			return nil, &ca.Refusal{Code: ca.NotFound, Field: "serial", Detail: "no certificate has the serial " + serial}
+			return nil, f.ca.Missing(serial)
 		},
 		LeafProof: func(_ context.Context, index uint64) ([]byte, error) {
 			switch {

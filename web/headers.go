@@ -46,7 +46,7 @@ func (s *Server) identify(d door) echo.MiddlewareFunc {
 			h.Set("Cross-Origin-Opener-Policy", "same-origin")
 			h.Set("Cross-Origin-Resource-Policy", "same-origin")
 			// Not in dev: HSTS knows no ports and would lock http://localhost:8080 away.
-			if d == doorHTTPS && !s.cfg.Dev {
+			if d != doorHTTP && !s.cfg.Dev {
 				h.Set("Strict-Transport-Security", "max-age=31536000")
 			}
 			if r := c.Request(); r.ProtoMajor == 1 && len(r.TransferEncoding) > 0 {

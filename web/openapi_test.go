@@ -40,12 +40,13 @@ func loadOpenAPI(t *testing.T) *openapi3.T {
 func TestOpenAPIDescribesExactlyTheRoutes(t *testing.T) {
 	doc := loadOpenAPI(t)
 	described := map[string]bool{}
-	secured := map[string]bool{}
+	secured, permission := map[string]bool{}, map[string]string{}
 	for path, item := range doc.Paths.Map() {
 		for method, op := range item.Operations() {
 			key := method + " " + path
 			described[key] = true
 			secured[key] = op.Security != nil && len(*op.Security) > 0
+			permission[key], _ = op.Extensions["x-permission"].(string)
 		}
 	}
 	for _, r := range newFixture(t).Routes() {
@@ -57,6 +58,9 @@ func TestOpenAPIDescribesExactlyTheRoutes(t *testing.T) {
 			key := m + " " + r.Path
 			if !described[key] {
 				t.Errorf("openapi.yaml lacks %s", key)
+			}
+			if !r.Public && permission[key] != string(r.Permission) {
+				t.Errorf("%s: openapi.yaml says that it needs %q, the table %q", key, permission[key], r.Permission)
 			}
 			if secured[key] == r.Public {
 				t.Errorf("%s: openapi.yaml says admin token %v, the table says public %v", key, secured[key], r.Public)

@@ -27,7 +27,7 @@ func (s *Server) note(c echo.Context, err error, k slug) {
 		kind, detail = string(refusal.Code), refusal.Field
 	case errors.As(err, &board) && board.Code == admin.VoteRefused:
 		kind, detail = string(k), board.Field
-	case k == unauthorized, k == needsOfficers, k == crossOrigin:
+	case k == unauthorized, k == forbiddenHere, k == needsOfficers, k == crossOrigin:
 		kind, detail = string(k), c.Path()
 	default:
 		return

@@ -22,6 +22,9 @@ func TestRefusalsAreCounted(t *testing.T) {
 	}{
 		{"no token", call{path: certs, noToken: true}, nil, &audit.Refusal{Kind: "api:unauthorized", Detail: certs}},
 		{"wrong token", call{path: certs + "/4f2a", noToken: true, header: map[string]string{"Authorization": "Bearer canary"}}, nil, &audit.Refusal{Kind: "api:unauthorized", Detail: certs + "/:serial"}},
+		{"no such role", call{path: certs, header: map[string]string{"Authorization": "Bearer role:signer"}}, nil, &audit.Refusal{Kind: "api:forbidden", Detail: certs}},
+		{"not for this key", call{method: "POST", path: "/api/v1/sign/cms", body: `{"sha256": "` + strings.Repeat("ab", 32) + `"}`, header: map[string]string{"Authorization": "Bearer role:signer,key=canary"}}, nil, &audit.Refusal{Kind: "api:forbidden", Detail: "/api/v1/sign/cms"}},
+		{"hidden", call{path: certs + "/4f2a", header: map[string]string{"Authorization": "Bearer role:registration-officer,issuer=canary"}}, nil, nil},
 		{"bad name", issue, &ca.Refusal{Code: ca.BadName, Field: "csr.subjectAltName", Detail: "canary"}, &audit.Refusal{Kind: "api:rejectedIdentifier", Detail: "csr.subjectAltName"}},
 		{"bad key", issue, &ca.Refusal{Code: ca.BadPublicKey, Field: "csr.subjectPublicKeyInfo"}, &audit.Refusal{Kind: "api:badPublicKey", Detail: "csr.subjectPublicKeyInfo"}},
 		{"a CA", call{method: "POST", path: certs + "/51/revoke", body: `{"reason": "keyCompromise"}`}, nil, &audit.Refusal{Kind: "api:needs-officers", Detail: certs + "/:serial/revoke"}},

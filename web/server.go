@@ -32,6 +32,8 @@ type Authority interface {
 	Revoke(ctx context.Context, r ca.RevokeRequest) error
 	// Certificate finds a certificate by its serial in lower-case hex.
 	Certificate(ctx context.Context, serial string) (*ca.Certificate, error)
+	// Missing is what Certificate says of a serial that no certificate has.
+	Missing(serial string) error
 	// CertificateByDER finds one, also of the ledger before this one.
 	CertificateByDER(ctx context.Context, der []byte) (*ca.Certificate, error)
 	// Certificates lists certificates, newest first.
@@ -261,11 +263,16 @@ func (s *Server) Run(ctx context.Context, l Listeners) error {
 	return nil
 }
 
-// clientTLS lets nobody in without a client certificate that leads to a root of this CA
-// (RFC 8446 §4.4.2). Nothing is resumed, so that each handshake verifies it.
+// clientTLS lets nobody in without a client certificate that leads to a root of this CA, or
+// to its issuer, as many clients send theirs without the one above it (RFC 8446 §4.4.2).
+// Nothing is resumed, so that each handshake verifies it.
 func (s *Server) clientTLS() *tls.Config {
 	roots := x509.NewCertPool()
-	for _, der := range s.cfg.CA.Roots() {
+	anchors := s.cfg.CA.Roots()
+	if issuer, err := s.cfg.CA.IssuerCertificate(s.cfg.Issuer); err == nil {
+		anchors = append(anchors, issuer)
+	}
+	for _, der := range anchors {
 		if root, err := x509.ParseCertificate(der); err == nil {
 			roots.AddCert(root)
 		}

@@ -336,6 +336,9 @@ func (a *approvalView) printRoster(b *bytes.Buffer) error {
 	if err != nil {
 		return &exit{exitVerify, err}
 	}
+	if next.Reason != "" {
+		fmt.Fprintf(b, "  reason     %s\n", visible(next.Reason))
+	}
 	if a.inForce == nil {
 		fmt.Fprintf(b, "  the whole roster: %s\n", visible(string(a.Parameters)))
 		return nil

@@ -136,21 +136,19 @@ func failedChecks(checks []hsmstore.BackupCheck) (bad []string) {
 
 func hsmRetireCommand() *cobra.Command {
 	var g request
-	var p admin.RetireParameters
 	c := &cobra.Command{
 		Use: "retire --reason TEXT", Short: "Ask the officers to end this cluster, because another goes on with its keys",
 		Long: "Every member is fenced for good: nothing is signed here any more, also after a restart. Do it before the CA\n" +
 			"that was restored elsewhere goes into service. The keys stay on the tokens: wipe those with the vendor's tools.",
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if p.Reason == "" {
+			if g.reason == "" {
 				return &exit{exitUsage, errors.New("--reason is needed: it stands in the ledger")}
 			}
-			return g.run(c, admin.RetireCluster, p)
+			return g.run(c, admin.RetireCluster, admin.RetireParameters{Reason: g.reason})
 		},
 	}
 	g.flags(c)
-	c.Flags().StringVar(&p.Reason, "reason", "", "why; it stands in the ledger")
 	return c
 }
 

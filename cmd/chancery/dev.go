@@ -369,11 +369,11 @@ The first certificate, as this user:%s
 
   sudo apt-get install -y certbot
   %s
-
+%s
 Check the ledger at any time:
 
   %s audit verify --dir %s
-%s`, c.PublicURL, d.path("root.pem"), l.RootFingerprint, c.PublicHTTPURL, c.PublicHTTPURL, d.path("admin.token"), d.dir, install, l.CertbotLine, self(), shellQuote(d.dir), d.invitation(link))
+`, c.PublicURL, d.path("root.pem"), l.RootFingerprint, c.PublicHTTPURL, c.PublicHTTPURL, d.path("admin.token"), d.dir, install, l.CertbotLine, d.invitation(link), self(), shellQuote(d.dir))
 }
 
 // invitation tells the first person how to come to the console.

@@ -61,6 +61,7 @@ type request struct {
 	officer, key string
 	lifetime     time.Duration
 	wait, json   bool
+	reason       string // what it is for
 
 	ledger audit.LedgerID // of the proposal that run has made
 }
@@ -69,6 +70,7 @@ func (g *request) flags(c *cobra.Command) {
 	g.r.flags(c)
 	officerFlags(c, &g.officer, &g.key)
 	c.Flags().DurationVar(&g.lifetime, "lifetime", admin.DefaultLifetime, "how long the request may wait, at most 168h")
+	c.Flags().StringVar(&g.reason, "reason", "", "what it is for; the officers read and sign it")
 	c.Flags().BoolVar(&g.wait, "wait", false, "wait for the officers and for the act")
 	c.Flags().BoolVar(&g.json, "json", false, "print the server's answer")
 }
@@ -79,7 +81,7 @@ func (g *request) run(c *cobra.Command, action string, parameters any) error {
 	if err != nil {
 		return err
 	}
-	canonical, err := admin.CanonicalParameters(j)
+	canonical, err := admin.WithReason(j, g.reason)
 	if err != nil {
 		return &exit{exitUsage, err}
 	}

@@ -384,7 +384,16 @@ func (s *server) serve(ctx context.Context, l listeners, landing web.Landing, re
 	if err != nil {
 		return err
 	}
+	provider, err := s.cfg.provider(s.dev)
+	if err != nil {
+		return &exit{exitConfig, fmt.Errorf("config: %w", err)}
+	}
+	var vouches console.Provider // nil, and not a nil pointer in it
+	if provider != nil {
+		vouches = provider
+	}
 	pages, err := console.New(console.Config{
+		Provider:     vouches,
 		Certificates: s.authority, Members: s.hsm.Members, Keys: s.hsm.Keys, Dev: s.dev, Log: s.log,
 		Board: board, Enrolments: enrolments, Machines: machines, Sessions: dbstore.Sessions{Store: s.db, Ledger: s.ledger}, Secret: consoleSecret,
 		KeyPurposes: keyPurposes, KeyAlgorithms: keyAlgorithms,

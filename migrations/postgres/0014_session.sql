@@ -10,6 +10,7 @@ CREATE TABLE console_session (
   seen       BIGINT   NOT NULL,
   stepped    BIGINT   NOT NULL,               -- last proof that the person is there
   form       TEXT     NOT NULL,               -- token of its forms
+  roles      TEXT     NOT NULL,               -- JSON; '' for officers
   op         BYTEA    NOT NULL                -- of its entries in the ledger
 );
 CREATE INDEX console_session_seen ON console_session (seen);

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/hex"
+	"encoding/json/jsontext"
 	"encoding/json/v2"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net/http"
 	"slices"
@@ -158,6 +160,7 @@ func (v *view) proposalTitle(action string, parameters []byte) string {
 // changeRow is one thing that a proposal changes; "" stands for what is not there.
 type changeRow struct {
 	What          foreign
+	Name          full // of a parameter
 	Before, After full
 }
 
@@ -238,27 +241,24 @@ func (v *view) describe(h admin.History, p admin.Proposal, raw, parameters []byt
 	return d
 }
 
-// parameterRows are the parameters by name.
+// parameterRows are the parameters by name: texts as they are, lists of texts with commas,
+// all else as JSON. Script makes the same of the JSON and compares.
 func (v *view) parameterRows(parameters []byte) (out []changeRow) {
-	var p map[string]any
+	var p map[string]jsontext.Value
 	if json.Unmarshal(parameters, &p) != nil {
 		return nil
 	}
-	names := make([]string, 0, len(p))
-	for name := range p {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for _, name := range names {
-		text := fmt.Sprint(p[name])
-		if list, ok := p[name].([]any); ok {
-			var items []string
-			for _, i := range list {
-				items = append(items, fmt.Sprint(i))
-			}
-			text = strings.Join(items, ", ")
+	for _, name := range slices.Sorted(maps.Keys(p)) {
+		text := string(p[name])
+		var one string
+		var list []string
+		switch {
+		case p[name].Kind() == '"' && json.Unmarshal(p[name], &one) == nil:
+			text = one
+		case p[name].Kind() == '[' && json.Unmarshal(p[name], &list) == nil:
+			text = strings.Join(list, ", ")
 		}
-		out = append(out, changeRow{What: foreign(v.named("parameter.", name)), After: full(text)})
+		out = append(out, changeRow{What: foreign(v.named("parameter.", name)), Name: full(name), After: full(text)})
 	}
 	return out
 }
@@ -313,7 +313,8 @@ func (c *Console) showProposal(w http.ResponseWriter, r *request, status int, pr
 	d.Own, d.MayVote = s.asked(a), s.waits(a, c.now())
 	d.Pending = a.State == admin.Pending
 	d.MayCancel = d.Own && d.Pending && s.who.MaySome(admin.CancelApprovals)
-	d.Outdated = d.Pending && a.Asked.Roster != s.roster.Digest()
+	now := h.Current()
+	d.Outdated = d.Pending && a.Asked.Roster != now.Digest()
 	roster, known := rosterOf(h, a.Asked.Roster)
 	if d.Votes, err = c.voteRows(ctx, v, roster, a.Votes); err != nil {
 		return err
@@ -323,8 +324,8 @@ func (c *Console) showProposal(w http.ResponseWriter, r *request, status int, pr
 		d.Needs = v.needs(roster, a.Votes)
 	}
 	if d.Pending && !d.Outdated {
-		for _, o := range s.roster.ShareHolders() {
-			if !s.roster.Asked(a.Asked.Requester, o.Name) {
+		for _, o := range now.ShareHolders() {
+			if !now.Asked(a.Asked.Requester, o.Name) {
 				d.Lines = append(d.Lines, signLine(a.ID, o.Name))
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -173,15 +174,25 @@ func (tb *tab) open(t *testing.T, url string) {
 
 func (tb *tab) signIn(t *testing.T, base string) {
 	t.Helper()
-	tb.open(t, base+"/console/")
-	tb.do(t, chromedp.SendKeys("#token", token), chromedp.Click("#sign-in"), chromedp.WaitVisible("#sign-out"), until(loaded))
+	tb.do(t, chromedp.Navigate(base+"/test/session?as=ada"), chromedp.WaitVisible("#sign-out"), until(loaded))
+}
+
+// withSessions adds a door for tests to a console: it makes a session without a passkey.
+func (f *fixture) withSessions(t *testing.T) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/", f.handler)
+	mux.HandleFunc("/test/session", func(w http.ResponseWriter, r *http.Request) {
+		http.SetCookie(w, &http.Cookie{Name: console.CookieName, Value: f.session(t, f.cfg.Board, f.cfg.Sessions, r.URL.Query().Get("as")), Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteStrictMode})
+		http.Redirect(w, r, "/console/"+r.URL.Query().Get("to"), http.StatusSeeOther)
+	})
+	return mux
 }
 
 // serveFilled serves a filled console as http://localhost, where browsers keep
 // __Host- cookies without TLS.
 func serveFilled(t *testing.T) (*fixture, string) {
-	f := filled(t, func(f *fixture, c *console.Config) { f.now = time.Now().UTC(); c.Dev = true; c.Now = time.Now })
-	srv := httptest.NewServer(f.handler)
+	f := busy(t, func(f *fixture, c *console.Config) { f.now = time.Now().UTC(); c.Dev = true; c.Now = time.Now })
+	srv := httptest.NewServer(f.withSessions(t))
 	t.Cleanup(srv.Close)
 	return f, strings.Replace(srv.URL, "127.0.0.1", "localhost", 1)
 }
@@ -193,13 +204,7 @@ func TestBrowser(t *testing.T) {
 	t.Run("find and revoke", func(t *testing.T) {
 		tb := newTab(t, browser, "en")
 		c := f.ca.certs[len(f.ca.certs)-1] // tea.corp.example
-		tb.open(t, base+"/console/certificates/"+c.Serial)
-		tb.do(t, chromedp.SendKeys("#token", token[:20]), chromedp.Click("#sign-in"), chromedp.WaitVisible("#problem"))
-		tb.bad = slices.DeleteFunc(tb.bad, func(s string) bool { return strings.Contains(s, "401") }) // the browser reports the status
-		tb.do(t, chromedp.SendKeys("#token", token), chromedp.Click("#sign-in"), chromedp.WaitVisible("#revoke"))
-		if at := get(t, tb, chromedp.Location()); at != base+"/console/certificates/"+c.Serial {
-			t.Errorf("sign-in leads to %s", at)
-		}
+		tb.signIn(t, base)
 		tb.open(t, base+"/console/certificates")
 		tb.do(t, until(`document.querySelectorAll('#results tbody tr').length === 50`), eval(`document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '/', bubbles: true}))`), until(`document.activeElement.id === 'q'`), chromedp.SendKeys("#q", "tea.co"),
 			until(`document.querySelector('#results table')?.dataset.rows === '1' && location.search === '?q=tea.co'`),
@@ -226,19 +231,19 @@ func TestBrowser(t *testing.T) {
 		tb.signIn(t, base)
 		tb.do(t, eval(`document.getElementById('signatures').textContent = 'old'`), until(`document.getElementById('signatures').textContent !== 'old'`))
 		// A session that ended elsewhere sends the open page to the sign-in.
-		tb.do(t, eval(`fetch('/console/sign-out', {method: 'POST', body: new URLSearchParams(new FormData(document.getElementById('sign-out').form))}) && 0`), chromedp.WaitVisible("#token"))
+		tb.do(t, eval(`fetch('/console/sign-out', {method: 'POST', body: new URLSearchParams(new FormData(document.getElementById('sign-out').form))}) && 0`), chromedp.WaitVisible("#sign-in"))
 		tb.clean(t)
 	})
 
 	t.Run("Japanese without script", func(t *testing.T) {
 		tb := newTab(t, browser, "ja,en;q=0.5")
 		call(t, tb.ctx, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true})
-		tb.do(t, chromedp.Navigate(base+"/console/"), chromedp.SendKeys("#token", token), chromedp.Click("#sign-in"), chromedp.WaitVisible("#sign-out"))
+		tb.do(t, chromedp.Navigate(base+"/console/sign-in"), chromedp.WaitVisible("noscript p"), chromedp.Navigate(base+"/test/session?as=ada"), chromedp.WaitVisible("#sign-out"))
 		if h1 := get(t, tb, chromedp.Text("h1")); h1 != "概要" {
 			t.Errorf("heading %q", h1)
 		}
 		tb.do(t, chromedp.Navigate(base+"/console/certificates"), chromedp.SendKeys("#q", "registry"), chromedp.Click(".search button"), chromedp.WaitVisible(`#results [data-rows="11"], #results [data-rows="12"]`),
-			chromedp.Click(`.lang [value=en]`), chromedp.WaitVisible(`html[lang=en]`), chromedp.Click("#sign-out"), chromedp.WaitVisible("#token"))
+			chromedp.Click(`.lang [value=en]`), chromedp.WaitVisible(`html[lang=en]`), chromedp.Click("#sign-out"), chromedp.WaitVisible("#sign-in"))
 		tb.clean(t)
 	})
 
@@ -248,25 +253,32 @@ func TestBrowser(t *testing.T) {
 		check := func(path string) {
 			for _, scheme := range []string{"light", "dark"} {
 				tb.do(t, look(scheme, 1280, 900))
-				tb.open(t, base+path)
-				tb.do(t, eval(axe+";0"))
-				out := get(t, tb, chromedp.Evaluate[string](`axe.run().then(r => JSON.stringify(r.violations.map(v => [v.id, v.impact, v.nodes.length, v.nodes[0].html.slice(0, 200), v.nodes[0].failureSummary])))`, chromedp.EvalAwaitPromise))
-				var violations [][]any
-				if err := json.Unmarshal([]byte(out), &violations); err != nil {
-					t.Fatal(err)
-				}
-				for _, v := range violations {
-					t.Errorf("%s %s: %v", scheme, path, v)
-				}
+				tb.axe(t, scheme, base+path)
 			}
 		}
 		check("/console/sign-in")
+		check("/console/enrol")
 		tb.signIn(t, base)
 		for _, p := range paths {
 			check(p)
 		}
 		tb.clean(t)
 	})
+}
+
+// axe opens a page and has axe-core look at it.
+func (tb *tab) axe(t *testing.T, scheme, page string) {
+	t.Helper()
+	tb.open(t, page)
+	tb.do(t, eval(axe+";0"))
+	out := get(t, tb, chromedp.Evaluate[string](`axe.run().then(r => JSON.stringify(r.violations.map(v => [v.id, v.impact, v.nodes.length, v.nodes[0].html.slice(0, 200), v.nodes[0].failureSummary])))`, chromedp.EvalAwaitPromise))
+	var violations [][]any
+	if err := json.Unmarshal([]byte(out), &violations); err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range violations {
+		t.Errorf("%s %s: %v", scheme, page, v)
+	}
 }
 
 // TestScreenshots writes pictures of all pages to the folder CONSOLE_SHOTS, for eyes.
@@ -299,7 +311,7 @@ func TestScreenshots(t *testing.T) {
 				shot("signin")
 				tb.signIn(t, base)
 				for name, path := range map[string]string{"dashboard": "/console/", "hsm": "/console/hsm", "keys": "/console/keys", "certificates": "/console/certificates", "certificate": "/console/certificates/" + c, "revoked": "/console/certificates/" + revoked,
-					"revoke": "/console/certificates/" + c + "/revoke", "ledger": "/console/ledger", "entry": "/console/ledger/11", "error": "/console/nothing"} {
+					"revoke": "/console/certificates/" + c + "/revoke", "approvals": "/console/approvals?tab=history", "proposal": "/console/approvals/" + f.board.proposals[0].ID, "officers": "/console/officers", "invite": "/console/officers/invite", "machines": "/console/machines", "newkey": "/console/keys/new", "stepup": "/console/step-up", "ledger": "/console/ledger", "entry": "/console/ledger/11", "error": "/console/nothing"} {
 					tb.open(t, base+path)
 					shot(name)
 				}

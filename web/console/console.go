@@ -30,6 +30,7 @@ import (
 	"chancery/audit"
 	"chancery/ca"
 	"chancery/hsmstore"
+	"chancery/web/console/oidc"
 	"chancery/web/console/sessions"
 )
 
@@ -111,7 +112,8 @@ type Config struct {
 	Enrolments Enrolments
 	Machines   Machines
 	Sessions   Sessions
-	Secret     []byte // of challenges, the same on all nodes; 32 octets at least
+	Provider   Provider // nil: people sign in with passkeys only
+	Secret     []byte   // of challenges, the same on all nodes; 32 octets at least
 	// Session records a sign-in or sign-out; nobody is signed in before it returns nil.
 	Session func(ctx context.Context, s audit.Session) error
 	// Refused counts what was refused. It neither waits nor fails.
@@ -174,5 +176,6 @@ func (c *Console) Handler() http.Handler { return http.HandlerFunc(c.serve) }
 var (
 	_ Authority  = (*ca.Authority)(nil)
 	_ Board      = (*admin.Board)(nil)
+	_ Provider   = (*oidc.Provider)(nil)
 	_ Enrolments = (*admin.Enrolments)(nil)
 )

@@ -9,23 +9,24 @@ import (
 	"chancery/audit"
 )
 
-// A sign-in and its end are recorded, under one id; wrong tokens are counted. Nobody gets a
+// A sign-in and its end are recorded, under one id; passkeys that are not taken are counted. Nobody gets a
 // session that could not be recorded, and everybody gets rid of one.
 func TestSessionsAreRecorded(t *testing.T) {
 	f := newFixture(t)
+	ada, unknown := keyOf()["ada"], newAuthenticator("ada")
 	v := f.visitor()
-	if w := v.post("/console/sign-in", "token", "wrong", "to", ""); w.Code != http.StatusUnauthorized || len(f.signed) != 0 {
+	if w := v.signIn(t, unknown); w.Code != http.StatusUnauthorized || len(f.signed) != 0 {
 		t.Fatalf("%d, recorded %v", w.Code, f.signed)
 	}
-	if len(f.refused) != 1 || f.refused[0] != (audit.Refusal{Kind: "console:sign-in", Detail: "wrong token", Client: "192.0.2.7"}) {
+	if len(f.refused) != 1 || f.refused[0] != (audit.Refusal{Kind: "console:sign-in", Detail: "passkey refused", Client: "192.0.2.7"}) {
 		t.Errorf("counted %+v", f.refused)
 	}
 	f.away = fmt.Errorf("%w: down", audit.ErrUnavailable)
-	if w := v.post("/console/sign-in", "token", token, "to", ""); w.Code != http.StatusServiceUnavailable || w.Header().Get("Set-Cookie") != "" {
+	if w := v.signIn(t, ada); w.Code != http.StatusServiceUnavailable || w.Header().Get("Set-Cookie") != "" {
 		t.Errorf("a sign-in that cannot be recorded: %d, cookie %q", w.Code, w.Header().Get("Set-Cookie"))
 	}
 	f.away = nil
-	if w := v.post("/console/sign-in", "token", token, "to", ""); w.Code != http.StatusSeeOther {
+	if w := v.signIn(t, ada); w.Code != http.StatusSeeOther {
 		t.Fatalf("%d", w.Code)
 	}
 	form := fields(v.get("/console/").Body.String())
@@ -33,11 +34,11 @@ func TestSessionsAreRecorded(t *testing.T) {
 		t.Fatalf("%d", w.Code)
 	}
 	if len(f.signed) != 2 || f.signed[0].ID != f.signed[1].ID || f.signed[0].ID == (audit.OpID{}) || f.signed[0].Out || !f.signed[1].Out ||
-		f.signed[0].Client != "192.0.2.7" || f.signed[0].Requester != "console:admin-token" {
+		f.signed[0].Client != "192.0.2.7" || f.signed[0].Requester != "officer:ada" || f.signed[1].Requester != "officer:ada" {
 		t.Errorf("recorded %+v", f.signed)
 	}
 
-	v.post("/console/sign-in", "token", token, "to", "")
+	v.signIn(t, ada)
 	form = fields(v.get("/console/").Body.String())
 	f.away = fmt.Errorf("%w: down", audit.ErrUnavailable)
 	if w := v.post("/console/sign-out", "form_token", form["form_token"]); w.Code != http.StatusSeeOther {
@@ -45,6 +46,12 @@ func TestSessionsAreRecorded(t *testing.T) {
 	}
 	if w := v.get("/console/certificates"); w.Code != http.StatusSeeOther {
 		t.Errorf("still signed in: %d", w.Code)
+	}
+	// Without the database nobody gets in, and a page says so.
+	f.away = nil
+	f.open.err = fmt.Errorf("%w: down", audit.ErrUnavailable)
+	if w := v.signIn(t, ada); w.Code != http.StatusServiceUnavailable || w.Header().Get("Set-Cookie") != "" {
+		t.Errorf("a sign-in without the database: %d", w.Code)
 	}
 }
 

@@ -42,6 +42,8 @@ func (c *Console) routes() []route {
 		{path: "/console/sign-in", may: public, get: c.signInPage, post: c.signIn, fields: []string{"assertion", "to"}},
 		{path: "/console/sign-in/options", may: public, plain: true, get: c.signInOptions},
 		{path: "/console/signed-in", may: public, get: c.signedInCheck},
+		{path: "/console/oidc/start", may: public, get: c.providerStart},
+		{path: "/console/oidc/callback", may: public, plain: true, get: c.providerCallback},
 		{path: "/console/sign-out", may: signedIn, post: c.signOut},
 		{path: "/console/step-up", may: signedIn, get: c.stepUpPage, post: c.stepUp, fields: []string{"assertion", "to"}},
 		{path: "/console/step-up/options", may: signedIn, get: c.stepUpOptions},

@@ -92,6 +92,9 @@ func (c *Console) find(r *request, touch bool) (*session, error) {
 
 // identify finds who a session is for. A kind that is not known is nobody's.
 func (c *Console) identify(ctx context.Context, s *session) (bool, error) {
+	if s.Kind == sessions.OIDC {
+		return c.vouchedFor(s)
+	}
 	if s.Kind != sessions.Officer {
 		return false, nil
 	}
@@ -119,9 +122,14 @@ func (c *Console) open(ctx context.Context, w http.ResponseWriter, r *request, r
 	if err != nil {
 		return err
 	}
+	return c.put(ctx, w, r, sessions.Session{Kind: sessions.Officer, Subject: o.Name, Credential: credential, Entry: entry, Stepped: c.now(), Op: op})
+}
+
+// put stores a new session in place of the one that the browser had.
+func (c *Console) put(ctx context.Context, w http.ResponseWriter, r *request, s sessions.Session) error {
 	id, now := secret(), c.now()
-	put := sessions.Put{ID: sessions.IDOf(id), Session: sessions.Session{Kind: sessions.Officer, Subject: o.Name, Credential: credential, Entry: entry,
-		Created: now, Seen: now, Stepped: now, Form: secret(), Op: op}}
+	s.Created, s.Seen, s.Form = now, now, secret()
+	put := sessions.Put{ID: sessions.IDOf(id), Session: s}
 	if old := sessionID(r.Request); old != "" {
 		put.Instead = sessions.IDOf(old)
 	}

@@ -19,6 +19,7 @@ import (
 type signInData struct {
 	To      place
 	Nobody  bool   // has a passkey yet
+	OIDC    bool   // there is a provider
 	Problem string // key of the catalogue, or ""
 	Minutes int
 }
@@ -53,7 +54,7 @@ func (c *Console) showSignIn(w http.ResponseWriter, r *request, status int, d si
 	if err != nil {
 		return err
 	}
-	d.Nobody = !h.Current().Enrolled()
+	d.Nobody, d.OIDC = !h.Current().Enrolled(), c.cfg.Provider != nil
 	return c.show(w, status, "signin", "", c.view(r, "", "signin.title", d))
 }
 
@@ -159,6 +160,9 @@ type stepUpData struct {
 
 // stepUpPage is GET /console/step-up.
 func (c *Console) stepUpPage(w http.ResponseWriter, r *request) error {
+	if to := parsePlace(r.URL.Query().Get("to")); r.session.Kind == sessions.OIDC { // they have no passkey here
+		return redirect(w, url.ProviderStart(to))
+	}
 	return c.showStepUp(w, r, http.StatusOK, stepUpData{To: parsePlace(r.URL.Query().Get("to"))})
 }
 
@@ -170,6 +174,9 @@ func (s *session) purpose() string { return toStepUp + hex.EncodeToString(s.id[:
 
 // stepUpOptions is GET /console/step-up/options.
 func (c *Console) stepUpOptions(w http.ResponseWriter, r *request) error {
+	if r.session.Kind != sessions.Officer {
+		return missing(w, r)
+	}
 	rp := passkey.RP{ID: r.session.roster.RPID, Origins: r.session.roster.Origins}
 	b, err := rp.RequestOptions(c.challenge(r.session.purpose()), credentials(r.session.officer))
 	if err != nil {
@@ -188,6 +195,9 @@ func credentials(o admin.Officer) (out [][]byte) {
 // stepUp is POST /console/step-up: the same person shows a passkey again, and the session
 // gets a new id.
 func (c *Console) stepUp(w http.ResponseWriter, r *request) error {
+	if r.session.Kind != sessions.Officer {
+		return missing(w, r)
+	}
 	to := parsePlace(r.form.Get("to"))
 	if wait, ok := c.admit(w, r, "step-up"); !ok {
 		return c.showStepUp(w, r, http.StatusTooManyRequests, stepUpData{To: to, Problem: "signin.wait", Minutes: int(wait/time.Minute) + 1})

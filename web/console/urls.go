@@ -51,37 +51,38 @@ func cursor(n uint64) string {
 	return number(n)
 }
 
-func (urls) Dashboard() Path          { return root }
-func (urls) DashboardLive() Path      { return beneath("live") }
-func (urls) SignIn(to place) Path     { return beneath("sign-in").with("to", to.String()) }
-func (urls) SignedIn(to place) Path   { return beneath("signed-in").with("to", to.String()) }
-func (urls) SignInOptions() Path      { return beneath("sign-in", "options") }
-func (urls) StepUp(to place) Path     { return beneath("step-up").with("to", to.String()) }
-func (urls) StepUpOptions() Path      { return beneath("step-up", "options") }
-func (urls) Enrol() Path              { return beneath("enrol") }
-func (urls) EnrolOptions() Path       { return beneath("enrol", "options") }
-func (urls) EnrolPasskey() Path       { return beneath("enrol", "passkey") }
-func (urls) EnrolFinish() Path        { return beneath("enrol", "finish") }
-func (urls) SignOut() Path            { return beneath("sign-out") }
-func (urls) Language() Path           { return beneath("language") }
-func (urls) Members() Path            { return beneath("hsm") }
-func (urls) MembersLive() Path        { return beneath("hsm", "live") }
-func (urls) Keys() Path               { return beneath("keys") }
-func (urls) Certificates() Path       { return beneath("certificates") }
-func (urls) NewKey() Path             { return beneath("keys", "new") }
-func (urls) Ask() Path                { return beneath("approvals", "ask") }
-func (urls) Officers() Path           { return beneath("officers") }
-func (urls) Invite() Path             { return beneath("officers", "invite") }
-func (urls) Accept() Path             { return beneath("officers", "accept") }
-func (urls) RemoveOfficer() Path      { return beneath("officers", "remove") }
-func (urls) ChangeRoles() Path        { return beneath("officers", "roles") }
-func (urls) Quorum() Path             { return beneath("officers", "quorum") }
-func (urls) Machines() Path           { return beneath("machines") }
-func (urls) NewMachine() Path         { return beneath("machines", "new") }
-func (urls) Ledger() Path             { return beneath("ledger") }
-func (urls) Checkpoint() Path         { return beneath("ledger", "checkpoint") }
-func (urls) Entry(i uint64) Path      { return beneath("ledger", number(i)) }
-func (urls) EntryProof(i uint64) Path { return beneath("ledger", number(i), "proof") }
+func (urls) Dashboard() Path             { return root }
+func (urls) DashboardLive() Path         { return beneath("live") }
+func (urls) SignIn(to place) Path        { return beneath("sign-in").with("to", to.String()) }
+func (urls) ProviderStart(to place) Path { return beneath("oidc", "start").with("to", to.String()) }
+func (urls) SignedIn(to place) Path      { return beneath("signed-in").with("to", to.String()) }
+func (urls) SignInOptions() Path         { return beneath("sign-in", "options") }
+func (urls) StepUp(to place) Path        { return beneath("step-up").with("to", to.String()) }
+func (urls) StepUpOptions() Path         { return beneath("step-up", "options") }
+func (urls) Enrol() Path                 { return beneath("enrol") }
+func (urls) EnrolOptions() Path          { return beneath("enrol", "options") }
+func (urls) EnrolPasskey() Path          { return beneath("enrol", "passkey") }
+func (urls) EnrolFinish() Path           { return beneath("enrol", "finish") }
+func (urls) SignOut() Path               { return beneath("sign-out") }
+func (urls) Language() Path              { return beneath("language") }
+func (urls) Members() Path               { return beneath("hsm") }
+func (urls) MembersLive() Path           { return beneath("hsm", "live") }
+func (urls) Keys() Path                  { return beneath("keys") }
+func (urls) Certificates() Path          { return beneath("certificates") }
+func (urls) NewKey() Path                { return beneath("keys", "new") }
+func (urls) Ask() Path                   { return beneath("approvals", "ask") }
+func (urls) Officers() Path              { return beneath("officers") }
+func (urls) Invite() Path                { return beneath("officers", "invite") }
+func (urls) Accept() Path                { return beneath("officers", "accept") }
+func (urls) RemoveOfficer() Path         { return beneath("officers", "remove") }
+func (urls) ChangeRoles() Path           { return beneath("officers", "roles") }
+func (urls) Quorum() Path                { return beneath("officers", "quorum") }
+func (urls) Machines() Path              { return beneath("machines") }
+func (urls) NewMachine() Path            { return beneath("machines", "new") }
+func (urls) Ledger() Path                { return beneath("ledger") }
+func (urls) Checkpoint() Path            { return beneath("ledger", "checkpoint") }
+func (urls) Entry(i uint64) Path         { return beneath("ledger", number(i)) }
+func (urls) EntryProof(i uint64) Path    { return beneath("ledger", number(i), "proof") }
 
 // CertificatePage is a page of the list: what is searched for, and where it begins.
 func (urls) CertificatePage(q string, before uint64) Path {
@@ -90,6 +91,9 @@ func (urls) CertificatePage(q string, before uint64) Path {
 
 // LedgerPage is the page of entries below an index.
 func (urls) LedgerPage(before uint64) Path { return beneath("ledger").with("before", cursor(before)) }
+
+// Inbox is where what waits for one's vote is.
+func (urls) Inbox() Path { return beneath("approvals") }
 
 // Approvals is a tab of the inbox.
 func (urls) Approvals(tab string) Path { return beneath("approvals").with("tab", tab) }
@@ -128,7 +132,7 @@ type place struct{ page, arg string }
 // placePages are the places without an argument, and where they are.
 var placePages = map[string]func() Path{
 	"hsm": url.Members, "keys": url.Keys, "certificates": url.Certificates, "ledger": url.Ledger, "officers": url.Officers, "machines": url.Machines,
-	"approvals": func() Path { return url.Approvals("") }, "invite": url.Invite, "quorum": url.Quorum, "new-key": url.NewKey, "new-machine": url.NewMachine,
+	"approvals": url.Inbox, "invite": url.Invite, "quorum": url.Quorum, "new-key": url.NewKey, "new-machine": url.NewMachine,
 }
 
 // placeIDs are the places with the ID of something.

@@ -15,6 +15,7 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -118,6 +119,18 @@ func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
 // algorithms are those that an ID token may be signed with (RFC 7518 §3.1): no "none", and
 // nothing that the client secret could make.
 var algorithms = []string{oidc.RS256, oidc.RS384, oidc.RS512, oidc.ES256, oidc.ES384, oidc.ES512, oidc.PS256, oidc.PS384, oidc.PS512, oidc.EdDSA}
+
+// Fingerprint is a digest of all settings but the secret.
+func (p *Provider) Fingerprint() [32]byte {
+	var b strings.Builder
+	for _, s := range append([]string{p.cfg.Issuer, p.cfg.ClientID, p.cfg.GroupsClaim}, p.cfg.Scopes...) {
+		fmt.Fprintf(&b, "%q\n", s)
+	}
+	for _, group := range slices.Sorted(maps.Keys(p.cfg.Roles)) {
+		fmt.Fprintf(&b, "%q %q\n", group, p.cfg.Roles[group])
+	}
+	return audit.Digest("oidc-settings", []byte(b.String()))
+}
 
 // discover asks the provider for its endpoints (OpenID Connect Discovery 1.0 §4), once.
 // Keys come only from there, whatever a token names.

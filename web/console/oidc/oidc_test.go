@@ -1,47 +1,20 @@
 package oidc_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/hmac"
-	"crypto/rand"
 	"crypto/sha256"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
-	"maps"
-	"net/http"
-	"net/http/httptest"
 	"net/url"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"chancery/admin"
+	"chancery/test/idp"
 	"chancery/web/console/oidc"
 )
 
-const (
-	clientID = "chancery"
-	secret   = "a secret of the client"
-)
-
 var now = time.Now().Truncate(time.Second)
-
-// issuer is an OpenID provider of our own, whose tokens the test may spoil.
-type issuer struct {
-	*httptest.Server
-	key, other *ecdsa.PrivateKey
-
-	mu        sync.Mutex
-	challenge string         // of the last authorization
-	nonce     string         //
-	claims    map[string]any // more, or others
-	header    map[string]any
-	sign      func(input string) string // nil: properly
-	asked     []string                  // paths
-}
 
 func must[T any](v T, err error) T {
 	if err != nil {
@@ -50,99 +23,29 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-func b64(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
-
-func newIssuer(t *testing.T) *issuer {
-	i := &issuer{key: must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader)), other: must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))}
-	mux := http.NewServeMux()
-	answer := func(w http.ResponseWriter, v any) {
-		w.Header().Set("Content-Type", "application/json")
-		json.NewEncoder(w).Encode(v)
-	}
-	mux.HandleFunc("/.well-known/openid-configuration", func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, map[string]any{"issuer": i.URL, "authorization_endpoint": i.URL + "/authorize", "token_endpoint": i.URL + "/token", "jwks_uri": i.URL + "/keys", "id_token_signing_alg_values_supported": []string{"ES256", "none", "HS256"}})
-	})
-	mux.HandleFunc("/keys", func(w http.ResponseWriter, _ *http.Request) {
-		point := must(i.key.PublicKey.Bytes())
-		answer(w, map[string]any{"keys": []any{map[string]any{"kty": "EC", "crv": "P-256", "use": "sig", "alg": "ES256", "kid": "k1", "x": b64(point[1:33]), "y": b64(point[33:])}}})
-	})
-	mux.HandleFunc("/token", func(w http.ResponseWriter, r *http.Request) {
-		r.ParseForm()
-		sum := sha256.Sum256([]byte(r.Form.Get("code_verifier")))
-		user, pass, _ := r.BasicAuth()
-		i.mu.Lock()
-		defer i.mu.Unlock()
-		if r.Form.Get("code") != "good" || b64(sum[:]) != i.challenge || user != clientID || pass != url.QueryEscape(secret) {
-			w.WriteHeader(http.StatusBadRequest)
-			answer(w, map[string]any{"error": "invalid_grant"})
-			return
-		}
-		answer(w, map[string]any{"access_token": "x", "token_type": "Bearer", "id_token": i.token()})
-	})
-	i.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		i.mu.Lock()
-		i.asked = append(i.asked, r.URL.Path)
-		i.mu.Unlock()
-		mux.ServeHTTP(w, r)
-	}))
-	t.Cleanup(i.Close)
-	return i
-}
-
-func (i *issuer) token() string {
-	header := map[string]any{"alg": "ES256", "kid": "k1"}
-	maps.Copy(header, i.header)
-	claims := map[string]any{"iss": i.URL, "aud": clientID, "sub": "u-17", "nonce": i.nonce, "iat": now.Unix(), "exp": now.Add(time.Hour).Unix(), "auth_time": now.Unix(), "groups": []string{"pki", "staff"}}
-	maps.Copy(claims, i.claims)
-	for k, v := range claims {
-		if v == nil {
-			delete(claims, k)
-		}
-	}
-	input := b64(must(json.Marshal(header))) + "." + b64(must(json.Marshal(claims)))
-	if i.sign != nil {
-		return input + "." + i.sign(input)
-	}
-	return input + "." + ecSignature(i.key, input)
-}
-
-func ecSignature(key *ecdsa.PrivateKey, input string) string {
-	sum := sha256.Sum256([]byte(input))
-	r, s, err := ecdsa.Sign(rand.Reader, key, sum[:])
-	if err != nil {
-		panic(err)
-	}
-	out := make([]byte, 64)
-	r.FillBytes(out[:32])
-	s.FillBytes(out[32:])
-	return b64(out)
-}
-
-func config(i *issuer) oidc.Config {
-	return oidc.Config{Issuer: i.URL, ClientID: clientID, ClientSecret: secret, RedirectURL: "https://ca.example/console/oidc/callback", Loopback: true,
+func config(i *idp.Issuer) oidc.Config {
+	return oidc.Config{Issuer: i.URL, ClientID: idp.ClientID, ClientSecret: idp.Secret, RedirectURL: "https://ca.example/console/oidc/callback", Loopback: true,
 		Roles: map[string][]admin.Assignment{"pki": {{Role: admin.RegistrationOfficer}}, "watch": {{Role: admin.Auditor}}}}
 }
 
 // authorize is what a browser does at the provider.
-func (i *issuer) authorize(t *testing.T, to string) {
+func authorize(t *testing.T, i *idp.Issuer, to string) {
 	t.Helper()
 	q := must(url.Parse(to)).Query()
-	if q.Get("code_challenge_method") != "S256" || q.Get("code_challenge") == "" || q.Get("state") == "" || q.Get("nonce") == "" || q.Get("response_type") != "code" || q.Get("client_id") != clientID {
+	if q.Get("code_challenge_method") != "S256" || q.Get("code_challenge") == "" || q.Get("state") == "" || q.Get("nonce") == "" || q.Get("response_type") != "code" || q.Get("client_id") != idp.ClientID {
 		t.Fatalf("no PKCE, state or nonce: %s", to)
 	}
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.challenge, i.nonce = q.Get("code_challenge"), q.Get("nonce")
+	i.Authorize(q)
 }
 
 func TestSignIn(t *testing.T) {
-	i := newIssuer(t)
+	i := idp.New(t)
 	p := must(oidc.New(config(i)))
 	to, flow, err := p.Start(t.Context(), now, false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	i.authorize(t, to)
+	authorize(t, i, to)
 	flow = must(oidc.DecodeFlow(flow.Encode()))
 	who, err := p.Finish(t.Context(), now, flow, url.Values{"state": {flow.State}, "code": {"good"}, "iss": {i.URL}})
 	if err != nil || who.Subject != "u-17" || len(who.Roles) != 1 || !who.At.Equal(now) {
@@ -161,46 +64,49 @@ func TestSignIn(t *testing.T) {
 func TestAttack_WEB_21(t *testing.T) {
 	const evil = "http://127.0.0.1:9/evil"
 	for name, c := range map[string]struct {
-		spoil func(i *issuer)
+		spoil func(i *idp.Issuer)
 		query func(q url.Values)
 		flow  func(f *oidc.Flow)
 		says  string
 	}{
-		"alg none": {spoil: func(i *issuer) { i.header = map[string]any{"alg": "none"}; i.sign = func(string) string { return "" } }, says: "the ID token"},
-		"HMAC by the secret": {spoil: func(i *issuer) {
-			i.header = map[string]any{"alg": "HS256"}
-			i.sign = func(in string) string {
-				m := hmac.New(sha256.New, []byte(secret))
+		"alg none": {spoil: func(i *idp.Issuer) {
+			i.Header = map[string]any{"alg": "none"}
+			i.Sign = func(string) string { return "" }
+		}, says: "the ID token"},
+		"HMAC by the secret": {spoil: func(i *idp.Issuer) {
+			i.Header = map[string]any{"alg": "HS256"}
+			i.Sign = func(in string) string {
+				m := hmac.New(sha256.New, []byte(idp.Secret))
 				m.Write([]byte(in))
-				return b64(m.Sum(nil))
+				return idp.B64(m.Sum(nil))
 			}
 		}, says: "the ID token"},
-		"another key": {spoil: func(i *issuer) { i.sign = func(in string) string { return ecSignature(i.other, in) } }, says: "the ID token"},
-		"a key of its own, jku": {spoil: func(i *issuer) {
-			i.header = map[string]any{"jku": evil, "x5u": evil, "kid": "../../k1' OR 1=1 --"}
-			i.sign = func(in string) string { return ecSignature(i.other, in) }
+		"another key": {spoil: func(i *idp.Issuer) { i.Sign = func(in string) string { return idp.Signature(i.Other, in) } }, says: "the ID token"},
+		"a key of its own, jku": {spoil: func(i *idp.Issuer) {
+			i.Header = map[string]any{"jku": evil, "x5u": evil, "kid": "../../k1' OR 1=1 --"}
+			i.Sign = func(in string) string { return idp.Signature(i.Other, in) }
 		}, says: "the ID token"},
-		"a key of its own, jwk": {spoil: func(i *issuer) {
-			point := must(i.other.PublicKey.Bytes())
-			i.header = map[string]any{"jwk": map[string]any{"kty": "EC", "crv": "P-256", "x": b64(point[1:33]), "y": b64(point[33:])}}
-			i.sign = func(in string) string { return ecSignature(i.other, in) }
+		"a key of its own, jwk": {spoil: func(i *idp.Issuer) {
+			point := must(i.Other.PublicKey.Bytes())
+			i.Header = map[string]any{"jwk": map[string]any{"kty": "EC", "crv": "P-256", "x": idp.B64(point[1:33]), "y": idp.B64(point[33:])}}
+			i.Sign = func(in string) string { return idp.Signature(i.Other, in) }
 		}, says: "the ID token"},
-		"no signature":             {spoil: func(i *issuer) { i.sign = func(string) string { return "" } }, says: "the ID token"},
-		"another client":           {spoil: func(i *issuer) { i.claims = map[string]any{"aud": "other"} }, says: "the ID token"},
-		"several, made for other":  {spoil: func(i *issuer) { i.claims = map[string]any{"aud": []string{"other", clientID}, "azp": "other"} }, says: "made for"},
-		"several, made for nobody": {spoil: func(i *issuer) { i.claims = map[string]any{"aud": []string{"other", clientID}} }, says: "made for"},
-		"another issuer":           {spoil: func(i *issuer) { i.claims = map[string]any{"iss": "https://evil.example"} }, says: "the ID token"},
-		"expired":                  {spoil: func(i *issuer) { i.claims = map[string]any{"exp": now.Add(-time.Hour).Unix()} }, says: "the ID token"},
-		"another sign-in":          {spoil: func(i *issuer) { i.claims = map[string]any{"nonce": "other"} }, says: "another sign-in"},
-		"no nonce":                 {spoil: func(i *issuer) { i.claims = map[string]any{"nonce": nil} }, says: "another sign-in"},
-		"no group of ours":         {spoil: func(i *issuer) { i.claims = map[string]any{"groups": []string{"staff"}} }, says: "no group"},
-		"groups as an object":      {spoil: func(i *issuer) { i.claims = map[string]any{"groups": map[string]any{"pki": true}} }, says: "no group"},
-		"an e-mail, unverified": {spoil: func(i *issuer) {
-			i.claims = map[string]any{"groups": nil, "email": "pki", "email_verified": false, "roles": []string{"pki"}}
+		"no signature":             {spoil: func(i *idp.Issuer) { i.Sign = func(string) string { return "" } }, says: "the ID token"},
+		"another client":           {spoil: func(i *idp.Issuer) { i.Claims = map[string]any{"aud": "other"} }, says: "the ID token"},
+		"several, made for other":  {spoil: func(i *idp.Issuer) { i.Claims = map[string]any{"aud": []string{"other", idp.ClientID}, "azp": "other"} }, says: "made for"},
+		"several, made for nobody": {spoil: func(i *idp.Issuer) { i.Claims = map[string]any{"aud": []string{"other", idp.ClientID}} }, says: "made for"},
+		"another issuer":           {spoil: func(i *idp.Issuer) { i.Claims = map[string]any{"iss": "https://evil.example"} }, says: "the ID token"},
+		"expired":                  {spoil: func(i *idp.Issuer) { i.Claims = map[string]any{"exp": now.Add(-time.Hour).Unix()} }, says: "the ID token"},
+		"another sign-in":          {spoil: func(i *idp.Issuer) { i.Claims = map[string]any{"nonce": "other"} }, says: "another sign-in"},
+		"no nonce":                 {spoil: func(i *idp.Issuer) { i.Claims = map[string]any{"nonce": nil} }, says: "another sign-in"},
+		"no group of ours":         {spoil: func(i *idp.Issuer) { i.Claims = map[string]any{"groups": []string{"staff"}} }, says: "no group"},
+		"groups as an object":      {spoil: func(i *idp.Issuer) { i.Claims = map[string]any{"groups": map[string]any{"pki": true}} }, says: "no group"},
+		"an e-mail, unverified": {spoil: func(i *idp.Issuer) {
+			i.Claims = map[string]any{"groups": nil, "email": "pki", "email_verified": false, "roles": []string{"pki"}}
 		}, says: "no group"},
-		"auditor and more":           {spoil: func(i *issuer) { i.claims = map[string]any{"groups": []string{"pki", "watch"}} }, says: "auditor"},
-		"a subject that lies":        {spoil: func(i *issuer) { i.claims = map[string]any{"sub": "admin\u202e\n"} }, says: "subject"},
-		"no subject":                 {spoil: func(i *issuer) { i.claims = map[string]any{"sub": ""} }, says: "subject"},
+		"auditor and more":           {spoil: func(i *idp.Issuer) { i.Claims = map[string]any{"groups": []string{"pki", "watch"}} }, says: "auditor"},
+		"a subject that lies":        {spoil: func(i *idp.Issuer) { i.Claims = map[string]any{"sub": "admin\u202e\n"} }, says: "subject"},
+		"no subject":                 {spoil: func(i *idp.Issuer) { i.Claims = map[string]any{"sub": ""} }, says: "subject"},
 		"another state":              {query: func(q url.Values) { q.Set("state", "other") }, says: "another sign-in"},
 		"no state":                   {query: func(q url.Values) { q.Del("state") }, says: "another sign-in"},
 		"two states":                 {query: func(q url.Values) { q.Add("state", "x") }, says: "another sign-in"},
@@ -213,13 +119,13 @@ func TestAttack_WEB_21(t *testing.T) {
 		"from the future":            {flow: func(f *oidc.Flow) { f.Begun = now.Add(time.Hour).Unix() }, says: "too long"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			i := newIssuer(t)
+			i := idp.New(t)
 			p := must(oidc.New(config(i)))
 			to, flow, err := p.Start(t.Context(), now, false)
 			if err != nil {
 				t.Fatal(err)
 			}
-			i.authorize(t, to)
+			authorize(t, i, to)
 			q := url.Values{"state": {flow.State}, "code": {"good"}}
 			if c.spoil != nil {
 				c.spoil(i)
@@ -234,7 +140,7 @@ func TestAttack_WEB_21(t *testing.T) {
 			if !errors.Is(err, oidc.ErrRefused) || !strings.Contains(err.Error(), c.says) || who.Subject != "" {
 				t.Errorf("ATTACK WORKED: %+v %v; want %q", who, err, c.says)
 			}
-			for _, path := range i.asked {
+			for _, path := range i.Asked() {
 				if strings.Contains(path, "evil") {
 					t.Errorf("it asked %s", path)
 				}
@@ -244,7 +150,7 @@ func TestAttack_WEB_21(t *testing.T) {
 }
 
 func TestConfig(t *testing.T) {
-	i := newIssuer(t)
+	i := idp.New(t)
 	for name, edit := range map[string]func(*oidc.Config){
 		"http":           func(c *oidc.Config) { c.Loopback = false },
 		"no issuer":      func(c *oidc.Config) { c.Issuer = "" },

@@ -9,6 +9,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/base64"
@@ -189,11 +190,13 @@ func Vote(response []byte) (credential []byte, a admin.Assertion, err error) {
 	return parsed.RawID, admin.Assertion{AuthenticatorData: raw.AuthenticatorData, ClientDataJSON: raw.ClientDataJSON, Signature: raw.Signature}, nil
 }
 
-// nobody is the SPKI of the point 2·G of P-256: a key that is on no roster.
+// nobody is the SPKI of a key whose private half was never kept: it is on no roster.
 var nobody = func() []byte {
-	c := elliptic.P256().Params()
-	x, y := c.Double(c.Gx, c.Gy)
-	der, err := x509.MarshalPKIXPublicKey(&ecdsa.PublicKey{Curve: elliptic.P256(), X: x, Y: y})
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic("passkey: " + err.Error())
+	}
+	der, err := x509.MarshalPKIXPublicKey(k.Public())
 	if err != nil {
 		panic("passkey: " + err.Error())
 	}

@@ -34,7 +34,8 @@ type Session struct {
 	Kind       string
 	Subject    string   // name of the officer, or subject of the provider
 	Credential []byte   // ID of the passkey that signed in
-	Entry      [32]byte // digest of the officer's entry on the roster: another one ends the session
+	Entry      [32]byte // digest of the officer's entry on the roster, or of the provider's settings: another one ends the session
+	Roles      string   // of who signed in by a provider, JSON; "" for officers, whose roles the roster has
 	Created    time.Time
 	Seen       time.Time  // to the minute
 	Stepped    time.Time  // last proof that the person is there

@@ -37,3 +37,7 @@ document.addEventListener('keydown', e => {
 document.addEventListener('htmx:after:swap', () => ready(document));
 ready(document);
 document.documentElement.dataset.ready = '';
+
+// A page that came from another site leads on by itself, so that the browser sends our cookie.
+const follow = document.querySelector('a[data-follow]');
+if (follow) location.replace(follow.href);

@@ -39,7 +39,8 @@ async function ceremony(form) {
     form.submit();
   } catch (e) {
     for (const b of buttons) b.disabled = false;
-    tell(form, e instanceof Differs ? 'differs' : 'failed', e.name === 'NotAllowedError' ? '' : e.message);
+    if (e.name === 'InvalidStateError') tell(form, 'already');
+    else tell(form, e instanceof Differs ? 'differs' : 'failed', e.name === 'NotAllowedError' ? '' : e.message);
   }
 }
 
@@ -111,6 +112,13 @@ async function voteOptions(form) {
   const parameters = bytesOf(form.ownerDocument.querySelector('[data-proposal=parameters]').dataset.hex);
   same('parameters', shown(utf8.decode(parameters)));
   if (hexOf(await digest('parameters', parameters)) !== p.parameters) throw new Differs('parameters');
+  const rows = [...document.querySelectorAll('[data-proposal=parameter]')];
+  if (rows.length) { // a roster has a table of its changes instead
+    const values = JSON.parse(utf8.decode(parameters));
+    const text = v => typeof v === 'string' ? v : Array.isArray(v) && v.every(i => typeof i === 'string') ? v.join(', ') : JSON.stringify(v);
+    const want = Object.keys(values).map(name => shown(name) + '\n' + shown(text(values[name]))).sort();
+    if (want.join('\n\n') !== rows.map(r => r.dataset.name + '\n' + r.textContent).sort().join('\n\n')) throw new Differs('parameters');
+  } else if (p.action !== 'change-roster') throw new Differs('parameters');
   const approval = hexOf(await digest('approval', Uint8Array.of(1), bytes));
   same('fingerprint', approval.match(/.{8}/g).join(' '));
   const challenge = await digest('approval', Uint8Array.of(Number(form.dataset.decision)), bytes);

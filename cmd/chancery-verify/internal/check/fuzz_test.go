@@ -7,6 +7,8 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -20,6 +22,29 @@ import (
 	"chancery/cmd/chancery-verify/internal/folder"
 	"chancery/cmd/chancery-verify/internal/leaf"
 )
+
+// laterRoster adds a roster with passkeys and groups to a file of rosters.
+func laterRoster(f *testing.F, first []byte) []byte {
+	f.Helper()
+	b, err := os.ReadFile("../../../../admin/testdata/vectors.json")
+	if err != nil {
+		f.Fatal(err)
+	}
+	var vectors struct {
+		Rosters   []struct{ Roster json.RawMessage }
+		Proposals []struct{ Proposal string }
+	}
+	if err := json.Unmarshal(b, &vectors); err != nil {
+		f.Fatal(err)
+	}
+	proposal, err := hex.DecodeString(vectors.Proposals[0].Proposal)
+	if err != nil {
+		f.Fatal(err)
+	}
+	change := fmt.Sprintf(`,"changes":[{"roster":%s,"leaf":3,"warrant":{"proposal":"%s","votes":[{"spki":"AA==","signature":"AA=="}]}}]}`,
+		vectors.Rosters[2].Roster, base64.StdEncoding.EncodeToString(proposal))
+	return append(bytes.TrimSuffix(bytes.TrimSpace(first), []byte("}")), change...)
+}
 
 // FuzzRun verifies folders of any content. The entries are sealed as only a CA could:
 // leaf 0, hashes, tiles and checkpoint are made here, and what refers to a hash is put
@@ -47,6 +72,7 @@ func FuzzRun(f *testing.F) {
 	}
 	f.Add(entries, seed("chancery/certificates.bin"), seed("chancery/crls.bin"), seed("chancery/issuers.bin"), seed("chancery/orphans.bin"), seed("chancery/roster.json"), seed("chancery/checkpoints"), []byte(`{}`),
 		record(3, "chancery/evidence/v1\n"), record(3, "\x00\x78"+strings.Repeat("\x00", 35)+"\x01x"))
+	f.Add(entries, seed("chancery/certificates.bin"), seed("chancery/crls.bin"), seed("chancery/issuers.bin"), seed("chancery/orphans.bin"), laterRoster(f, seed("chancery/roster.json")), seed("chancery/checkpoints"), []byte(`{}`), []byte{}, []byte{})
 	key := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)) // the same content has the same seal, as fuzzing wants
 	f.Fuzz(func(t *testing.T, entries, certs, crls, issuers, orphans, roster, notes, state, evidence, openings []byte) {
 		dir := t.TempDir()
