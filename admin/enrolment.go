@@ -27,6 +27,7 @@ type Enrolment struct {
 	Expires  time.Time
 	Passkeys []Passkey // made so far
 	State    string    // open, done or withdrawn
+	Leaf     uint64    // index of the OpEnrol leaf that ended it
 }
 
 // The states of an enrolment. They stand in the database.
@@ -241,7 +242,7 @@ func (e *Enrolments) Finish(ctx context.Context, secret string) (Enrolment, *App
 	if len(en.Passkeys) == 0 {
 		return en, nil, refuse(BadProposal, "passkey", "there is no passkey yet")
 	}
-	if err := e.close(ctx, en, EnrolmentDone, OfficerRequester(en.Name)); err != nil {
+	if en.Leaf, err = e.close(ctx, en, EnrolmentDone, OfficerRequester(en.Name)); err != nil {
 		return en, nil, err
 	}
 	en.State = EnrolmentDone
@@ -267,6 +268,9 @@ func (e *Enrolments) Parameters(ctx context.Context, en Enrolment) ([]byte, erro
 	if err != nil {
 		return nil, err
 	}
+	if err := e.recorded(ctx, en); err != nil {
+		return nil, err
+	}
 	now := rosters.Current()
 	return ChangeParameters(now, e.Next(now, en))
 }
@@ -281,13 +285,31 @@ func ChangeParameters(now, next Roster) ([]byte, error) {
 	return CanonicalParameters(j)
 }
 
-func (e *Enrolments) close(ctx context.Context, en Enrolment, to, by string) error {
-	_, err := e.Ledger.Append(ctx, en.event(to, by), CloseEnrolment{ID: en.ID, To: to})
+func (e *Enrolments) close(ctx context.Context, en Enrolment, to, by string) (leaf uint64, err error) {
+	at, err := e.Ledger.Append(ctx, en.event(to, by), CloseEnrolment{ID: en.ID, To: to})
 	if errors.Is(err, audit.ErrConflict) {
-		return refuse(Closed, "", "the link was used or withdrawn meanwhile")
+		return 0, refuse(Closed, "", "the link was used or withdrawn meanwhile")
 	}
 	if err != nil {
-		return fmt.Errorf("recording an enrolment: %w", err)
+		return 0, fmt.Errorf("recording an enrolment: %w", err)
+	}
+	return at.Index, nil
+}
+
+// recorded wants the entry that ended an enrolment to name its officer, roles and passkeys:
+// whoever changed its rows since gets nothing on the roster.
+func (e *Enrolments) recorded(ctx context.Context, en Enrolment) error {
+	leaf, err := e.Board.cfg.Ledger.Leaf(ctx, en.Leaf)
+	if err != nil {
+		return fmt.Errorf("reading the entry of an enrolment: %w", err)
+	}
+	want := en.event(EnrolmentDone, OfficerRequester(en.Name))
+	other := func(f audit.Field) bool {
+		v, _ := leaf.Get(f.Tag)
+		return !bytes.Equal(v, f.Value)
+	}
+	if leaf.Op != audit.OpEnrol || len(leaf.Fields) != len(want.Fields) || slices.ContainsFunc(want.Fields, other) {
+		return refuse(Closed, "id", "entry %d, which ended this enrolment, has other passkeys or roles: they were changed since; make a new link", en.Leaf)
 	}
 	return nil
 }
@@ -322,7 +344,8 @@ func (e *Enrolments) Withdraw(ctx context.Context, id, by string) error {
 	if err != nil {
 		return err
 	}
-	return e.close(ctx, en, EnrolmentWithdrawn, by)
+	_, err = e.close(ctx, en, EnrolmentWithdrawn, by)
+	return err
 }
 
 // RP is the relying party of new passkeys, and the origins from which they sign.

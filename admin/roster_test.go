@@ -616,6 +616,40 @@ func TestNobodyIsLockedOut(t *testing.T) {
 	}
 }
 
+// Whoever changes the rows of an enrolment that is done gets nothing on the roster by it.
+func TestAttack_HSM_11_EnrolmentSwapped(t *testing.T) {
+	for what, sql := range map[string]string{
+		"":                  "",
+		"the key":           "UPDATE enrolment_passkey SET spki = x'00'",
+		"one more passkey":  "INSERT INTO enrolment_passkey (credential, enrolment, spki, label, made) SELECT x'01', enrolment, x'00', '', 1 FROM enrolment_passkey",
+		"the roles":         `UPDATE enrolment SET roles = '[{"role":"administrator"}]'`,
+		"the name":          "UPDATE enrolment SET name = 'bob'",
+		"the entry":         "UPDATE enrolment SET leaf = 1",
+		"another enrolment": "UPDATE enrolment SET id = '0000000000000001'",
+	} {
+		r := newRoom(t, 2, "ada", "bob")
+		if !strings.HasPrefix(r.url, "sqlite:") {
+			t.Skip("writes past the server into a SQLite file")
+		}
+		e := r.enrolments()
+		secret, en, err := e.Open(t.Context(), "dan", []admin.Assignment{{Role: admin.CryptoOfficer}}, "officer:ada", 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		must(e.AddPasskey(t.Context(), secret, newAuthenticator(p256()).Passkey))
+		if _, _, err := e.Finish(t.Context(), secret); err != nil {
+			t.Fatal(err)
+		}
+		if sql != "" {
+			exec(r, "PRAGMA foreign_keys = OFF; "+sql)
+		}
+		all := must(e.List(t.Context()))
+		if _, err := e.Parameters(t.Context(), all[0]); (err == nil) != (sql == "") || len(all) != 1 {
+			t.Errorf("%s of %s: %v", what, en.ID, err)
+		}
+	}
+}
+
 // Links of before do not hide one that is open: it can be withdrawn.
 func TestEnrolmentsOfBefore(t *testing.T) {
 	r := newRoom(t, 2, "ada", "bob")
@@ -628,8 +662,7 @@ func TestEnrolmentsOfBefore(t *testing.T) {
 	var rows []audit.Projection
 	for i := range 200 {
 		now := time.Unix(r.now.Load(), 0)
-		one := admin.PutEnrolment{Enrolment: admin.Enrolment{ID: fmt.Sprintf("%016x", i), Name: "bob", By: admin.AdminToken, Created: now, Expires: now.Add(time.Hour)}, Hash: [32]byte{byte(i), 1}}
-		rows = append(rows, one, admin.CloseEnrolment{ID: one.ID, To: admin.EnrolmentWithdrawn})
+		rows = append(rows, admin.PutEnrolment{Enrolment: admin.Enrolment{ID: fmt.Sprintf("%016x", i), Name: "bob", By: admin.AdminToken, Created: now, Expires: now.Add(time.Hour)}, Hash: [32]byte{byte(i), 1}})
 	}
 	if err := r.ledger.Write(t.Context(), rows...); err != nil {
 		t.Fatal(err)

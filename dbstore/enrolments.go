@@ -33,14 +33,15 @@ func (t *tx) addPasskey(p admin.AddPasskey) error {
 	return err
 }
 
-const enrolmentColumns = "SELECT id, name, roles, made_by, created, expires, state FROM enrolment "
+const enrolmentColumns = "SELECT id, name, roles, made_by, created, expires, state, leaf FROM enrolment "
 
 func scanEnrolment(rows *sql.Rows) (e admin.Enrolment, err error) {
 	var roles string
-	var created, expires int64
-	if err := rows.Scan(&e.ID, &e.Name, &roles, &e.By, &created, &expires, &e.State); err != nil {
+	var created, expires, leaf int64
+	if err := rows.Scan(&e.ID, &e.Name, &roles, &e.By, &created, &expires, &e.State, &leaf); err != nil {
 		return e, err
 	}
+	e.Leaf = uint64(leaf)
 	e.Created, e.Expires = time.Unix(created, 0).UTC(), time.Unix(expires, 0).UTC()
 	if err := json.Unmarshal([]byte(roles), &e.Roles); err != nil {
 		return e, fmt.Errorf("%w: the roles of enrolment %s cannot be read", audit.ErrTampered, e.ID)

@@ -8,7 +8,8 @@ CREATE TABLE enrolment (
   made_by    TEXT     NOT NULL,               -- requester
   created    BIGINT   NOT NULL,
   expires    BIGINT   NOT NULL,
-  state      TEXT     NOT NULL                -- open, done, withdrawn
+  state      TEXT     NOT NULL,               -- open, done, withdrawn
+  leaf       BIGINT   NOT NULL DEFAULT 0      -- entry that ended it; 0: it is open
 );
 
 CREATE TABLE enrolment_passkey (

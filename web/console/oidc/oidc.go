@@ -152,7 +152,13 @@ func (p *Provider) discover(ctx context.Context) (*endpoints, error) {
 			Scopes: append([]string{oidc.ScopeOpenID}, p.cfg.Scopes...)},
 		verifier: found.VerifierContext(keep, &oidc.Config{ClientID: p.cfg.ClientID, SupportedSigningAlgs: algorithms}),
 	}
-	for _, u := range []string{e.oauth.Endpoint.AuthURL, e.oauth.Endpoint.TokenURL} {
+	var keys struct {
+		URL string `json:"jwks_uri"`
+	}
+	if err := found.Claims(&keys); err != nil {
+		return nil, fmt.Errorf("asking the OpenID provider: %w", err)
+	}
+	for _, u := range []string{e.oauth.Endpoint.AuthURL, e.oauth.Endpoint.TokenURL, keys.URL} {
 		if parsed, err := url.Parse(u); err != nil || parsed.Scheme != "https" && !p.cfg.Loopback {
 			return nil, fmt.Errorf("the OpenID provider names the endpoint %q, which is not https", audit.Text(u, 200))
 		}

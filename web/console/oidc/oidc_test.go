@@ -174,6 +174,27 @@ func TestConfig(t *testing.T) {
 	}
 }
 
+// The keys of the provider come over https too, else who is on the way signs as it does.
+func TestAttack_WEB_21_PlainKeys(t *testing.T) {
+	for _, plain := range []string{"authorization_endpoint", "token_endpoint", "jwks_uri", ""} {
+		var idp *httptest.Server
+		idp = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			says := map[string]any{"issuer": idp.URL, "authorization_endpoint": idp.URL + "/authorize", "token_endpoint": idp.URL + "/token", "jwks_uri": idp.URL + "/keys"}
+			if plain != "" {
+				says[plain] = "http://idp.example/x"
+			}
+			w.Header().Set("Content-Type", "application/json")
+			_ = json.NewEncoder(w).Encode(says)
+		}))
+		t.Cleanup(idp.Close)
+		c := oidc.Config{Issuer: idp.URL, ClientID: clientID, ClientSecret: secret, RedirectURL: "https://ca.example/console/oidc/callback", Client: idp.Client(),
+			Roles: map[string][]admin.Assignment{"g": {{Role: admin.Auditor}}}}
+		if _, _, err := must(oidc.New(c)).Start(t.Context(), now, false); (err == nil) != (plain == "") {
+			t.Errorf("%s in plain: %v", plain, err)
+		}
+	}
+}
+
 func FuzzDecodeFlow(f *testing.F) {
 	f.Add("a.b.c.1")
 	f.Add("....")
