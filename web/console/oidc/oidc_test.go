@@ -180,17 +180,17 @@ func TestConfig(t *testing.T) {
 // The keys of the provider come over https too, else who is on the way signs as it does.
 func TestAttack_WEB_21_PlainKeys(t *testing.T) {
 	for _, plain := range []string{"authorization_endpoint", "token_endpoint", "jwks_uri", ""} {
-		var plainIDP *httptest.Server
-		plainIDP = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			says := map[string]any{"issuer": plainIDP.URL, "authorization_endpoint": plainIDP.URL + "/authorize", "token_endpoint": plainIDP.URL + "/token", "jwks_uri": plainIDP.URL + "/keys"}
+		var server *httptest.Server
+		server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			says := map[string]any{"issuer": server.URL, "authorization_endpoint": server.URL + "/authorize", "token_endpoint": server.URL + "/token", "jwks_uri": server.URL + "/keys"}
 			if plain != "" {
 				says[plain] = "http://idp.example/x"
 			}
 			w.Header().Set("Content-Type", "application/json")
 			_ = json.NewEncoder(w).Encode(says)
 		}))
-		t.Cleanup(plainIDP.Close)
-		c := oidc.Config{Issuer: plainIDP.URL, ClientID: idp.ClientID, ClientSecret: idp.Secret, RedirectURL: "https://ca.example/console/oidc/callback", Client: plainIDP.Client(),
+		t.Cleanup(server.Close)
+		c := oidc.Config{Issuer: server.URL, ClientID: idp.ClientID, ClientSecret: idp.Secret, RedirectURL: "https://ca.example/console/oidc/callback", Client: server.Client(),
 			Roles: map[string][]admin.Assignment{"g": {{Role: admin.Auditor}}}}
 		if _, _, err := must(oidc.New(c)).Start(t.Context(), now, false); (err == nil) != (plain == "") {
 			t.Errorf("%s in plain: %v", plain, err)
