@@ -33,7 +33,8 @@ type Passkey struct {
 }
 
 // OfficerKey is the private half of an officer's CLI key: a software key in a
-// file of mode 0600 on the officer's own machine. It only ever signs votes.
+// file of mode 0600 on the officer's own machine. It signs votes, and requests to the API (admin.RequestText), whose
+// texts begin differently.
 type OfficerKey struct {
 	Name string
 	key  *ecdsa.PrivateKey

@@ -258,6 +258,13 @@ func (p *production) adminTokenEnds(s *site) {
 		out, code := cli("admin.token", "whoami")
 		return code == 4 && strings.Contains(out, "an officer is enrolled")
 	})
+	// An officer comes with a CLI key alone, as when there is no token at all.
+	for _, args := range [][]string{{"officer", "list"}, {"whoami"}, {"approve", "show", id}} {
+		args = append(args, "--server", s.url(""), "--roots", filepath.Join(p.dir, "root.pem"), "--as", "bob", "--as-key", filepath.Join(p.dir, "bob.pem"))
+		if out, code := run(t, nil, p.bin, args...); code != 0 || args[0] == "whoami" && !strings.Contains(out, "officer:bob") {
+			t.Errorf("%v: %d %s", args, code, out)
+		}
+	}
 	if out, code := cli("early.token", "officer", "list"); code != 4 {
 		t.Errorf("what the token made goes on: %d %s", code, out)
 	}

@@ -110,6 +110,9 @@ func (s *Server) identity(c echo.Context) (admin.Principal, error) {
 		return admin.Principal{}, problemf(unauthorized, "header Authorization is missing; send Authorization: Bearer followed by an API token, or in dev by the content of admin.token")
 	}
 	scheme, token, ok := strings.Cut(h[0], " ")
+	if len(h) == 1 && ok && strings.EqualFold(scheme, officerScheme) {
+		return s.byOfficer(c, token)
+	}
 	if len(h) > 1 || !ok || !strings.EqualFold(scheme, "Bearer") || token == "" {
 		return admin.Principal{}, problemf(unauthorized, "header Authorization must stand there once and read: Bearer, one space, the token")
 	}

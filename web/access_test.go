@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"math/big"
@@ -437,5 +438,101 @@ func TestAttack_WEB_10_EachRequest(t *testing.T) {
 				t.Errorf("ATTACK WORKED: %s, at the HTTPS door: %d", name, w.Code)
 			}
 		}
+	}
+}
+
+// signedRequest is the header of a request that an officer's CLI key signed; edit may change
+// what is said.
+func signedRequest(c call, edit func(said map[string]any, host, method, path *string, at *time.Time, body *[]byte)) string {
+	host, method, path, at, body := strings.TrimPrefix(publicURL, "https://"), c.method, c.path, time.Now(), []byte(c.body)
+	if method == "" {
+		method = "GET"
+	}
+	var nonce [16]byte
+	rand.Read(nonce[:])
+	said := map[string]any{"officer": "cyd", "nonce": nonce[:]}
+	if edit != nil {
+		edit(said, &host, &method, &path, &at, &body)
+	}
+	if _, ok := said["time"]; !ok {
+		said["time"] = at.Unix()
+	}
+	if n, ok := said["nonce"].([]byte); ok && len(n) == 16 {
+		nonce = [16]byte(n)
+	}
+	if _, ok := said["signature"]; !ok {
+		said["signature"] = must(cliKey().SignRequest(admin.RequestText(host, method, path, at, nonce, body)))
+	}
+	return "Officer " + base64.RawURLEncoding.EncodeToString(must(json.Marshal(said)))
+}
+
+// WEB-09: an officer comes with a CLI key alone, by requests that are signed whole, for this
+// host, now, and once.
+func TestAttack_WEB_09_SignedRequests(t *testing.T) {
+	f := newFixture(t)
+	ask := func(c call, header string) (int, string) {
+		c.header = map[string]string{"Authorization": header}
+		w := f.do(c)
+		return w.Code, w.Body.String()
+	}
+	drain := call{method: "POST", path: "/api/v1/hsm/members/alpha/drain", body: `{"reason": "maintenance", "force": true}`}
+	for _, c := range []call{{path: "/api/v1/whoami"}, {path: "/api/v1/approvals?state=pending"}, drain} {
+		if code, body := ask(c, signedRequest(c, nil)); code != 200 || c.path == "/api/v1/whoami" && !strings.Contains(body, `"officer:cyd"`) {
+			t.Errorf("%s: %d %s", c.path, code, body)
+		}
+	}
+	if code, _ := ask(call{path: "/api/v1/machines"}, signedRequest(call{path: "/api/v1/machines"}, nil)); code != 200 {
+		t.Errorf("a crypto officer reads machines: %d", code)
+	}
+	if code, _ := ask(call{method: "POST", path: "/api/v1/ledger/erase", body: "{}"}, signedRequest(call{method: "POST", path: "/api/v1/ledger/erase", body: "{}"}, nil)); code != 403 {
+		t.Errorf("ATTACK WORKED: a crypto officer erases: %d", code)
+	}
+	type edit = func(said map[string]any, host, method, path *string, at *time.Time, body *[]byte)
+	for name, e := range map[string]edit{
+		"another body": func(_ map[string]any, _, _, _ *string, _ *time.Time, body *[]byte) {
+			*body = []byte(`{"reason": "x", "force": true}`)
+		},
+		"no body": func(_ map[string]any, _, _, _ *string, _ *time.Time, body *[]byte) { *body = nil },
+		"another path": func(_ map[string]any, _, _, path *string, _ *time.Time, _ *[]byte) {
+			*path = "/api/v1/hsm/members/beta/drain"
+		},
+		"another method":    func(_ map[string]any, _, method, _ *string, _ *time.Time, _ *[]byte) { *method = "GET" },
+		"another host":      func(_ map[string]any, host, _, _ *string, _ *time.Time, _ *[]byte) { *host = "evil.example" },
+		"old":               func(_ map[string]any, _, _, _ *string, at *time.Time, _ *[]byte) { *at = at.Add(-6 * time.Minute) },
+		"from the future":   func(_ map[string]any, _, _, _ *string, at *time.Time, _ *[]byte) { *at = at.Add(6 * time.Minute) },
+		"another time said": func(said map[string]any, _, _, _ *string, at *time.Time, _ *[]byte) { said["time"] = at.Unix() + 1 },
+		"another officer":   func(said map[string]any, _, _, _ *string, _ *time.Time, _ *[]byte) { said["officer"] = "ada" },
+		"one without key":   func(said map[string]any, _, _, _ *string, _ *time.Time, _ *[]byte) { said["officer"] = "bob" },
+		"nobody":            func(said map[string]any, _, _, _ *string, _ *time.Time, _ *[]byte) { said["officer"] = "eve" },
+		"a short nonce":     func(said map[string]any, _, _, _ *string, _ *time.Time, _ *[]byte) { said["nonce"] = []byte{1} },
+		"no signature":      func(said map[string]any, _, _, _ *string, _ *time.Time, _ *[]byte) { said["signature"] = []byte{} },
+		"more said": func(said map[string]any, _, _, _ *string, _ *time.Time, _ *[]byte) {
+			said["roles"] = []string{"administrator"}
+		},
+		"a vote": func(said map[string]any, _, _, _ *string, _ *time.Time, _ *[]byte) {
+			said["signature"] = must(cliKey().SignVote(admin.Approve, []byte("x")))
+		},
+	} {
+		if code, body := ask(drain, signedRequest(drain, e)); code != 401 {
+			t.Errorf("ATTACK WORKED: %s: %d %s", name, code, body)
+		}
+	}
+	once := signedRequest(drain, nil)
+	ask(drain, once)
+	if code, _ := ask(drain, once); code != 401 {
+		t.Errorf("ATTACK WORKED: sent twice: %d", code)
+	}
+	for _, h := range []string{"Officer", "Officer ", "Officer !", "Officer e30", "Officer " + strings.Repeat("A", 8192)} {
+		if code, _ := ask(drain, h); code != 401 {
+			t.Errorf("ATTACK WORKED: %.20q: %d", h, code)
+		}
+	}
+	w := f.atAdmin(call{path: "/api/v1/whoami", header: map[string]string{"Authorization": signedRequest(call{path: "/api/v1/whoami"}, nil)}})
+	if w.Code != 401 {
+		t.Errorf("ATTACK WORKED: at the admin door: %d", w.Code)
+	}
+	long := call{method: "POST", path: drain.path, body: `{"reason": "` + strings.Repeat("x", 70<<10) + `"}`}
+	if code, _ := ask(long, signedRequest(long, nil)); code != 413 {
+		t.Errorf("a long body: %d", code)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -46,8 +47,11 @@ func (b *fakeBoard) Terms(context.Context) (admin.Terms, error) {
 
 func (b *fakeBoard) Rosters(context.Context) (admin.History, error) { return fakeRosters(), *b.fail }
 
+// cliKey is the CLI key of the officer cyd.
+var cliKey = sync.OnceValue(func() *admin.OfficerKey { return must(admin.NewOfficerKey("cyd")) })
+
 func fakeRosters() admin.History {
-	return admin.History{Base: admin.Roster{Officers: []admin.Officer{{Name: "ada", SPKI: []byte{1}}, {Name: "bob", SPKI: []byte{2}}}, Quorum: 2}}
+	return admin.History{Base: admin.Roster{Officers: []admin.Officer{{Name: "ada", SPKI: []byte{1}}, {Name: "bob"}, must(cliKey().Officer())}, Quorum: 2}}
 }
 
 // fakeOfficers are enrolments.

@@ -122,6 +122,7 @@ type Server struct {
 	httpBase    string
 	ready       readiness
 	crls        crlCache
+	nonces      nonces
 	underWay    *tally
 	crossOrigin *http.CrossOriginProtection
 	https, http *echo.Echo

@@ -205,6 +205,7 @@ func approveVote(use string, d admin.Decision) *cobra.Command {
 	}
 	r.flags(c)
 	officerFlags(c, &officer, &key)
+	r.officer, r.officerKey = &officer, &key
 	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	if d == admin.Approve {
 		c.Flags().StringVar(&file, "file", "", "instead of ID: a request for a restore (hsm restore --request), which is signed without a server")

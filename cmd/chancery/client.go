@@ -24,7 +24,9 @@ const exitAuth = 4
 // remote says how a command reaches the running server.
 type remote struct {
 	dir, server, tokenFile, roots string
-	clientCert, clientKey         string // instead of a token, at the admin door
+	clientCert, clientKey         string  // instead of a token, at the admin door
+	as, asKey                     string  // an officer, by the CLI key: instead of a token
+	officer, officerKey           *string // who votes or asks; without a token that is who comes, too
 
 	slow bool // the answer may take minutes, and be long
 }
@@ -42,6 +44,8 @@ func (r *remote) flags(c *cobra.Command) {
 	c.Flags().StringVar(&r.tokenFile, "token-file", "", "file that holds the API token; with --server")
 	c.Flags().StringVar(&r.clientCert, "client-cert", "", "PEM file of a client certificate with its chain, for listen.admin; with --server and --client-key, instead of a token")
 	c.Flags().StringVar(&r.clientKey, "client-key", "", "PEM file of its private key")
+	c.Flags().StringVar(&r.as, "as", "", "come as this officer, with --as-key, instead of a token")
+	c.Flags().StringVar(&r.asKey, "as-key", "", "file of that officer's private key (0600)")
 	c.Flags().StringVar(&r.roots, "roots", "", "PEM file of the trusted roots; with --server")
 }
 
@@ -63,8 +67,11 @@ func (r *remote) resolve() error {
 	if (r.clientCert == "") != (r.clientKey == "") {
 		return &exit{exitUsage, errors.New("--client-cert and --client-key belong together")}
 	}
-	if r.roots == "" || r.tokenFile == "" && r.clientCert == "" {
-		return &exit{exitUsage, errors.New("--server needs --roots, and --token-file or --client-cert with --client-key")}
+	if (r.as == "") != (r.asKey == "") {
+		return &exit{exitUsage, errors.New("--as and --as-key belong together")}
+	}
+	if name, _ := r.signer(); r.roots == "" || r.tokenFile == "" && r.clientCert == "" && name == "" {
+		return &exit{exitUsage, errors.New("--server needs --roots, and one of --token-file, --client-cert with --client-key, --as with --as-key")}
 	}
 	return nil
 }
@@ -90,15 +97,15 @@ func (r *remote) post(ctx context.Context, path string, body, into any) error {
 	if err != nil {
 		return err
 	}
-	return r.ask(ctx, http.MethodPost, path, bytes.NewReader(b), into)
+	return r.ask(ctx, http.MethodPost, path, b, into)
 }
 
 // get asks the API and decodes the answer, as post does.
 func (r *remote) get(ctx context.Context, path string, into any) error {
-	return r.ask(ctx, http.MethodGet, path, http.NoBody, into)
+	return r.ask(ctx, http.MethodGet, path, nil, into)
 }
 
-func (r *remote) ask(ctx context.Context, method, path string, body io.Reader, into any) error {
+func (r *remote) ask(ctx context.Context, method, path string, body []byte, into any) error {
 	if err := r.resolve(); err != nil {
 		return err
 	}
@@ -114,19 +121,24 @@ func (r *remote) ask(ctx context.Context, method, path string, body io.Reader, i
 			return &exit{exitAuth, fmt.Errorf("client certificate: %w", err)}
 		}
 		tlsConfig.Certificates = []tls.Certificate{pair}
-	} else {
+	} else if name, _ := r.signer(); name == "" {
 		token, err := os.ReadFile(r.tokenFile)
 		if err != nil {
 			return &exit{exitAuth, fmt.Errorf("API token: %w", err)}
 		}
 		authorization = "Bearer " + strings.TrimSpace(string(token))
 	}
-	req, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(r.server, "/")+path, body)
+	req, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(r.server, "/")+path, bytes.NewReader(body))
 	if err != nil {
 		return &exit{exitUsage, fmt.Errorf("--server %q is no URL", r.server)}
 	}
 	if method == http.MethodPost {
 		req.Header.Set("Content-Type", "application/json")
+	}
+	if name, file := r.signer(); name != "" {
+		if err := r.sign(req, body, name, file); err != nil {
+			return err
+		}
 	}
 	if authorization != "" {
 		req.Header.Set("Authorization", authorization)

@@ -314,5 +314,6 @@ func hsmShareCommand() *cobra.Command {
 	}
 	r.flags(c)
 	officerFlags(c, &officer, &key)
+	r.officer, r.officerKey = &officer, &key
 	return c
 }

@@ -69,6 +69,7 @@ type request struct {
 func (g *request) flags(c *cobra.Command) {
 	g.r.flags(c)
 	officerFlags(c, &g.officer, &g.key)
+	g.r.officer, g.r.officerKey = &g.officer, &g.key
 	c.Flags().DurationVar(&g.lifetime, "lifetime", admin.DefaultLifetime, "how long the request may wait, at most 168h")
 	c.Flags().StringVar(&g.reason, "reason", "", "what it is for; the officers read and sign it")
 	c.Flags().BoolVar(&g.wait, "wait", false, "wait for the officers and for the act")
