@@ -26,7 +26,7 @@ func (t *tx) applyAdmin(p audit.Projection, at *audit.StoredLeaf) (handled bool,
 	case admin.AddPasskey:
 		err = t.addPasskey(p)
 	case admin.CloseEnrolment:
-		err = t.cas("UPDATE enrolment SET state = ? WHERE id = ? AND state = ?", p.To, p.ID, admin.EnrolmentOpen)
+		err = t.closeEnrolment(p)
 	case admin.PutMachine:
 		err = t.putMachine(p)
 	case admin.RevokeMachine:

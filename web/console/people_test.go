@@ -248,7 +248,7 @@ func (e *fakeEnrolments) AddPasskey(ctx context.Context, secret string, k admin.
 	return e.list[0], nil
 }
 
-func (e *fakeEnrolments) Finish(ctx context.Context, secret string) (admin.Enrolment, *admin.Approval, error) {
+func (e *fakeEnrolments) Finish(ctx context.Context, secret string, seen int) (admin.Enrolment, *admin.Approval, error) {
 	if _, err := e.Find(ctx, secret); err != nil {
 		return admin.Enrolment{}, nil, err
 	}
