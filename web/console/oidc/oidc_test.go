@@ -4,6 +4,9 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"testing"
@@ -183,4 +186,32 @@ func FuzzDecodeFlow(f *testing.F) {
 			t.Errorf("%q: %+v", text, flow)
 		}
 	})
+}
+
+// WEB-21: every address that the provider names is https, that of its keys, too: who can
+// change them on the way makes ID tokens.
+func TestAttack_WEB_21_PlainKeys(t *testing.T) {
+	for name, c := range map[string]struct {
+		auth, token, keys string
+		good              bool
+	}{
+		"all https":      {"https", "https", "https", true},
+		"sign-in page":   {"http", "https", "https", false},
+		"token endpoint": {"https", "http", "https", false},
+		"keys":           {"https", "https", "http", false},
+		"keys in a file": {"https", "https", "file", false},
+	} {
+		var srv *httptest.Server
+		srv = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			fmt.Fprintf(w, `{"issuer":%q,"authorization_endpoint":"%s://idp.example/a","token_endpoint":"%s://idp.example/t","jwks_uri":"%s://idp.example/k"}`, srv.URL, c.auth, c.token, c.keys)
+		}))
+		defer srv.Close()
+		cfg := config(idp.New(t))
+		cfg.Issuer, cfg.Loopback, cfg.Client = srv.URL, false, srv.Client()
+		_, _, err := must(oidc.New(cfg)).Start(t.Context(), now, false)
+		if (err == nil) != c.good {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
