@@ -615,3 +615,36 @@ func TestRoles(t *testing.T) {
 		}
 	}
 }
+
+// WEB-18: two rosters that are not the same always differ in something that the page shows,
+// whatever names and limits hold.
+func TestAttack_WEB_18_HiddenDifference(t *testing.T) {
+	key := func(name string) admin.Assignment { return admin.Assignment{Role: admin.Signer, Key: name} }
+	officers := func(roles ...admin.Assignment) admin.Roster {
+		return admin.Roster{Version: 1, Quorum: 2, Officers: []admin.Officer{{Name: "mallory", Roles: roles}}}
+	}
+	group := func(members ...string) admin.Roster {
+		return admin.Roster{Version: 1, Quorum: 2, Groups: []admin.Group{{Name: "night", Quorum: 1, Members: members}}}
+	}
+	for name, c := range map[string][2]admin.Roster{
+		"a vote":             {officers(key("x crypto-officer")), officers(key("x"), admin.Assignment{Role: admin.CryptoOfficer})},
+		"a limit less":       {officers(key(`x "y`)), officers(key("x"), key(`"y`))},
+		"member of a group":  {group("ada, bob"), group("ada", "bob")},
+		"quoted":             {group(`"ada, bob"`), group("ada, bob")},
+		"members in a group": {group(`ada", "bob`), group("ada", "bob")},
+	} {
+		for _, r := range c {
+			for _, o := range r.Officers {
+				if err := admin.CheckAssignments(o.Roles); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if d := c[0].Differences(c[1]); len(d) != 1 || d[0].Before == d[0].After {
+			t.Errorf("ATTACK WORKED: %s: the officers are shown %+v", name, d)
+		}
+	}
+	if d := group("ada").Differences(group("bob", "ada")); len(d) != 1 || d[0].After != "1 of ada, bob" {
+		t.Errorf("%+v", d)
+	}
+}
