@@ -62,7 +62,7 @@ func (c *Console) invited(ctx context.Context, w http.ResponseWriter, r *request
 		c.cfg.Refused(audit.Refusal{Kind: "console:enrol", Detail: "unknown link", Client: r.client()})
 		return e, enrolData{Problem: "enrol.unknown"}, nil
 	}
-	c.attempts.giveBack(r.address())
+	c.attempts.giveBack("enrol", r.address())
 	if err != nil {
 		return e, enrolData{}, err
 	}
