@@ -170,8 +170,14 @@ func (b *fakeBoard) Terms(ctx context.Context) (admin.Terms, error) {
 	return admin.Terms{Ledger: fakeLedgerID, Roster: r, RosterDigest: r.Digest(), PolicyDigest: r.PolicyDigest()}, err
 }
 
-func (b *fakeBoard) List(context.Context, admin.State) ([]*admin.Approval, error) {
-	return b.proposals, b.err
+// List has the newest 200, as the board has.
+func (b *fakeBoard) List(_ context.Context, state admin.State) (out []*admin.Approval, err error) {
+	for _, a := range slices.Backward(b.proposals) {
+		if (state == "" || a.State == state) && len(out) < 200 {
+			out = append(out, a)
+		}
+	}
+	return out, b.err
 }
 
 func (b *fakeBoard) Show(_ context.Context, id string) (*admin.Approval, error) {
