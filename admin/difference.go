@@ -100,10 +100,15 @@ func keyName(spki []byte) string {
 	return "SHA-256 " + hex.EncodeToString(sum[:])
 }
 
+// passkeyOf names a passkey by its hash, then by its label in quotes: whoever makes one
+// chooses the label, which could read as another's hash.
 func passkeyOf(o Officer, id string) string {
 	for _, k := range o.Passkeys {
 		if string(k.ID) == id {
-			return strings.TrimSpace(k.Label + " " + keyName(k.SPKI))
+			if k.Label == "" {
+				return keyName(k.SPKI)
+			}
+			return keyName(k.SPKI) + " " + strconv.Quote(k.Label)
 		}
 	}
 	return ""

@@ -648,3 +648,20 @@ func TestAttack_WEB_18_HiddenDifference(t *testing.T) {
 		t.Errorf("%+v", d)
 	}
 }
+
+// WEB-19: a label that reads as the hash of another passkey does not stand where officers look
+// for the hash.
+func TestAttack_WEB_19_Label(t *testing.T) {
+	ada, mallory := newAuthenticator(p256()).Passkey, newAuthenticator(p256()).Passkey
+	hash := func(k admin.Passkey) string { return fmt.Sprintf("SHA-256 %x", sha256.Sum256(k.SPKI)) }
+	mallory.Label = hash(ada)[:64]
+	if err := mallory.Check(); err != nil {
+		t.Fatal(err)
+	}
+	before := admin.Roster{Version: 1, Quorum: 2, Officers: []admin.Officer{{Name: "ada", Roles: []admin.Assignment{{Role: admin.CryptoOfficer}}}}}
+	next := before.Successor()
+	next.Officers[0].Passkeys = []admin.Passkey{mallory}
+	if d := before.Differences(next); len(d) != 1 || d[0].After != fmt.Sprintf("%s %q", hash(mallory), mallory.Label) {
+		t.Errorf("ATTACK WORKED: %+v", d)
+	}
+}
