@@ -43,7 +43,7 @@ func (r Roster) Differences(next Roster) (out []Difference) {
 	group := func(r Roster, name string) string {
 		for _, g := range r.Groups {
 			if g.Name == name {
-				return fmt.Sprintf("%d of %s", g.Quorum, strings.Join(slices.Sorted(slices.Values(g.Members)), ", "))
+				return fmt.Sprintf("%d of %s", g.Quorum, joined(slices.Sorted(slices.Values(g.Members)), ", "))
 			}
 		}
 		return ""
@@ -63,6 +63,17 @@ func either[T any](a, b []T, name func(T) string) (out []string) {
 	return slices.Compact(out)
 }
 
+// joined is a list as one text. An item that could be taken for several is quoted, so that
+// two lists that differ never look the same.
+func joined(items []string, between string) string {
+	for i, item := range items {
+		if strings.ContainsAny(item, between+`"`) {
+			items[i] = strconv.Quote(item)
+		}
+	}
+	return strings.Join(items, between)
+}
+
 func there(is bool) string {
 	if is {
 		return "on the roster"
@@ -78,7 +89,7 @@ func rolesOf(r Roster, o Officer, is bool) string {
 	for _, a := range r.Principal(o).Assignments {
 		out = append(out, a.String())
 	}
-	return strings.Join(out, " ")
+	return joined(out, " ")
 }
 
 func keyName(spki []byte) string {
@@ -89,10 +100,15 @@ func keyName(spki []byte) string {
 	return "SHA-256 " + hex.EncodeToString(sum[:])
 }
 
+// passkeyOf names a passkey by its hash, then by its label in quotes: whoever makes one
+// chooses the label, which could read as another's hash.
 func passkeyOf(o Officer, id string) string {
 	for _, k := range o.Passkeys {
 		if string(k.ID) == id {
-			return strings.TrimSpace(k.Label + " " + keyName(k.SPKI))
+			if k.Label == "" {
+				return keyName(k.SPKI)
+			}
+			return keyName(k.SPKI) + " " + strconv.Quote(k.Label)
 		}
 	}
 	return ""

@@ -61,11 +61,12 @@ type AddPasskey struct {
 	At      time.Time
 }
 
-// CloseEnrolment ends an open enrolment with its OpEnrol leaf; one that is not open is
-// audit.ErrConflict.
+// CloseEnrolment ends an open enrolment with its OpEnrol leaf; one that is not open, or is
+// done with another number of passkeys than the leaf names, is audit.ErrConflict.
 type CloseEnrolment struct {
-	ID string
-	To string // done or withdrawn
+	ID       string
+	To       string // done or withdrawn
+	Passkeys int
 }
 
 // Projection marks the types as audit.Projection; dbstore carries them out.
@@ -77,7 +78,8 @@ func (CloseEnrolment) Projection() {}
 type EnrolmentStorage interface {
 	// Enrolment finds one by the SHA-256 of its secret; none is audit.ErrNotFound.
 	Enrolment(ctx context.Context, hash [32]byte) (Enrolment, error)
-	// Enrolments lists those that are open longest first, then the newest, at most limit.
+	// Enrolments lists at most limit: first those that are open and live longest, so that
+	// none of them is missing, then the newest.
 	Enrolments(ctx context.Context, limit int) ([]Enrolment, error)
 }
 
@@ -231,16 +233,20 @@ func (e *Enrolments) AddPasskey(ctx context.Context, secret string, k Passkey) (
 	return e.Find(ctx, secret)
 }
 
-// Finish closes the link. If the admin token made it, the change of the roster is asked for
+// Finish closes the link, with as many passkeys as the person saw: when somebody else made
+// another, it stays open. If the admin token made it, the change of the roster is asked for
 // at once, and the proposal returned; else an administrator asks. Errors: *Refusal, and
 // those of the ledger.
-func (e *Enrolments) Finish(ctx context.Context, secret string) (Enrolment, *Approval, error) {
+func (e *Enrolments) Finish(ctx context.Context, secret string, seen int) (Enrolment, *Approval, error) {
 	en, err := e.Find(ctx, secret)
 	if err != nil {
 		return en, nil, err
 	}
 	if len(en.Passkeys) == 0 {
 		return en, nil, refuse(BadProposal, "passkey", "there is no passkey yet")
+	}
+	if len(en.Passkeys) != seen {
+		return en, nil, refuse(Closed, "passkey", "passkeys were made with this link meanwhile; look at them first")
 	}
 	if en.Leaf, err = e.close(ctx, en, EnrolmentDone, OfficerRequester(en.Name)); err != nil {
 		return en, nil, err
@@ -262,7 +268,17 @@ func (e *Enrolments) Ask(ctx context.Context, en Enrolment) (*Approval, error) {
 	return e.Board.Propose(ctx, Ask{Action: ChangeRoster, Parameters: parameters, Requester: AdminToken})
 }
 
+// Used tells whether passkeys of the enrolment are on the roster, or were: when the officers
+// took them off, a new link brings new ones.
+func (en Enrolment) Used(h History) bool {
+	on := func(r Roster) bool {
+		return slices.ContainsFunc(en.Passkeys, func(k Passkey) bool { _, _, found := r.ByPasskey(k.ID); return found })
+	}
+	return on(h.Base) || slices.ContainsFunc(h.Changes, func(c RosterChange) bool { return on(c.Roster) })
+}
+
 // Parameters are those of [ChangeRoster] for an enrolment that is done, in canonical JSON.
+// Errors: *Refusal for one that is used.
 func (e *Enrolments) Parameters(ctx context.Context, en Enrolment) ([]byte, error) {
 	rosters, err := e.Board.Rosters(ctx)
 	if err != nil {
@@ -270,6 +286,9 @@ func (e *Enrolments) Parameters(ctx context.Context, en Enrolment) ([]byte, erro
 	}
 	if err := e.recorded(ctx, en); err != nil {
 		return nil, err
+	}
+	if en.Used(rosters) {
+		return nil, refuse(Closed, "id", "the passkeys of this link are on the roster, or were taken off it; make a new link")
 	}
 	now := rosters.Current()
 	return ChangeParameters(now, e.Next(now, en))
@@ -286,9 +305,9 @@ func ChangeParameters(now, next Roster) ([]byte, error) {
 }
 
 func (e *Enrolments) close(ctx context.Context, en Enrolment, to, by string) (leaf uint64, err error) {
-	at, err := e.Ledger.Append(ctx, en.event(to, by), CloseEnrolment{ID: en.ID, To: to})
+	at, err := e.Ledger.Append(ctx, en.event(to, by), CloseEnrolment{ID: en.ID, To: to, Passkeys: len(en.Passkeys)})
 	if errors.Is(err, audit.ErrConflict) {
-		return 0, refuse(Closed, "", "the link was used or withdrawn meanwhile")
+		return 0, refuse(Closed, "", "the link was used or withdrawn meanwhile, or has another passkey")
 	}
 	if err != nil {
 		return 0, fmt.Errorf("recording an enrolment: %w", err)
@@ -314,7 +333,7 @@ func (e *Enrolments) recorded(ctx context.Context, en Enrolment) error {
 	return nil
 }
 
-// List are the enrolments that are open, and the newest of the others; newest first.
+// List are the enrolments that are open, and the newest of the others.
 func (e *Enrolments) List(ctx context.Context) ([]Enrolment, error) {
 	all, err := e.Storage.Enrolments(ctx, 2*maxEnrolments)
 	if err != nil {

@@ -199,7 +199,7 @@ func TestEnrolment(t *testing.T) {
 	if _, err := e.Find(ctx, strings.Repeat("0", 64)); !refused(err, admin.NotFound, "was used") {
 		t.Errorf("a guessed link: %v", err)
 	}
-	if _, _, err := e.Finish(ctx, secret); !refused(err, admin.BadProposal, "no passkey") {
+	if _, _, err := e.Finish(ctx, secret, 0); !refused(err, admin.BadProposal, "no passkey") {
 		t.Errorf("an empty enrolment: %v", err)
 	}
 	one, two := newAuthenticator(p256()), newAuthenticator(p256())
@@ -211,7 +211,7 @@ func TestEnrolment(t *testing.T) {
 	if _, err := e.AddPasskey(ctx, secret, one.Passkey); !refused(err, admin.Closed, "made already") {
 		t.Errorf("a passkey twice: %v", err)
 	}
-	en, a, err := e.Finish(ctx, secret)
+	en, a, err := e.Finish(ctx, secret, 2)
 	if err != nil || a == nil || len(en.Passkeys) != 2 {
 		t.Fatalf("%+v %+v %v", en, a, err)
 	}
@@ -263,6 +263,117 @@ func TestEnrolment(t *testing.T) {
 	h = must(r.db.Rosters(ctx))
 	if err := h.Check(ctx, r.ledger.Leaf); err != nil || h.Current().Digest() != now.Digest() {
 		t.Errorf("after a restart: %v", err)
+	}
+}
+
+// meddling runs something after each look at an enrolment.
+type meddling struct {
+	admin.EnrolmentStorage
+	then func()
+}
+
+func (m *meddling) Enrolment(ctx context.Context, hash [32]byte) (admin.Enrolment, error) {
+	en, err := m.EnrolmentStorage.Enrolment(ctx, hash)
+	if then := m.then; then != nil {
+		m.then = nil
+		then()
+	}
+	return en, err
+}
+
+// Somebody else who has the link adds a passkey before it is closed, or while it is: then it
+// is not closed, and no passkey comes along that the entry of the ledger does not name.
+func TestAttack_WEB_09_PasskeyOfAnother(t *testing.T) {
+	r := newRoom(t, 2, "ada", "bob", "cyd")
+	r.run()
+	e, ctx := r.enrolments(), t.Context()
+	m := &meddling{EnrolmentStorage: r.db}
+	e.Storage = m
+	secret, en, err := e.Open(ctx, "dan", []admin.Assignment{{Role: admin.CryptoOfficer}}, admin.OfficerRequester("ada"), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	add := func() {
+		t.Helper()
+		if _, err := e.AddPasskey(ctx, secret, newAuthenticator(p256()).Passkey); err != nil {
+			t.Fatal(err)
+		}
+	}
+	add()
+	add() // of another
+	if _, _, err := e.Finish(ctx, secret, 1); !refused(err, admin.Closed, "meanwhile") {
+		t.Errorf("ATTACK WORKED: finished with a passkey that the person was not shown: %v", err)
+	}
+	m.then = add
+	if _, _, err := e.Finish(ctx, secret, 2); !refused(err, admin.Closed, "meanwhile") {
+		t.Errorf("ATTACK WORKED: finished while another passkey came: %v", err)
+	}
+	if en, err = e.Named(ctx, en.ID); err != nil || en.State != admin.EnrolmentOpen || len(en.Passkeys) != 3 {
+		t.Fatalf("%+v %v", en, err)
+	}
+	if en, _, err = e.Finish(ctx, secret, 3); err != nil || len(en.Passkeys) != 3 {
+		t.Fatalf("%+v %v", en, err)
+	}
+	m.then = nil
+	if _, err := e.AddPasskey(ctx, secret, newAuthenticator(p256()).Passkey); err == nil {
+		t.Error("ATTACK WORKED: a passkey came after the end")
+	}
+}
+
+// Passkeys that the officers took off the roster do not come back by their old link.
+func TestAttack_WEB_09_UsedLink(t *testing.T) {
+	r := newRoom(t, 2, "ada", "bob", "cyd")
+	r.run()
+	e, ctx := r.enrolments(), t.Context()
+	secret, _, err := e.Open(ctx, "dan", []admin.Assignment{{Role: admin.CryptoOfficer}}, admin.OfficerRequester("ada"), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.AddPasskey(ctx, secret, newAuthenticator(p256()).Passkey); err != nil {
+		t.Fatal(err)
+	}
+	en, _, err := e.Finish(ctx, secret, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.Parameters(ctx, en); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.change(func(n *admin.Roster) { *n = e.Next(must(r.board.Rosters(ctx)).Current(), en) }); err != nil {
+		t.Fatal(err)
+	}
+	err = r.change(func(n *admin.Roster) {
+		n.Officers = slices.DeleteFunc(n.Officers, func(o admin.Officer) bool { return o.Name == "dan" })
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, err := e.Parameters(ctx, en); !refused(err, admin.Closed, "taken off") {
+		t.Errorf("ATTACK WORKED: the passkeys of a removed officer are asked for again: %s %v", p, err)
+	}
+}
+
+// Whoever makes many links cannot hide one that is open behind them: it is listed, counted and
+// can be withdrawn.
+func TestAttack_WEB_09_HiddenLink(t *testing.T) {
+	r := newRoom(t, 2, "ada", "bob")
+	e, ctx := r.enrolments(), t.Context()
+	_, hidden, err := e.Open(ctx, "ada", nil, admin.OfficerRequester("bob"), admin.MaxEnrolment)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 200 {
+		r.now.Add(1)
+		_, en, err := e.Open(ctx, "bob", nil, admin.OfficerRequester("bob"), time.Minute)
+		if err == nil {
+			err = e.Withdraw(ctx, en.ID, admin.OfficerRequester("bob"))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := e.Withdraw(ctx, hidden.ID, admin.AdminToken); err != nil {
+		t.Errorf("ATTACK WORKED: a link that is open cannot be withdrawn: %v", err)
 	}
 }
 
@@ -637,7 +748,7 @@ func TestAttack_HSM_11_EnrolmentSwapped(t *testing.T) {
 			t.Fatal(err)
 		}
 		must(e.AddPasskey(t.Context(), secret, newAuthenticator(p256()).Passkey))
-		if _, _, err := e.Finish(t.Context(), secret); err != nil {
+		if _, _, err := e.Finish(t.Context(), secret, 1); err != nil {
 			t.Fatal(err)
 		}
 		if sql != "" {
@@ -702,5 +813,55 @@ func TestMachinesOfBefore(t *testing.T) {
 	}
 	if all := must(m.List(t.Context())); !slices.ContainsFunc(all, func(o admin.Machine) bool { return o.Name == "old" }) {
 		t.Error("one that has access is not on the list")
+	}
+}
+
+// WEB-18: two rosters that are not the same always differ in something that the page shows,
+// whatever names and limits hold.
+func TestAttack_WEB_18_HiddenDifference(t *testing.T) {
+	key := func(name string) admin.Assignment { return admin.Assignment{Role: admin.Signer, Key: name} }
+	officers := func(roles ...admin.Assignment) admin.Roster {
+		return admin.Roster{Version: 1, Quorum: 2, Officers: []admin.Officer{{Name: "mallory", Roles: roles}}}
+	}
+	group := func(members ...string) admin.Roster {
+		return admin.Roster{Version: 1, Quorum: 2, Groups: []admin.Group{{Name: "night", Quorum: 1, Members: members}}}
+	}
+	for name, c := range map[string][2]admin.Roster{
+		"a vote":             {officers(key("x crypto-officer")), officers(key("x"), admin.Assignment{Role: admin.CryptoOfficer})},
+		"a limit less":       {officers(key(`x "y`)), officers(key("x"), key(`"y`))},
+		"member of a group":  {group("ada, bob"), group("ada", "bob")},
+		"quoted":             {group(`"ada, bob"`), group("ada, bob")},
+		"members in a group": {group(`ada", "bob`), group("ada", "bob")},
+	} {
+		for _, r := range c {
+			for _, o := range r.Officers {
+				if err := admin.CheckAssignments(o.Roles); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if d := c[0].Differences(c[1]); len(d) != 1 || d[0].Before == d[0].After {
+			t.Errorf("ATTACK WORKED: %s: the officers are shown %+v", name, d)
+		}
+	}
+	if d := group("ada").Differences(group("bob", "ada")); len(d) != 1 || d[0].After != "1 of ada, bob" {
+		t.Errorf("%+v", d)
+	}
+}
+
+// WEB-19: a label that reads as the hash of another passkey does not stand where officers look
+// for the hash.
+func TestAttack_WEB_19_Label(t *testing.T) {
+	ada, mallory := newAuthenticator(p256()).Passkey, newAuthenticator(p256()).Passkey
+	hash := func(k admin.Passkey) string { return fmt.Sprintf("SHA-256 %x", sha256.Sum256(k.SPKI)) }
+	mallory.Label = hash(ada)[:64]
+	if err := mallory.Check(); err != nil {
+		t.Fatal(err)
+	}
+	before := admin.Roster{Version: 1, Quorum: 2, Officers: []admin.Officer{{Name: "ada", Roles: []admin.Assignment{{Role: admin.CryptoOfficer}}}}}
+	next := before.Successor()
+	next.Officers[0].Passkeys = []admin.Passkey{mallory}
+	if d := before.Differences(next); len(d) != 1 || d[0].After != fmt.Sprintf("%s %q", hash(mallory), mallory.Label) {
+		t.Errorf("ATTACK WORKED: %+v", d)
 	}
 }

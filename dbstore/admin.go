@@ -26,7 +26,7 @@ func (t *tx) applyAdmin(p audit.Projection, at *audit.StoredLeaf) (handled bool,
 	case admin.AddPasskey:
 		err = t.addPasskey(p)
 	case admin.CloseEnrolment:
-		err = t.cas("UPDATE enrolment SET state = ?, leaf = ? WHERE id = ? AND state = ?", p.To, int64(at.Index), p.ID, admin.EnrolmentOpen)
+		err = t.closeEnrolment(p, at)
 	case admin.PutMachine:
 		err = t.putMachine(p)
 	case admin.RevokeMachine:

@@ -33,6 +33,16 @@ func (t *tx) addPasskey(p admin.AddPasskey) error {
 	return err
 }
 
+// closeEnrolment first writes the enrolment's own row, as addPasskey does: what is counted
+// then stays so.
+func (t *tx) closeEnrolment(p admin.CloseEnrolment, at *audit.StoredLeaf) error {
+	err := t.cas("UPDATE enrolment SET state = ?, leaf = ? WHERE id = ? AND state = ?", p.To, int64(at.Index), p.ID, admin.EnrolmentOpen)
+	if err != nil || p.To != admin.EnrolmentDone {
+		return err
+	}
+	return t.cas("UPDATE enrolment SET state = state WHERE id = ? AND (SELECT COUNT(*) FROM enrolment_passkey p WHERE p.enrolment = ?) = ?", p.ID, p.ID, p.Passkeys)
+}
+
 const enrolmentColumns = "SELECT id, name, roles, made_by, created, expires, state, leaf FROM enrolment "
 
 func scanEnrolment(rows *sql.Rows) (e admin.Enrolment, err error) {
@@ -61,9 +71,10 @@ func (s *Store) Enrolment(ctx context.Context, hash [32]byte) (admin.Enrolment, 
 	return found[0], nil
 }
 
-// Enrolments implements [admin.EnrolmentStorage].
+// Enrolments implements [admin.EnrolmentStorage]. One that is open ends later than any was
+// made; one that expired does not.
 func (s *Store) Enrolments(ctx context.Context, limit int) ([]admin.Enrolment, error) {
-	return s.enrolments(ctx, enrolmentColumns+"ORDER BY CASE WHEN state = ? THEN expires ELSE 0 END DESC, created DESC, id LIMIT ?", admin.EnrolmentOpen, limit)
+	return s.enrolments(ctx, enrolmentColumns+"ORDER BY CASE WHEN state = ? THEN expires ELSE created END DESC, id LIMIT ?", admin.EnrolmentOpen, limit)
 }
 
 func (s *Store) enrolments(ctx context.Context, query string, args ...any) (out []admin.Enrolment, err error) {

@@ -36,6 +36,7 @@ func (t *tx) putSession(p sessions.Put) error {
 		args  []any
 	}{
 		{"DELETE FROM console_session WHERE id = ? OR seen <= ? OR created <= ?", []any{p.Instead[:], p.Created.Add(-sessions.Idle).UnixMicro(), p.Created.Add(-sessions.Whole).UnixMicro()}},
+		{"DELETE FROM console_session WHERE id IN (SELECT id FROM console_session WHERE kind = ? AND subject = ? ORDER BY seen DESC, id LIMIT 1000000 OFFSET ?)", []any{p.Kind, p.Subject, sessions.Each - 1}},
 		{"DELETE FROM console_session WHERE id IN (SELECT id FROM console_session ORDER BY seen DESC, id LIMIT 1000000 OFFSET ?)", []any{sessions.Max - 1}},
 		{"INSERT INTO console_session (id, kind, subject, credential, entry, created, seen, stepped, form, roles, op) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
 			[]any{p.ID[:], p.Kind, p.Subject, p.Credential, p.Entry[:], p.Created.UnixMicro(), p.Seen.UnixMicro(), p.Stepped.UnixMicro(), p.Form, p.Roles, p.Op[:]}},

@@ -2,6 +2,7 @@ package dbstore_test
 
 import (
 	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -56,7 +57,7 @@ func TestSessions(t *testing.T) {
 	}
 	// Not too many: who was away longest goes first, and so does what has ended.
 	for i := range sessions.Max + 10 {
-		one.Created, one.Seen = now.Add(time.Duration(i)*time.Second), now.Add(time.Duration(i)*time.Second)
+		one.Subject, one.Created, one.Seen = fmt.Sprint("ada", i/sessions.Each), now.Add(time.Duration(i)*time.Second), now.Add(time.Duration(i)*time.Second)
 		write(nil, sessions.Put{ID: sessions.ID{byte(i), byte(i >> 8), 1}, Session: one})
 	}
 	count := func() (n int) {
@@ -96,4 +97,39 @@ func TestSessions(t *testing.T) {
 	}
 	write(nil, sessions.Spend{Challenge: [32]byte{8}, Expires: now.Add(2 * time.Hour), At: now.Add(time.Hour)})
 	write(nil, sessions.Spend{Challenge: [32]byte{7}, Expires: now.Add(2 * time.Hour), At: now.Add(time.Hour)}) // the row has gone: nobody takes the challenge any more
+}
+
+// WEB-03: one person who signs in again and again signs nobody else out, neither an officer
+// of the same name as somebody whom a provider vouches for.
+func TestAttack_WEB_03_ManySessions(t *testing.T) {
+	r := newACMERoom(t)
+	ctx, s := t.Context(), dbstore.Sessions{Store: r.store, Ledger: r.led}
+	now := time.Date(2026, 11, 25, 9, 30, 0, 0, time.UTC)
+	put := func(id sessions.ID, kind, subject string, at time.Time) {
+		t.Helper()
+		one := sessions.Session{Kind: kind, Subject: subject, Credential: []byte{}, Created: at, Seen: at, Stepped: at, Form: "form", Op: audit.NewOpID()}
+		if err := s.Write(ctx, sessions.Put{ID: id, Session: one}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bob, eve := sessions.IDOf("bob"), sessions.IDOf("eve")
+	put(bob, sessions.Officer, "bob", now)
+	put(eve, sessions.OIDC, "mallory", now)
+	open := 0
+	for i := range sessions.Max + 10 {
+		put(sessions.ID{byte(i), byte(i >> 8), 1}, sessions.Officer, "mallory", now.Add(time.Duration(i)*time.Second))
+	}
+	for i := range sessions.Max + 10 {
+		if _, err := s.Session(ctx, sessions.ID{byte(i), byte(i >> 8), 1}); err == nil {
+			open++
+		}
+	}
+	for name, id := range map[string]sessions.ID{"bob": bob, "eve": eve} {
+		if _, err := s.Session(ctx, id); err != nil {
+			t.Errorf("ATTACK WORKED: %s is signed out: %v", name, err)
+		}
+	}
+	if open != sessions.Each {
+		t.Errorf("one person has %d sessions", open)
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"encoding/json/jsontext"
+	"errors"
 	"net/http"
 	"time"
 
@@ -20,7 +21,8 @@ type Officers interface {
 	List(ctx context.Context) ([]admin.Enrolment, error)
 	Named(ctx context.Context, id string) (admin.Enrolment, error)
 	Withdraw(ctx context.Context, id, by string) error
-	// Parameters are those of admin.ChangeRoster for an enrolment that is done.
+	// Parameters are those of admin.ChangeRoster for an enrolment that is done; one that is
+	// used is refused with admin.Closed.
 	Parameters(ctx context.Context, e admin.Enrolment) ([]byte, error)
 }
 
@@ -35,7 +37,7 @@ type enrolment struct {
 	Passkeys   int            `json:"passkeys"`
 	State      string         `json:"state"`
 	Link       string         `json:"link,omitempty"`       // only when it is made
-	Parameters jsontext.Value `json:"parameters,omitempty"` // of the action change-roster, once it is done
+	Parameters jsontext.Value `json:"parameters,omitempty"` // of the action change-roster, once it is done and until it is used
 }
 
 func enrolmentOf(e admin.Enrolment) enrolment {
@@ -125,7 +127,8 @@ func (s *Server) enrolmentByID(c echo.Context) error {
 	}
 	out := enrolmentOf(e)
 	if e.State == admin.EnrolmentDone {
-		if out.Parameters, err = s.cfg.Officers.Parameters(c.Request().Context(), e); err != nil {
+		var used *admin.Refusal
+		if out.Parameters, err = s.cfg.Officers.Parameters(c.Request().Context(), e); err != nil && !(errors.As(err, &used) && used.Code == admin.Closed) {
 			return err
 		}
 	}

@@ -200,6 +200,9 @@ func officerAccept() *cobra.Command {
 			if e.State != admin.EnrolmentDone {
 				return fmt.Errorf("enrolment %s is %s: its passkeys are not made yet", visible(args[0]), visible(e.State))
 			}
+			if len(e.Parameters) == 0 {
+				return fmt.Errorf("enrolment %s is used: its passkeys are on the roster, or were taken off it; make a new link", visible(args[0]))
+			}
 			return g.run(c, admin.ChangeRoster, e.Parameters)
 		},
 	}

@@ -498,6 +498,7 @@ func TestInvisible(t *testing.T) {
 	k.ctl.SetInvisible(delay)
 	began := time.Now()
 	fresh := k.generate(t, "fresh")
+	born := time.Now()
 	_, err := k.GetAttributeValue(k.s, fresh.pub, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_ID, nil)})
 	wants(t, err, pkcs11.CKR_OBJECT_HANDLE_INVALID)
 	_, err = k.sign(fresh, digest("x"))
@@ -513,7 +514,7 @@ func TestInvisible(t *testing.T) {
 		}
 	}
 	k.good(t, old)
-	time.Sleep(time.Until(began.Add(delay + 50*time.Millisecond)))
+	time.Sleep(time.Until(born.Add(delay + 50*time.Millisecond)))
 	if found := k.search(t, k.s, "fresh"); len(found) != 2 {
 		t.Errorf("%d objects are found later", len(found))
 	}

@@ -64,9 +64,19 @@ func (c *Console) approvals(w http.ResponseWriter, r *request) error {
 	if !slices.Contains(tabs, d.Tab) {
 		d.Tab = tabWaiting
 	}
-	all, err := c.cfg.Board.List(r.Context(), "")
+	all, err := c.cfg.Board.List(r.Context(), admin.Pending)
 	if err != nil {
 		return err
+	}
+	if d.Tab != tabWaiting { // what is pending stands in the list also behind many that are over
+		newest, err := c.cfg.Board.List(r.Context(), "")
+		if err != nil {
+			return err
+		}
+		pending := slices.DeleteFunc(all, func(a *admin.Approval) bool {
+			return slices.ContainsFunc(newest, func(n *admin.Approval) bool { return n.ID == a.ID })
+		})
+		all = append(newest, pending...)
 	}
 	v := c.view(r, "approvals", "approvals.title", nil)
 	waiting := 0

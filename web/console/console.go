@@ -81,8 +81,9 @@ type Enrolments interface {
 	// Find is the open enrolment of a secret.
 	Find(ctx context.Context, secret string) (admin.Enrolment, error)
 	AddPasskey(ctx context.Context, secret string, k admin.Passkey) (admin.Enrolment, error)
-	// Finish closes the link, and returns the proposal if the change is asked for at once.
-	Finish(ctx context.Context, secret string) (admin.Enrolment, *admin.Approval, error)
+	// Finish closes the link with as many passkeys as the person saw, and returns the
+	// proposal if the change is asked for at once.
+	Finish(ctx context.Context, secret string, seen int) (admin.Enrolment, *admin.Approval, error)
 	List(ctx context.Context) ([]admin.Enrolment, error)
 	Named(ctx context.Context, id string) (admin.Enrolment, error)
 	Withdraw(ctx context.Context, id, by string) error

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -61,7 +62,7 @@ func (c *Console) invited(ctx context.Context, w http.ResponseWriter, r *request
 		c.cfg.Refused(audit.Refusal{Kind: "console:enrol", Detail: "unknown link", Client: r.client()})
 		return e, enrolData{Problem: "enrol.unknown"}, nil
 	}
-	c.attempts.giveBack(r.address())
+	c.attempts.giveBack("enrol", r.address())
 	if err != nil {
 		return e, enrolData{}, err
 	}
@@ -196,7 +197,8 @@ func (c *Console) made(ctx context.Context, e admin.Enrolment, response string) 
 	return k, nil
 }
 
-// enrolFinish is POST /console/enrol/finish: it closes the link.
+// enrolFinish is POST /console/enrol/finish: it closes the link. The form says how many
+// passkeys the page showed; none ever goes, so that another one shows in the number.
 func (c *Console) enrolFinish(w http.ResponseWriter, r *request) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), actTime)
 	defer cancel()
@@ -207,11 +209,16 @@ func (c *Console) enrolFinish(w http.ResponseWriter, r *request) error {
 	if d.Problem != "" {
 		return c.showEnrol(w, r, d.status(), d)
 	}
+	seen, err := strconv.Atoi(r.form.Get("passkeys"))
+	if err != nil || seen != len(e.Passkeys) {
+		d.Problem = "enrol.meanwhile"
+		return c.showEnrol(w, r, d.status(), d)
+	}
 	if len(e.Passkeys) < 2 && r.form.Get("alone") != "yes" {
 		d.Problem = "enrol.oneOnly"
 		return c.showEnrol(w, r, d.status(), d)
 	}
-	_, proposal, err := c.cfg.Enrolments.Finish(ctx, d.Secret)
+	_, proposal, err := c.cfg.Enrolments.Finish(ctx, d.Secret, seen)
 	var refusal *admin.Refusal
 	if errors.As(err, &refusal) {
 		d.Problem, d.Detail = "enrol.refused", foreign(refusal.Detail)

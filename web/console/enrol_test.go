@@ -40,10 +40,10 @@ func TestEnrolmentPage(t *testing.T) {
 	}
 	// One passkey is enough only if that is said.
 	f.invited.list[0].Passkeys = []admin.Passkey{keyOf()["eve"].Passkey}
-	if w := v.post("/console/enrol/finish", "secret", linkOfEve); w.Code != http.StatusUnprocessableEntity || !strings.Contains(w.Body.String(), "one passkey only") {
+	if w := v.post("/console/enrol/finish", "secret", linkOfEve, "passkeys", "1"); w.Code != http.StatusUnprocessableEntity || !strings.Contains(w.Body.String(), "one passkey only") {
 		t.Errorf("one passkey: %d", w.Code)
 	}
-	if w := v.post("/console/enrol/finish", "secret", linkOfEve, "alone", "yes"); w.Code != 200 || !strings.Contains(w.Body.String(), "administrator has asked") {
+	if w := v.post("/console/enrol/finish", "secret", linkOfEve, "passkeys", "1", "alone", "yes"); w.Code != 200 || !strings.Contains(w.Body.String(), "administrator has asked") {
 		t.Errorf("finishing: %d", w.Code)
 	}
 	// A link that was used and one that never was get one answer.

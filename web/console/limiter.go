@@ -6,20 +6,25 @@ import (
 	"time"
 )
 
-// The limits of failed sign-ins from one address.
+// The limits of failed attempts of one kind from one address.
 const (
 	attemptLimit  = 8
 	attemptWindow = 5 * time.Minute
 	maxAddresses  = 4096
 )
 
-// limiter counts failed sign-ins per address; of IPv6 the /64 counts, which is what
-// one customer has.
+// limiter counts failed attempts per kind and address: who fails to sign in keeps nobody at
+// the same address from a step-up. Of IPv6 the /64 counts, which is what one customer has.
 type limiter struct {
 	now func() time.Time
 
 	mu    sync.Mutex
-	count map[netip.Prefix]*attempts
+	count map[origin]*attempts
+}
+
+type origin struct {
+	kind string
+	from netip.Prefix
 }
 
 type attempts struct {
@@ -28,7 +33,7 @@ type attempts struct {
 }
 
 func newLimiter(now func() time.Time) *limiter {
-	return &limiter{now: now, count: map[netip.Prefix]*attempts{}}
+	return &limiter{now: now, count: map[origin]*attempts{}}
 }
 
 func network(a netip.Addr) netip.Prefix {
@@ -42,8 +47,8 @@ func network(a netip.Addr) netip.Prefix {
 
 // take counts an attempt before it is made and tells whether it may be made, or how
 // long to wait.
-func (l *limiter) take(a netip.Addr) (wait time.Duration, ok bool) {
-	p, now := network(a), l.now()
+func (l *limiter) take(kind string, a netip.Addr) (wait time.Duration, ok bool) {
+	p, now := origin{kind, network(a)}, l.now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	e := l.count[p]
@@ -78,10 +83,10 @@ func (l *limiter) makeRoom(now time.Time) {
 }
 
 // giveBack takes back an attempt that was none: the passkey was right.
-func (l *limiter) giveBack(a netip.Addr) {
+func (l *limiter) giveBack(kind string, a netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if e := l.count[network(a)]; e != nil && e.n > 0 {
+	if e := l.count[origin{kind, network(a)}]; e != nil && e.n > 0 {
 		e.n--
 	}
 }

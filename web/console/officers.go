@@ -99,7 +99,7 @@ func (c *Console) officers(w http.ResponseWriter, r *request) error {
 		d.Groups = append(d.Groups, row)
 	}
 	for _, e := range all {
-		if row, ok := v.enrolmentRow(roster, e); ok {
+		if row, ok := v.enrolmentRow(h, e); ok {
 			d.Enrolments = append(d.Enrolments, row)
 		}
 	}
@@ -120,8 +120,8 @@ func (c *Console) officers(w http.ResponseWriter, r *request) error {
 
 func digestOf(r admin.Roster) []byte { d := r.Digest(); return d[:] }
 
-// enrolmentRow is an enrolment that still matters: open, or done and not on the roster.
-func (v *view) enrolmentRow(roster admin.Roster, e admin.Enrolment) (enrolmentRow, bool) {
+// enrolmentRow is an enrolment that still matters: open, or done and not yet used.
+func (v *view) enrolmentRow(h admin.History, e admin.Enrolment) (enrolmentRow, bool) {
 	row := enrolmentRow{ID: e.ID, Name: foreign(e.Name), By: foreign(e.By), Expires: v.stamp(e.Expires), Passkeys: len(e.Passkeys)}
 	for _, a := range e.Roles {
 		row.Roles = append(row.Roles, v.assignment(a))
@@ -130,7 +130,7 @@ func (v *view) enrolmentRow(roster admin.Roster, e admin.Enrolment) (enrolmentRo
 	case e.State == admin.EnrolmentOpen && e.Expires.After(v.now):
 		row.Open, row.State = true, v.badge("warn", "enrolment.open")
 		return row, true
-	case e.State == admin.EnrolmentDone && slices.ContainsFunc(e.Passkeys, func(k admin.Passkey) bool { _, _, on := roster.ByPasskey(k.ID); return !on }):
+	case e.State == admin.EnrolmentDone && !e.Used(h):
 		row.Done, row.State = true, v.badge("event", "enrolment.done")
 		return row, v.now.Sub(e.Created) < 30*24*time.Hour
 	}
@@ -257,8 +257,12 @@ func (c *Console) withdrawPage(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
+	h, err := c.cfg.Board.Rosters(r.Context())
+	if err != nil {
+		return err
+	}
 	v := c.view(r, "officers", "withdraw.title", nil)
-	v.Data, _ = v.enrolmentRow(r.session.roster, e)
+	v.Data, _ = v.enrolmentRow(h, e)
 	return c.show(w, http.StatusOK, "withdraw", "", v)
 }
 

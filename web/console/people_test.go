@@ -170,8 +170,14 @@ func (b *fakeBoard) Terms(ctx context.Context) (admin.Terms, error) {
 	return admin.Terms{Ledger: fakeLedgerID, Roster: r, RosterDigest: r.Digest(), PolicyDigest: r.PolicyDigest()}, err
 }
 
-func (b *fakeBoard) List(context.Context, admin.State) ([]*admin.Approval, error) {
-	return b.proposals, b.err
+// List has the newest 200, as the board has.
+func (b *fakeBoard) List(_ context.Context, state admin.State) (out []*admin.Approval, err error) {
+	for _, a := range slices.Backward(b.proposals) {
+		if (state == "" || a.State == state) && len(out) < 200 {
+			out = append(out, a)
+		}
+	}
+	return out, b.err
 }
 
 func (b *fakeBoard) Show(_ context.Context, id string) (*admin.Approval, error) {
@@ -248,7 +254,7 @@ func (e *fakeEnrolments) AddPasskey(ctx context.Context, secret string, k admin.
 	return e.list[0], nil
 }
 
-func (e *fakeEnrolments) Finish(ctx context.Context, secret string) (admin.Enrolment, *admin.Approval, error) {
+func (e *fakeEnrolments) Finish(ctx context.Context, secret string, seen int) (admin.Enrolment, *admin.Approval, error) {
 	if _, err := e.Find(ctx, secret); err != nil {
 		return admin.Enrolment{}, nil, err
 	}

@@ -83,7 +83,7 @@ func (c *Console) providerCallback(w http.ResponseWriter, r *request) error {
 		c.cfg.Refused(audit.Refusal{Kind: "console:oidc", Detail: "refused", Client: r.client()})
 		return c.showSignIn(w, r, http.StatusUnauthorized, signInData{To: to, Problem: "oidc.refused"})
 	}
-	c.attempts.giveBack(r.address())
+	c.attempts.giveBack("oidc", r.address())
 	if err != nil {
 		c.log.Error("the OpenID provider cannot be asked", "id", r.id, "err", err)
 		return c.showSignIn(w, r, http.StatusBadGateway, signInData{To: to, Problem: "oidc.away"})

@@ -77,3 +77,27 @@ func TestAttack_WEB_03_Provider(t *testing.T) {
 		t.Errorf("ATTACK WORKED: after the step-up %d sessions are open; the old id still works", n)
 	}
 }
+
+// WEB-09: wrong passkeys from an address, which may be that of a whole house, keep nobody who
+// is signed in there from the step-up that revoking needs, nor by a link or with the provider.
+func TestAttack_WEB_09_LockedOut(t *testing.T) {
+	f := newFixture(t, vouching)
+	ada, v := f.as(t, "ada"), f.visitor()
+	f.invited.Open(t.Context(), "cyd", nil, "officer:ada", 0)
+	for range 3 * console.Attempts {
+		v.signIn(t, newAuthenticator("ada"))
+	}
+	if w := v.signIn(t, keyOf()["ada"]); w.Code != http.StatusTooManyRequests {
+		t.Errorf("sign-in is not limited: %d", w.Code)
+	}
+	if w := ada.post("/console/step-up", "form_token", f.formTokenOf(ada), "to", "", "assertion", keyOf()["ada"].answer(ada.challenge(t, "/console/step-up/options"))); w.Code != http.StatusSeeOther {
+		t.Errorf("ATTACK WORKED: no step-up: %d", w.Code)
+	}
+	if w := v.post("/console/enrol", "secret", linkOfEve); w.Code != http.StatusOK {
+		t.Errorf("ATTACK WORKED: no enrolment: %d", w.Code)
+	}
+	v.get("/console/oidc/start")
+	if w := v.get("/console/oidc/callback?state=state&code=good"); w.Code != http.StatusOK {
+		t.Errorf("ATTACK WORKED: no sign-in with the provider: %d", w.Code)
+	}
+}

@@ -52,7 +52,7 @@ func (c *Console) routes() []route {
 		{path: "/console/enrol", may: public, get: c.enrolPage, post: c.enrolShow, fields: []string{"secret"}},
 		{path: "/console/enrol/options", may: public, plain: true, post: c.enrolOptions, fields: []string{"secret"}},
 		{path: "/console/enrol/passkey", may: public, post: c.enrolPasskey, fields: []string{"secret", "label", "assertion"}},
-		{path: "/console/enrol/finish", may: public, post: c.enrolFinish, fields: []string{"secret", "alone"}},
+		{path: "/console/enrol/finish", may: public, post: c.enrolFinish, fields: []string{"secret", "passkeys", "alone"}},
 
 		{path: "/console/hsm", may: admin.ReadHSM, get: c.members},
 		{path: "/console/hsm/live", may: admin.ReadHSM, polled: true, get: c.membersLive},

@@ -1,9 +1,11 @@
 package console_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
+	"chancery/admin"
 	"chancery/web/console"
 )
 
@@ -24,6 +26,22 @@ func TestAttack_WEB_19_Parameters(t *testing.T) {
 	for _, want := range []string{">12345678</dd>", ">[&#34;a, b&#34;,&#34;c&#34;]</dd>"} {
 		if !strings.Contains(body, want) {
 			t.Errorf("ATTACK WORKED: the page does not show %s", want)
+		}
+	}
+}
+
+// WEB-18: whoever asks for many things and cancels them does not hide a request from those
+// who decide.
+func TestAttack_WEB_18_Hidden(t *testing.T) {
+	f := newFixture(t)
+	acts := []string{admin.GenerateKeyAct("release", "code", "P-256", nil)}
+	hidden := f.board.put("officer:ada", admin.GenerateKey, `{"name":"release"}`, acts...)
+	for i := range 200 {
+		f.board.put("machine:x/officer:mallory", admin.GenerateKey, fmt.Sprintf(`{"name":"n%d"}`, i), acts...).State = admin.Cancelled
+	}
+	for officer, tab := range map[string]string{"bob": "waiting", "ada": "mine"} {
+		if body := f.as(t, officer).get("/console/approvals?tab=" + tab).Body.String(); !strings.Contains(body, hidden.ID) {
+			t.Errorf("ATTACK WORKED: %s does not see what is pending in %q", officer, tab)
 		}
 	}
 }

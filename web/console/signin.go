@@ -80,7 +80,7 @@ func (c *Console) rp(ctx context.Context) (passkey.RP, error) {
 // admit counts an attempt before it is made; when there were too many, it tells how long to
 // wait.
 func (c *Console) admit(w http.ResponseWriter, r *request, kind string) (time.Duration, bool) {
-	wait, ok := c.attempts.take(r.address())
+	wait, ok := c.attempts.take(kind, r.address())
 	if !ok {
 		w.Header().Set("Retry-After", strconv.Itoa(int(wait/time.Second)+1))
 		c.log.Warn("too many failed attempts", "id", r.id, "kind", kind, "remote", r.address())
@@ -111,7 +111,7 @@ func (c *Console) signIn(w http.ResponseWriter, r *request) error {
 		c.cfg.Refused(audit.Refusal{Kind: "console:sign-in", Detail: "passkey refused", Client: r.client()})
 		return c.showSignIn(w, r, http.StatusUnauthorized, signInData{To: to, Problem: "signin.wrong"})
 	}
-	c.attempts.giveBack(r.address())
+	c.attempts.giveBack("sign-in", r.address())
 	if err != nil {
 		return err
 	}
@@ -214,7 +214,7 @@ func (c *Console) stepUp(w http.ResponseWriter, r *request) error {
 		c.cfg.Refused(audit.Refusal{Kind: "console:step-up", Detail: "passkey refused", Client: r.client()})
 		return c.showStepUp(w, r, http.StatusUnauthorized, stepUpData{To: to, Problem: "signin.wrong"})
 	}
-	c.attempts.giveBack(r.address())
+	c.attempts.giveBack("step-up", r.address())
 	if err != nil {
 		return err
 	}

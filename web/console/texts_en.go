@@ -320,6 +320,7 @@ var textsEN = map[string]string{
 	"enrol.unknown":                        "This link was used, withdrawn, or has expired. Ask for a new one.",
 	"enrol.refused":                        "This passkey was not taken.",
 	"enrol.oneOnly":                        "You have one passkey only. Make a second one, or confirm that you go on without.",
+	"enrol.meanwhile":                      "Another passkey was made with this link meanwhile. If one of these is not yours, do not finish: ask for the link to be withdrawn.",
 	"enrol.name":                           "Name",
 	"enrol.by":                             "Invited by",
 	"enrol.expires":                        "Link ends",

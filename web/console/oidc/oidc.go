@@ -147,18 +147,18 @@ func (p *Provider) discover(ctx context.Context) (*endpoints, error) {
 	if err != nil {
 		return nil, fmt.Errorf("asking the OpenID provider: %w", err)
 	}
+	var named struct {
+		Keys string `json:"jwks_uri"`
+	}
+	if err := found.Claims(&named); err != nil {
+		return nil, fmt.Errorf("reading what the OpenID provider says of itself: %w", err)
+	}
 	e := &endpoints{
 		oauth: oauth2.Config{ClientID: p.cfg.ClientID, ClientSecret: p.cfg.ClientSecret, RedirectURL: p.cfg.RedirectURL, Endpoint: found.Endpoint(),
 			Scopes: append([]string{oidc.ScopeOpenID}, p.cfg.Scopes...)},
 		verifier: found.VerifierContext(keep, &oidc.Config{ClientID: p.cfg.ClientID, SupportedSigningAlgs: algorithms}),
 	}
-	var keys struct {
-		URL string `json:"jwks_uri"`
-	}
-	if err := found.Claims(&keys); err != nil {
-		return nil, fmt.Errorf("asking the OpenID provider: %w", err)
-	}
-	for _, u := range []string{e.oauth.Endpoint.AuthURL, e.oauth.Endpoint.TokenURL, keys.URL} {
+	for _, u := range []string{e.oauth.Endpoint.AuthURL, e.oauth.Endpoint.TokenURL, named.Keys} {
 		if parsed, err := url.Parse(u); err != nil || parsed.Scheme != "https" && !p.cfg.Loopback {
 			return nil, fmt.Errorf("the OpenID provider names the endpoint %q, which is not https", audit.Text(u, 200))
 		}

@@ -3,8 +3,8 @@ package oidc_test
 import (
 	"crypto/hmac"
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -177,27 +177,6 @@ func TestConfig(t *testing.T) {
 	}
 }
 
-// The keys of the provider come over https too, else who is on the way signs as it does.
-func TestAttack_WEB_21_PlainKeys(t *testing.T) {
-	for _, plain := range []string{"authorization_endpoint", "token_endpoint", "jwks_uri", ""} {
-		var server *httptest.Server
-		server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			says := map[string]any{"issuer": server.URL, "authorization_endpoint": server.URL + "/authorize", "token_endpoint": server.URL + "/token", "jwks_uri": server.URL + "/keys"}
-			if plain != "" {
-				says[plain] = "http://idp.example/x"
-			}
-			w.Header().Set("Content-Type", "application/json")
-			_ = json.NewEncoder(w).Encode(says)
-		}))
-		t.Cleanup(server.Close)
-		c := oidc.Config{Issuer: server.URL, ClientID: idp.ClientID, ClientSecret: idp.Secret, RedirectURL: "https://ca.example/console/oidc/callback", Client: server.Client(),
-			Roles: map[string][]admin.Assignment{"g": {{Role: admin.Auditor}}}}
-		if _, _, err := must(oidc.New(c)).Start(t.Context(), now, false); (err == nil) != (plain == "") {
-			t.Errorf("%s in plain: %v", plain, err)
-		}
-	}
-}
-
 func FuzzDecodeFlow(f *testing.F) {
 	f.Add("a.b.c.1")
 	f.Add("....")
@@ -207,4 +186,32 @@ func FuzzDecodeFlow(f *testing.F) {
 			t.Errorf("%q: %+v", text, flow)
 		}
 	})
+}
+
+// WEB-21: every address that the provider names is https, that of its keys, too: who can
+// change them on the way makes ID tokens.
+func TestAttack_WEB_21_PlainKeys(t *testing.T) {
+	for name, c := range map[string]struct {
+		auth, token, keys string
+		good              bool
+	}{
+		"all https":      {"https", "https", "https", true},
+		"sign-in page":   {"http", "https", "https", false},
+		"token endpoint": {"https", "http", "https", false},
+		"keys":           {"https", "https", "http", false},
+		"keys in a file": {"https", "https", "file", false},
+	} {
+		var srv *httptest.Server
+		srv = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			fmt.Fprintf(w, `{"issuer":%q,"authorization_endpoint":"%s://idp.example/a","token_endpoint":"%s://idp.example/t","jwks_uri":"%s://idp.example/k"}`, srv.URL, c.auth, c.token, c.keys)
+		}))
+		defer srv.Close()
+		cfg := config(idp.New(t))
+		cfg.Issuer, cfg.Loopback, cfg.Client = srv.URL, false, srv.Client()
+		_, _, err := must(oidc.New(cfg)).Start(t.Context(), now, false)
+		if (err == nil) != c.good {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }

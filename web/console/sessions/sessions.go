@@ -10,11 +10,12 @@ import (
 	"chancery/audit"
 )
 
-// The limits of a session, and how many there are at a time.
+// The limits of a session, and how many there are at a time: in all, and of one person.
 const (
 	Idle  = 15 * time.Minute
 	Whole = 8 * time.Hour
 	Max   = 256
+	Each  = 16
 )
 
 // The kinds of sessions: how somebody signed in. They stand in the database.
@@ -49,7 +50,8 @@ func (s Session) Ended(now time.Time) bool {
 }
 
 // Put stores a session, in place of the one that the browser had (zero: none). Those that
-// ended go; when there are too many, who was away longest loses theirs.
+// ended go; when there are too many, of this person or in all, who was away longest loses
+// theirs.
 type Put struct {
 	ID      ID
 	Instead ID
