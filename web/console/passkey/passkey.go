@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"sync"
 	"time"
 
 	"github.com/go-webauthn/webauthn/protocol"
@@ -143,7 +144,11 @@ func (rp RP) Signed(challenge, response []byte, find func(credential []byte) (Us
 	_, err = w.ValidateDiscoverableLogin(func(raw, handle []byte) (webauthn.User, error) {
 		u, k, ok := find(raw)
 		if known = ok; !ok {
-			u, k = User{Handle: bytes.Clone(handle), Name: "nobody"}, admin.Passkey{ID: bytes.Clone(raw), SPKI: nobody}
+			spki, err := nobody()
+			if err != nil {
+				return nil, err
+			}
+			u, k = User{Handle: bytes.Clone(handle), Name: "nobody"}, admin.Passkey{ID: bytes.Clone(raw), SPKI: spki}
 		}
 		cose, err := toCOSE(k.SPKI)
 		if err != nil {
@@ -190,18 +195,14 @@ func Vote(response []byte) (credential []byte, a admin.Assertion, err error) {
 	return parsed.RawID, admin.Assertion{AuthenticatorData: raw.AuthenticatorData, ClientDataJSON: raw.ClientDataJSON, Signature: raw.Signature}, nil
 }
 
-// nobody is the SPKI of a key whose private half was never kept: it is on no roster.
-var nobody = func() []byte {
+// nobody is the SPKI of a key whose private half is not kept: it is on no roster.
+var nobody = sync.OnceValues(func() ([]byte, error) {
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		panic("passkey: " + err.Error())
+		return nil, fmt.Errorf("a key for credentials that nobody has: %w", err)
 	}
-	der, err := x509.MarshalPKIXPublicKey(k.Public())
-	if err != nil {
-		panic("passkey: " + err.Error())
-	}
-	return der
-}()
+	return x509.MarshalPKIXPublicKey(k.Public())
+})
 
 // fromCOSE is the SPKI of a COSE key (RFC 9052 §7).
 func fromCOSE(b []byte) ([]byte, error) {
